@@ -1,0 +1,132 @@
+# Copyright: gpuckpt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The order in which a benchmark visits its lanes; see ckpt_schedule.yml."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+# Records of these kinds are schedule entries; checkpoints and probes only prepare or accompany them.
+SCHEDULED_KINDS = ("cold", "restore")
+
+Entry = dict[str, Any]
+
+
+def ckpt_schedule(
+    lanes: list[Any],
+    iterations: int,
+    seed: Any,
+    warmup: int = 1,
+    done: list[dict[str, Any]] | None = None,
+) -> list[Entry]:
+    """Return what is still to be measured, interleaved, as ``{seq, lane, iteration, warmup}``.
+
+    Every round holds each lane at most once, in an order drawn from the seed, so that drift of the machine
+    falls on all lanes alike. Warm-up rounds come first; iterations count from 1 in both parts.
+
+    :param lanes: lane names, or dicts with ``name`` and optionally ``iterations``
+    :param iterations: measured iterations of a lane that does not set its own
+    :param seed: any string or number; the same seed and lanes give the same order
+    :param warmup: warm-up rounds, each with every lane once
+    :param done: records that exist; their entries are left out, so that a run can be continued
+    :raises AnsibleFilterError: on bad arguments, all of them named in one message
+    """
+    counts = _iterations_by_lane(lanes, iterations, warmup)
+    planned = _plan(counts, int(warmup), seed)
+    return _remaining(planned, _scheduled(done or []))
+
+
+def _iterations_by_lane(lanes: Any, iterations: Any, warmup: Any) -> dict[str, int]:
+    errors = []
+    if not _is_count(iterations, 1):
+        errors.append(f"iterations must be a whole number of at least 1, not {iterations!r}")
+    if not _is_count(warmup, 0):
+        errors.append(f"warmup must be a whole number of at least 0, not {warmup!r}")
+    if not isinstance(lanes, (list, tuple)) or not lanes:
+        errors.append("lanes must be a list with at least one lane")
+        lanes = []
+    counts: dict[str, Any] = {}
+    for position, lane in enumerate(lanes):
+        entry = lane if isinstance(lane, dict) else {"name": lane}
+        name = entry.get("name")
+        if not isinstance(name, str) or not name:
+            errors.append(f"lanes[{position}] has no name")
+            continue
+        if name in counts:
+            errors.append(f"lane {name!r} is named twice")
+        if "iterations" in entry and not _is_count(entry["iterations"], 1):
+            errors.append(f"iterations of lane {name!r} must be a whole number of at least 1, not {entry['iterations']!r}")
+        counts[str(name)] = entry.get("iterations", iterations)
+    if errors:
+        raise AnsibleFilterError("ckpt_schedule: " + "; ".join(errors))
+    return {name: int(count) for name, count in counts.items()}
+
+
+def _is_count(value: Any, least: int) -> bool:
+    """True for whole numbers and their spelling: ``-e gpuckpt_iterations=5`` arrives as a string."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return False
+    return str(value).isdecimal() and int(value) >= least
+
+
+def _plan(counts: dict[str, int], warmup: int, seed: Any) -> list[Entry]:
+    names = list(counts)
+    rounds = [[(name, number + 1, True) for name in names] for number in range(warmup)]
+    measured = max(counts.values())
+    for number in range(measured):
+        rounds.append(
+            [
+                (name, _share(number + 1, count, measured), False)
+                for name, count in counts.items()
+                if _share(number + 1, count, measured) > _share(number, count, measured)
+            ]
+        )
+    entries = [
+        entry
+        for number, members in enumerate(rounds)
+        for entry in sorted(members, key=lambda member: _draw(seed, number, member[0]))
+    ]
+    return [
+        {"seq": seq, "lane": lane, "iteration": iteration, "warmup": is_warmup}
+        for seq, (lane, iteration, is_warmup) in enumerate(entries, start=1)
+    ]
+
+
+def _share(rounds_passed: int, count: int, rounds: int) -> int:
+    """Iterations a lane should have had by now: one with fewer than the others is spread over the whole run."""
+    return -(-rounds_passed * count // rounds)
+
+
+def _draw(seed: Any, number: int, name: str) -> str:
+    """A hash rather than random.shuffle: the place of a lane does not hang on Python's version or on the other lanes."""
+    return hashlib.sha256(f"{seed}/{number}/{name}".encode()).hexdigest()
+
+
+def _scheduled(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in done if record.get("kind", "restore") in SCHEDULED_KINDS]
+
+
+def _key(entry: dict[str, Any]) -> tuple[str, int, bool]:
+    return str(entry["lane"]), int(entry["iteration"]), bool(entry.get("warmup", False))
+
+
+def _remaining(planned: list[Entry], done: list[dict[str, Any]]) -> list[Entry]:
+    """Failed records count as done: a failure belongs to the statistics and is not tried away."""
+    seq_of = {_key(record): int(record["seq"]) for record in done}
+    remaining = [entry for entry in planned if _key(entry) not in seq_of]
+    used = set(seq_of.values())
+    if any(entry["seq"] in used for entry in remaining):
+        # Lanes or iterations changed since those records were made: number on after them.
+        first = max(used) + 1
+        return [{**entry, "seq": first + offset} for offset, entry in enumerate(remaining)]
+    return remaining
+
+
+class FilterModule:
+    """Register the filter with Ansible."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"ckpt_schedule": ckpt_schedule}

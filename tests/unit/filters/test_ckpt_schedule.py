@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ckpt_schedule import ckpt_schedule
+
+LANES = ["cold", "podman-stock", "podman-mapped", "process"]
+ORDERS_WITHIN_ROUND = [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+
+
+def key(entry):
+    return entry["lane"], entry["iteration"], entry["warmup"]
+
+
+def test_every_lane_once_per_round():
+    schedule = ckpt_schedule(LANES, 5, seed=7, warmup=2)
+    assert [entry["seq"] for entry in schedule] == list(range(1, 4 * 7 + 1))
+    rounds = [schedule[start : start + 4] for start in range(0, len(schedule), 4)]
+    for number, members in enumerate(rounds):
+        assert sorted(entry["lane"] for entry in members) == sorted(LANES)
+        assert {entry["warmup"] for entry in members} == {number < 2}
+        assert {entry["iteration"] for entry in members} == {number + 1 if number < 2 else number - 1}
+
+
+def test_order_depends_on_seed_only():
+    first = ckpt_schedule(LANES, 8, seed="a")
+    assert first == ckpt_schedule(LANES, 8, seed="a")
+    assert first == ckpt_schedule(list(reversed(LANES)), 8, seed="a")
+    assert first != ckpt_schedule(LANES, 8, seed="b")
+
+
+def test_order_differs_between_rounds():
+    schedule = ckpt_schedule(LANES, 10, seed=1, warmup=0)
+    orders = {tuple(entry["lane"] for entry in schedule[start : start + 4]) for start in range(0, 40, 4)}
+    assert len(orders) > 3
+
+
+def test_lane_with_fewer_iterations_is_spread():
+    schedule = ckpt_schedule([{"name": "cold", "iterations": 3}, "restore"], 9, seed=3, warmup=0)
+    assert Counter(entry["lane"] for entry in schedule) == {"cold": 3, "restore": 9}
+    colds = [entry["seq"] for entry in schedule if entry["lane"] == "cold"]
+    restores_before = [sum(e["lane"] == "restore" and e["seq"] < seq for e in schedule) for seq in colds]
+    # rounds 1, 4 and 7; within its round the cold start comes before or after the restore
+    assert [count - round_ for count, round_ in zip(restores_before, (0, 3, 6))] in ORDERS_WITHIN_ROUND
+
+
+def test_lane_may_have_more_iterations_than_the_rest():
+    schedule = ckpt_schedule([{"name": "cold"}, {"name": "restore", "iterations": 10}], 2, seed=3, warmup=0)
+    assert Counter(entry["lane"] for entry in schedule) == {"cold": 2, "restore": 10}
+    assert [e["iteration"] for e in schedule if e["lane"] == "restore"] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 6, 23])
+def test_resume_gives_the_rest_with_the_same_numbers(stop_after):
+    whole = ckpt_schedule(LANES, 5, seed=7)
+    done = [{**entry, "kind": "restore", "status": "failed"} for entry in whole[:stop_after]]
+    assert ckpt_schedule(LANES, 5, seed=7, done=done) == whole[stop_after:]
+
+
+def test_other_kinds_do_not_count_as_done():
+    whole = ckpt_schedule(LANES, 2, seed=7)
+    done = [{**whole[0], "kind": "checkpoint"}, {**whole[0], "kind": "probe"}]
+    assert ckpt_schedule(LANES, 2, seed=7, done=done) == whole
+
+
+def test_resume_with_more_iterations_keeps_what_was_measured():
+    done = ckpt_schedule(LANES, 3, seed=7)
+    rest = ckpt_schedule(LANES, 5, seed=7, done=done)
+    assert rest == ckpt_schedule(LANES, 5, seed=7)[len(done) :]
+
+
+def test_resume_with_another_lane_never_reuses_a_number():
+    done = ckpt_schedule(LANES, 3, seed=7)
+    rest = ckpt_schedule([*LANES, "tar"], 3, seed=7, done=done)
+    assert [key(entry)[0] for entry in rest] == ["tar"] * 4
+    assert [entry["seq"] for entry in rest] == [17, 18, 19, 20]
+
+
+def test_numbers_from_the_command_line_are_strings():
+    assert ckpt_schedule(LANES, "3", seed=7, warmup="0") == ckpt_schedule(LANES, 3, seed=7, warmup=0)
+
+
+def test_all_errors_at_once():
+    with pytest.raises(AnsibleFilterError) as caught:
+        ckpt_schedule(["a", "a", {"name": "b", "iterations": 0}, {}], 0, seed=1, warmup=-1)
+    message = str(caught.value)
+    for part in ("iterations must", "warmup must", "'a' is named twice", "lane 'b'", "lanes[3] has no name"):
+        assert part in message
+
+
+@pytest.mark.parametrize("lanes", [[], None, "cold"])
+def test_lanes_must_be_a_list(lanes):
+    with pytest.raises(AnsibleFilterError, match="at least one lane"):
+        ckpt_schedule(lanes, 3, seed=1)
