@@ -1,0 +1,82 @@
+# Copyright: gpuckpt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which checkpoints a benchmark needs, and which lane restores which; see ckpt_plan.yml."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import posixpath
+from typing import Any
+
+Spec = dict[str, Any]
+
+
+def ckpt_plan(lanes: list[Spec], server: Spec, run_id: str, store_path: str, disk_path: str, image_bytes: int = 0) -> Spec:
+    """Return ``{"lanes": {name: …}, "checkpoints": [...], "store_bytes": n, "disk_bytes": n}``.
+
+    Restore lanes that agree in server, runtime, slimming, source and checkpoint share one golden checkpoint. Its identifier
+    carries a digest of all that and of the run, so a checkpoint found under that name is the right one by construction.
+
+    :param lanes: lanes as returned by ``ckpt_lanes``
+    :param server: specification of the server under test, as built by the role inference_server
+    :param run_id: run for which the checkpoints are taken
+    :param store_path: folder of the tmpfs store, for every source but ``disk``
+    :param disk_path: folder on a disk, for the source ``disk``
+    :param image_bytes: expected size of one checkpoint
+    """
+    checkpoints: dict[str, Spec] = {}
+    placed: dict[str, Spec] = {}
+    for lane in lanes:
+        spec = _lane_server(server, lane["server"])
+        if lane["start"] == "cold":
+            placed[lane["name"]] = {**lane, "server": {**spec, "name": f"{spec['name']}-{lane['name']}"}, "checkpoint_id": None}
+            continue
+        wanted = {"server": spec, **{key: lane[key] for key in ("runtime", "slimming", "source", "checkpoint")}}
+        identifier = f"{_readable_name(lane)}-{_digest({**wanted, 'run_id': run_id})}"
+        named = {**spec, "name": f"{spec['name']}-{identifier}"}
+        folder = posixpath.join(disk_path if lane["source"] == "disk" else store_path, identifier)
+        checkpoints.setdefault(identifier, {**wanted, "id": identifier, "dir": folder, "server": named, "lanes": []})
+        checkpoints[identifier]["lanes"].append(lane["name"])
+        placed[lane["name"]] = {**lane, "server": named, "checkpoint_id": identifier, "checkpoint_dir": folder}
+    on_disk = sum(1 for checkpoint in checkpoints.values() if checkpoint["source"] == "disk")
+    return {
+        "lanes": placed,
+        "checkpoints": list(checkpoints.values()),
+        "store_bytes": (len(checkpoints) - on_disk) * int(image_bytes),
+        "disk_bytes": on_disk * int(image_bytes),
+    }
+
+
+def _lane_server(server: Spec, overrides: Spec) -> Spec:
+    """Apply a lane's overrides: dictionaries merge, ``extra_args`` are appended to the command, the rest replaces."""
+    merged = _merge(server, {key: value for key, value in overrides.items() if key != "extra_args"})
+    if overrides.get("extra_args"):
+        merged["command"] = [*merged["command"], *overrides["extra_args"]]
+    return merged
+
+
+def _merge(base: Spec, overrides: Spec) -> Spec:
+    merged = dict(base)
+    for key, value in overrides.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _readable_name(lane: Spec) -> str:
+    parts = [lane["runtime"], lane["source"].replace(".", "-")]
+    parts += [lane["slimming"]] if lane["slimming"] != "none" else []
+    parts += [lane["checkpoint"]["build"]] if lane["checkpoint"]["build"] != "stock" else []
+    return "-".join(parts)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+class FilterModule:
+    """Register the filter with Ansible."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"ckpt_plan": ckpt_plan}

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lanes: every error named at once, defaults filled in, one baseline; checkpoints shared by what restores them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+PLUGINS = Path(__file__).parents[3] / "filter_plugins"
+
+
+def load(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+ckpt_lanes = load("ckpt_lanes")
+ckpt_plan = load("ckpt_plan")
+
+COLD = {"name": "cold", "start": "cold", "runtime": "podman"}
+STOCK = {"name": "podman-stock", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--keep"]}
+MAPPED = {"name": "podman-mapped", "start": "restore", "runtime": "podman", "build": "patched", "switches": {"CRIU_MAPPED_RESTORE": 1}}
+TAR = {"name": "podman-tar", "start": "restore", "runtime": "podman", "source": "tar"}
+DISK = {"name": "process-disk", "start": "restore", "runtime": "process", "source": "disk", "page_cache": "dropped"}
+SERVER = {"name": "gpuckpt-reference", "command": ["serve"], "canary": {"prompt": "p", "max_tokens": 16}, "port": 18080}
+
+
+def plan(*lanes: dict[str, Any], run_id: str = "r1", image_bytes: int = 0) -> dict[str, Any]:
+    result: dict[str, Any] = ckpt_plan(ckpt_lanes(list(lanes)), SERVER, run_id, "/store", "/disk", image_bytes)
+    return result
+
+
+def test_defaults_are_filled_in_and_the_first_restore_lane_is_the_baseline() -> None:
+    cold, stock = ckpt_lanes([COLD, STOCK])
+    assert cold["baseline"] is False
+    assert stock["baseline"] is True
+    assert stock["source"] == "store"
+    assert stock["checkpoint"] == {"build": "stock", "switches": {}}
+
+
+def test_a_chosen_baseline_stays_and_a_filtered_one_is_replaced() -> None:
+    chosen = {**TAR, "baseline": True}
+    assert [lane["baseline"] for lane in ckpt_lanes([STOCK, chosen])] == [False, True]
+    assert [lane["baseline"] for lane in ckpt_lanes([COLD, STOCK, MAPPED, chosen], "stock|mapped")] == [True, False]
+
+
+def test_the_users_lanes_are_left_as_they_were() -> None:
+    lanes = [dict(STOCK)]
+    ckpt_lanes(lanes)
+    assert lanes == [STOCK]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"name": "Podman_Stock"}, "name must be lower-case words"),
+        ({"start": "warm"}, "start must be one of cold, restore, not 'warm'"),
+        ({"runtime": "docker"}, "runtime must be one of podman, process"),
+        ({"build": "newest"}, "build must be one of"),
+        ({"swiches": {}}, "unknown key 'swiches', did you mean 'switches'?"),
+        ({"switches": {"LD_PRELOAD": "x"}}, "switches.LD_PRELOAD must be a CRIU_* name"),
+        ({"switches": {"CRIU_X": [1]}}, "switches.CRIU_X must be a CRIU_* name with a plain value"),
+        ({"flags": "--keep"}, "flags must be a list of strings"),
+        ({"source": "zip"}, "source must be one of"),
+        ({"page_cache": "dropped"}, "needs source: disk"),
+        ({"runtime": "process", "source": "tar.gz"}, "the process runtime knows store and disk"),
+        ({"iterations": 0}, "iterations must be a whole number of at least 1, not 0"),
+        ({"checkpoint": {"bild": "stock"}}, "checkpoint has an unknown key 'bild'"),
+        ({"checkpoint": {"build": "old"}}, "checkpoint.build must be one of"),
+        ({"start": "cold"}, "a cold start has no use for flags, build"),
+        ({"server": "vllm"}, "server must be a dictionary"),
+    ],
+)
+def test_each_error_is_named_with_its_lane(change: dict[str, Any], expected: str) -> None:
+    with pytest.raises(AnsibleFilterError) as caught:
+        ckpt_lanes([{**STOCK, **change}])
+    assert expected in str(caught.value)
+    assert repr({**STOCK, **change}["name"]) in str(caught.value)
+
+
+def test_all_errors_come_in_one_message() -> None:
+    with pytest.raises(AnsibleFilterError) as caught:
+        ckpt_lanes([{"name": "a", "start": "x", "runtime": "y"}, {"name": "a"}, 7, {**STOCK, "baseline": True}, {**TAR, "baseline": True}])
+    message = str(caught.value)
+    for part in ("start must be", "runtime must be", "start is missing", "'a' is named twice", "lanes[2] must be", "only one lane can be"):
+        assert part in message
+
+
+def test_a_filter_without_a_match_names_the_lanes_there_are() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"matches no lane; there are: cold, podman-stock"):
+        ckpt_lanes([COLD, STOCK], "gpu")
+    with pytest.raises(AnsibleFilterError, match="no regular expression"):
+        ckpt_lanes([COLD], "(")
+
+
+def test_lanes_that_agree_share_a_checkpoint_and_others_do_not() -> None:
+    result = plan(COLD, STOCK, MAPPED, TAR, {**TAR, "name": "slim", "slimming": "sleep1"})
+    assert [checkpoint["lanes"] for checkpoint in result["checkpoints"]] == [["podman-stock", "podman-mapped"], ["podman-tar"], ["slim"]]
+    lanes = result["lanes"]
+    assert lanes["podman-stock"]["checkpoint_dir"] == lanes["podman-mapped"]["checkpoint_dir"]
+    assert lanes["cold"]["checkpoint_id"] is None
+    names = [checkpoint["server"]["name"] for checkpoint in result["checkpoints"]] + [lanes["cold"]["server"]["name"]]
+    assert len(set(names)) == len(names)
+
+
+def test_a_checkpoint_of_another_run_has_another_name() -> None:
+    first, again, other = plan(STOCK), plan(STOCK), plan(STOCK, run_id="r2")
+    assert first == again
+    assert first["checkpoints"][0]["id"] != other["checkpoints"][0]["id"]
+
+
+def test_space_is_counted_where_the_images_go() -> None:
+    result = plan(STOCK, MAPPED, TAR, DISK, image_bytes=100)
+    assert (result["store_bytes"], result["disk_bytes"]) == (200, 100)
+    assert result["lanes"]["process-disk"]["checkpoint_dir"].startswith("/disk/process-disk-")
+
+
+def test_overrides_merge_and_extra_arguments_are_appended() -> None:
+    changed = {**STOCK, "server": {"extra_args": ["--fast"], "canary": {"max_tokens": 4}, "port": 18081}}
+    server = plan(changed)["checkpoints"][0]["server"]
+    assert server["command"] == ["serve", "--fast"]
+    assert server["canary"] == {"prompt": "p", "max_tokens": 4}
+    assert server["port"] == 18081
+    assert SERVER["command"] == ["serve"]
