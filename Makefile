@@ -22,3 +22,40 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.controller
 .PHONY: setup setup-dev
 setup: $(VENV)/.controller ## virtual environment and collections of the controller
 setup-dev: $(VENV)/.dev ## the same with linters and test tools
+
+.PHONY: bench
+bench: setup ## provision this machine, benchmark it, write the report
+	@gpuckpt provision $(ARGS)
+	@gpuckpt bench $(ARGS)
+
+.PHONY: deps
+deps: ## system packages that the checks use (apt)
+	@.ci/deps.sh
+
+.PHONY: test lint test-unit test-native test-integration test-molecule
+test: deps setup-dev ## all that CI runs
+	@.ci/checks.py
+lint: setup-dev ## every linter
+	@.ci/checks.py lint
+test-unit: setup-dev ## modules, filters, schema, statistics
+	@.ci/checks.py unit
+test-native: deps setup-dev ## CRIU and the CUDA plugin, patched and stock
+	@.ci/checks.py native
+test-integration: deps setup-dev ## real provisioning and benchmarks on this machine
+	@.ci/checks.py integration
+test-molecule: deps setup-dev ## every scenario of every role
+	@.ci/checks.py molecule
+
+.PHONY: format roles-docs readme-table lock clean
+format: setup-dev ## format Python and C
+	@ruff format --quiet . && ruff check --quiet --fix .
+	@git ls-files 'native/*.c' 'native/*.h' 'tests/native/*.c' | xargs --no-run-if-empty clang-format -i
+roles-docs: setup-dev ## README of each role, from its argument_specs
+	@.ci/role_readmes.py
+readme-table: setup ## headline table of README, from reports/published
+	@gpuckpt-report readme-table
+lock: setup-dev ## newer pins into requirements/*.txt
+	@requirements/lock.sh
+clean: ## what the checks left; the virtual environment stays
+	@rm -rf build .ruff_cache .mypy_cache .pytest_cache .ansible/tmp
+	@find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -92,8 +92,11 @@ def main() -> int:
         try:
             from_galaxy()
         except subprocess.CalledProcessError:
-            print("setup: neither the configured index nor Galaxy gave the collections of requirements.yml: "
-                  "configure pip's index, or unpack them into .ansible/collections", file=sys.stderr)
+            print(
+                "setup: neither the configured index nor Galaxy gave the collections of requirements.yml: "
+                "configure pip's index, or unpack them into .ansible/collections",
+                file=sys.stderr,
+            )
             return 1
     return 0
 

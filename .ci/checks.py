@@ -1,0 +1,224 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs the checks, in parallel where they do not share a resource, and sums them up.
+
+    checks.py [--list] [NAME ...]      NAME: a check, or a group (lint, unit, native, integration, molecule)
+
+Each check writes build/checks/<name>.log; the end of it is shown when it fails. The exit status is 1 if one failed.
+A check may exit 77 to say that it cannot run on this machine: its last line says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGS = ROOT / "build" / "checks"
+SKIPPED = 77
+TAIL_LINES = 60
+
+
+@dataclass(frozen=True)
+class Check:
+    """One command; `uses` names what it must have to itself, `limit_s` ends it when it hangs."""
+
+    name: str
+    group: str
+    argv: tuple[str, ...]
+    uses: frozenset[str] = frozenset()
+    cwd: Path = ROOT
+    limit_s: int = 900
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a check; state is ok, failed or skipped."""
+
+    check: Check
+    state: str
+    seconds: float
+    detail: str = ""
+
+
+def tracked(*patterns: str) -> tuple[str, ...]:
+    """Returns the files git knows, or would add, that match the patterns."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+    return tuple(sorted({name for name in listed if (ROOT / name).is_file()}))
+
+
+def shell_scripts() -> tuple[str, ...]:
+    """Returns the shell scripts, those without a suffix told by their first line."""
+    bare = [name for name in tracked("*") if "." not in Path(name).name]
+    return tracked("*.sh") + tuple(name for name in bare if is_shell(ROOT / name))
+
+
+def is_shell(path: Path) -> bool:
+    """Tells whether a file starts with the first line of a shell script."""
+    with path.open("rb") as file:
+        return file.readline(64).rstrip() in {b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash"}
+
+
+def lint_checks() -> list[Check]:
+    """Returns the linters, each on the files it understands."""
+    commands = {
+        "ansible": ("ansible-lint", "--strict", "-q", "--nocolor"),
+        "yaml": ("yamllint", "--strict", "."),
+        "python": ("ruff", "check", "."),
+        "format": ("ruff", "format", "--check", "."),
+        "types": (".ci/types.sh",),
+        "shell": ("shellcheck", *shell_scripts()),
+        "native": ("clang-format", "--dry-run", "--Werror", *tracked("native/*.c", "native/*.h", "tests/native/*.c")),
+        "modules": (sys.executable, ".ci/validate_modules.py"),
+        "readmes": (sys.executable, ".ci/role_readmes.py", "--check"),
+    }
+    return [Check(f"lint-{name}", "lint", argv) for name, argv in commands.items()]
+
+
+def molecule_checks() -> list[Check]:
+    """Returns one check for each scenario of each role; those that run on this machine itself take turns."""
+    checks = []
+    for file in sorted(ROOT.glob("roles/*/molecule/*/molecule.yml")):
+        scenario, role = file.parent.name, file.parents[2]
+        checks.append(
+            Check(
+                f"molecule-{role.name}" + ("" if scenario == "default" else f"-{scenario}"),
+                "molecule",
+                ("molecule", "test", "--scenario-name", scenario),
+                uses=frozenset({"host"} if runs_on_host(file) else {"containers"}),
+                cwd=role,
+            )
+        )
+    return checks
+
+
+def runs_on_host(scenario: Path) -> bool:
+    """Tells whether a scenario converges this machine rather than a container."""
+    return "containers.podman.podman" not in scenario.read_text(encoding="utf-8")
+
+
+def all_checks() -> list[Check]:
+    """Returns every check, those that share the machine first, since they take longest."""
+    pytest = (sys.executable, "-m", "pytest", "-q")
+    return [
+        Check(
+            "native", "native", ("make", "--no-print-directory", "-C", "native", "check"), uses=frozenset({"native"})
+        ),
+        Check(
+            "integration",
+            "integration",
+            (*pytest, "-p", "no:xdist", "-m", "integration", "tests/integration"),
+            uses=frozenset({"host", "containers"}),
+        ),
+        *molecule_checks(),
+        *lint_checks(),
+        Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
+    ]
+
+
+def run(check: Check) -> Outcome:
+    """Runs one check to its end, its output into its log."""
+    log = LOGS / f"{check.name}.log"
+    started = time.monotonic()
+    with log.open("wb") as output:
+        # A group of its own: what a hanging check started ends with it.
+        process = subprocess.Popen(
+            check.argv, cwd=check.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            status = process.wait(timeout=check.limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            output.write(f"\nchecks: ended after {check.limit_s} s without a result\n".encode())
+            status = -1
+    seconds = time.monotonic() - started
+    if status == SKIPPED:
+        return Outcome(check, "skipped", seconds, tail(log, 1).strip())
+    return Outcome(check, "ok" if status == 0 else "failed", seconds)
+
+
+def tail(log: Path, lines: int) -> str:
+    """Returns the last lines of a log."""
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-lines:])
+
+
+def run_all(checks: list[Check], workers: int) -> list[Outcome]:
+    """Runs the checks, as many at once as there are workers, never two that use the same thing."""
+    pending, running, outcomes = list(checks), dict[Future[Outcome], Check](), []
+    with ThreadPoolExecutor(workers) as pool:
+        while pending or running:
+            taken = frozenset[str]().union(*(check.uses for check in running.values()))
+            free = [check for check in pending if not check.uses & taken]
+            if free and len(running) < workers:
+                pending.remove(free[0])
+                say(free[0].name, "started")
+                running[pool.submit(run, free[0])] = free[0]
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                del running[future]
+                outcomes.append(future.result())
+                report(outcomes[-1])
+    return outcomes
+
+
+def say(name: str, what: str) -> None:
+    """Prints one line of progress at once."""
+    print(f"{time.strftime('%H:%M:%S')}  {name:<32} {what}", flush=True)
+
+
+def report(outcome: Outcome) -> None:
+    """Prints how a check ended, with the end of its log if it failed."""
+    say(outcome.check.name, f"{outcome.state} after {outcome.seconds:.0f} s {outcome.detail}".rstrip())
+    if outcome.state == "failed":
+        log = LOGS / f"{outcome.check.name}.log"
+        print(f"--- end of {log.relative_to(ROOT)}\n{tail(log, TAIL_LINES)}\n---", flush=True)
+
+
+def select(names: list[str]) -> list[Check]:
+    """Returns the checks and groups that were named, or all; raises SystemExit for an unknown name."""
+    checks = all_checks()
+    known = {check.name for check in checks} | {check.group for check in checks}
+    if unknown := sorted(set(names) - known):
+        raise SystemExit(f"checks: no such check: {', '.join(unknown)}. There are: {', '.join(sorted(known))}")
+    return [check for check in checks if not names or check.name in names or check.group in names]
+
+
+def summary(outcomes: list[Outcome], seconds: float) -> None:
+    """Prints every check with its time, and the line that counts them."""
+    print("\nsummary")
+    for outcome in sorted(outcomes, key=lambda o: o.check.name):
+        print(f"  {outcome.check.name:<32} {outcome.state:<8} {outcome.seconds:6.0f} s  {outcome.detail}".rstrip())
+    count = {state: sum(o.state == state for o in outcomes) for state in ("ok", "failed", "skipped")}
+    print(f"  {seconds:.0f} s in all; logs in {LOGS.relative_to(ROOT)}/")
+    print(f"{count['ok']} passed, {count['failed']} failed, {count['skipped']} skipped")
+
+
+def main() -> int:
+    """Runs the checks named on the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Run the checks of this repository.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a check or a group; all when none is named")
+    parser.add_argument("--list", action="store_true", help="print the checks and end")
+    parser.add_argument("--workers", type=int, default=2, help="checks at once (2)")
+    options = parser.parse_args()
+    checks = select(options.names)
+    if options.list:
+        print("\n".join(f"{check.group:<12} {check.name}" for check in checks))
+        return 0
+    LOGS.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    outcomes = run_all(checks, options.workers)
+    summary(outcomes, time.monotonic() - started)
+    return int(any(outcome.state == "failed" for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+#!/bin/sh
+# System packages that the checks use, beyond what the roles install on a node. Says what it installs; instant when all is there.
+set -eu
+
+# CRIU's build, its own tests (zdtm wants the distribution's python3), containers, and the images made for molecule
+packages="
+    git gcc make libc6-dev pkg-config xz-utils patch file
+    libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler python3-protobuf
+    libnl-3-dev libnl-route-3-dev libcap-dev libnet1-dev uuid-dev libbsd-dev libnftables-dev libgnutls28-dev libaio-dev
+    python3 python3-venv python3-yaml python3-httpx
+    podman runc iptables mmdebstrap
+"
+
+missing=
+for package in $packages; do
+    # a virtual package (pkg-config on newer releases) has no status of its own
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed$' || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+printf 'deps: installing%s\n' "$missing"
+if [ "$(id -u)" -eq 0 ]; then sudo=
+elif command -v sudo >/dev/null; then sudo=sudo
+else echo 'deps: root is needed to install packages: run as root, or install sudo' >&2; exit 1
+fi
+$sudo apt-get update -qq
+# shellcheck disable=SC2086  # a list of words
+$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $missing >/dev/null
