@@ -22,7 +22,7 @@ TREE = ROOT / "build" / "validate"
 COLLECTION = TREE / "ansible_collections" / "gpuckpt" / "node"
 TOOL = Path(ansible_test.__file__).parent / "_util/controller/sanity/validate-modules/validate.py"
 INSIDE = "ansible_collections.gpuckpt.node.plugins.module_utils.ckpt"
-# The throw-away collection has no meta/runtime.yml, and the modules' version_added is the project's, not a collection's.
+# The throw-away collection has no meta/runtime.yml, and the modules' version_added is ours, not a collection's.
 NOT_OURS = {"module-invalid-version-added", "invalid-module-deprecation-source"}
 
 

@@ -55,7 +55,7 @@ def fetch_wheel(folder: Path) -> Path:
 
 
 def unpack(wheel: Path, pins: dict[str, str]) -> None:
-    """Unpacks the pinned collections out of the wheel; raises ValueError when its versions are not those of the pins."""
+    """Unpacks the pinned collections out of the wheel; raises ValueError when it carries other versions."""
     with zipfile.ZipFile(wheel) as archive:
         for name, version in pins.items():
             prefix = f"ansible_collections/{name.replace('.', '/')}/"
