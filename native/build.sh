@@ -11,8 +11,8 @@ readonly install_root=/opt/gpuckpt/criu
 usage() {
 	cat <<'TEXT'
 Usage:
-  build.sh digest --variant stock|patched --tarball FILE
-      Print the 12-digit name of the build that these inputs lead to.
+  build.sh digest --variant stock|patched --tarball FILE|--tarball-sha256 HEX [--platform ID]
+      Print the 12-digit name of the build that these inputs lead to, on this machine or on platform ID (debian12-x86_64).
   build.sh tree   --variant stock|patched --tarball FILE --tree DIR
       Unpack FILE to DIR (which must not exist), add our sources and apply our patches; build nothing.
   build.sh build  --variant stock|patched --tarball FILE --out DIR [--tree DIR] [--jobs N] [--bundle-libs]
@@ -36,6 +36,10 @@ say() { printf '==> %s\n' "$*"; }
 sha256_of() { sha256sum -- "$1" | cut -d' ' -f1; }
 
 platform() {
+	if [ -n "$platform_id" ]; then
+		printf '%s\n' "$platform_id"
+		return
+	fi
 	(
 		# shellcheck source=/dev/null
 		. /etc/os-release
@@ -76,7 +80,7 @@ inputs() {
 digest() {
 	local file
 	{
-		printf 'tarball %s\nvariant %s\nplatform %s\n' "$(sha256_of "$tarball")" "$variant" "$(platform)"
+		printf 'tarball %s\nvariant %s\nplatform %s\n' "${tarball_sha256:-$(sha256_of "$tarball")}" "$variant" "$(platform)"
 		inputs | while read -r file; do
 			printf '%s %s\n' "${file#"$native"/}" "$(sha256_of "$file")"
 		done
@@ -219,7 +223,7 @@ build() {
 
 parse() {
 	command=${1:-}
-	variant='' tarball='' out='' tree='' jobs=$(nproc) bundle=no
+	variant='' tarball='' tarball_sha256='' platform_id='' out='' tree='' jobs=$(nproc) bundle=no
 	case $command in
 	digest | tree | build) shift ;;
 	-h | --help | help)
@@ -236,12 +240,18 @@ parse() {
 			shift
 			continue
 			;;
+		--tarball-sha256 | --platform)
+			[ "$command" = digest ] || die "$1 belongs to digest only (see --help)"
+			[ $# -ge 2 ] || die "$1 needs a value (see --help)"
+			;;
 		--variant | --tarball | --out | --tree | --jobs) [ $# -ge 2 ] || die "$1 needs a value (see --help)" ;;
 		*) die "unknown option $1 (see --help)" ;;
 		esac
 		case $1 in
 		--variant) variant=$2 ;;
 		--tarball) tarball=$2 ;;
+		--tarball-sha256) tarball_sha256=$2 ;;
+		--platform) platform_id=$2 ;;
 		--out) out=$2 ;;
 		--tree) tree=$2 ;;
 		--jobs) jobs=$2 ;;
@@ -255,14 +265,16 @@ validate() {
 	stock | patched) ;;
 	*) die "--variant must be stock or patched, not '$variant'" ;;
 	esac
-	[ -n "$tarball" ] || die "--tarball FILE is missing (the release tarball of CRIU)"
-	[ -f "$tarball" ] || die "--tarball $tarball does not exist; fetch it first"
+	if [ -z "$tarball_sha256" ]; then
+		[ -n "$tarball" ] || die "--tarball FILE is missing (the release tarball of CRIU)"
+		[ -f "$tarball" ] || die "--tarball $tarball does not exist; fetch it first"
+		tarball=$(readlink -f "$tarball")
+	fi
 	case $jobs in '' | *[!0-9]* | 0) die "--jobs must be a number above 0, not '$jobs'" ;; esac
 	case $command in
 	build) [ -n "$out" ] || die "build needs --out DIR" ;;
 	tree) [ -n "$tree" ] || die "tree needs --tree DIR" ;;
 	esac
-	tarball=$(readlink -f "$tarball")
 	if [ -n "$tree" ]; then tree=$(readlink -m "$tree"); fi
 	if [ -n "$out" ]; then out=$(readlink -m "$out"); fi
 }
