@@ -1,0 +1,325 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pack, verify and unpack an offline bundle. Standard library only: it runs on a node that has nothing else.
+
+A bundle is a folder with `bundle.json` and one folder per component; a component is one tar.xz, cut into parts:
+
+    gpuckpt_bundle.py pack   BUNDLE NAME FOLDER   add FOLDER's contents as component NAME
+    gpuckpt_bundle.py verify BUNDLE [NAME ...]    compare every part with its digest
+    gpuckpt_bundle.py unpack BUNDLE NAME DEST     verify, unpack beside DEST, then move into place
+    gpuckpt_bundle.py list   BUNDLE               print name, size and digest of each component
+
+`unpack` leaves the digest in DEST/.bundle-digest and does nothing when it is already there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import lzma
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+SCHEMA_VERSION = 1
+MANIFEST = "bundle.json"
+STAMP = ".bundle-digest"
+BLOCK = 1 << 20
+
+
+class BundleError(Exception):
+    """Something the user must mend; the text says what and how."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_manifest(bundle: Path) -> dict:
+    """Return the bundle's manifest.
+
+    Raises:
+        BundleError: when it is missing, not JSON, or of another schema.
+    """
+    path = bundle / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise BundleError(f"{path} does not exist; name the folder that bundle.yml wrote") from None
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); copy the bundle again") from None
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(f"{path} has schema {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def write_manifest(bundle: Path, manifest: dict) -> None:
+    """Write the manifest in one step."""
+    scratch = bundle / (MANIFEST + ".new")
+    scratch.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    scratch.replace(bundle / MANIFEST)
+
+
+def component(manifest: dict, name: str) -> dict:
+    """Return the manifest's entry `name`.
+
+    Raises:
+        BundleError: when the bundle does not hold it.
+    """
+    try:
+        return manifest["components"][name]
+    except KeyError:
+        held = ", ".join(sorted(manifest["components"])) or "nothing"
+        raise BundleError(f"the bundle holds no component {name!r}, only {held}") from None
+
+
+def tree_digest(folder: Path) -> str:
+    """Return a digest of names, modes and contents below `folder`, independent of times and owners."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            kind = "l" + os.readlink(path)
+        elif path.is_dir():
+            kind = "d"
+        else:
+            kind = f"{path.stat().st_mode & 0o111:o} {sha256_of(path)}"
+        digest.update(f"{path.relative_to(folder)}\0{kind}\n".encode())
+    return digest.hexdigest()
+
+
+def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Take time and owner out of an archive member."""
+    info.mtime = info.uid = info.gid = 0
+    info.uname = info.gname = ""
+    return info
+
+
+class Splitter(io.RawIOBase):
+    """A file that writes itself as numbered parts of at most `part_bytes`."""
+
+    def __init__(self, folder: Path, stem: str, part_bytes: int) -> None:
+        self.folder, self.stem, self.part_bytes = folder, stem, part_bytes
+        self.paths: list[Path] = []
+        self._sink: io.BufferedWriter | None = None
+        self._room = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+        view = memoryview(data)
+        while view:
+            if self._room == 0:
+                self._next()
+            assert self._sink is not None
+            piece = view[: self._room]
+            self._sink.write(piece)
+            self._room -= len(piece)
+            view = view[len(piece) :]
+        return len(data)
+
+    def _next(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+        path = self.folder / f"{self.stem}.{len(self.paths):02d}"
+        self.paths.append(path)
+        self._sink = path.open("wb")
+        self._room = self.part_bytes
+
+    def close(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+        super().close()
+
+
+def compress(folder: Path, sink: io.RawIOBase) -> None:
+    """Write `folder` as tar.xz to `sink`, on all cores where the xz command exists."""
+    xz = shutil.which("xz")
+    if xz is None:
+        with lzma.open(sink, "wb", preset=6) as packed:
+            add_all(folder, packed)
+        return
+    with tempfile.TemporaryFile() as scratch:
+        with subprocess.Popen([xz, "-6", "-T0", "-c"], stdin=subprocess.PIPE, stdout=scratch) as child:
+            assert child.stdin is not None
+            add_all(folder, child.stdin)
+            child.stdin.close()
+        if child.returncode:
+            raise BundleError(f"xz failed with status {child.returncode}; is the disk full?")
+        scratch.seek(0)
+        shutil.copyfileobj(scratch, sink, BLOCK)
+
+
+def add_all(folder: Path, stream) -> None:  # type: ignore[no-untyped-def]
+    """Write everything below `folder` to `stream` as tar, in sorted order, so that equal trees give equal archives."""
+    with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(folder.rglob("*")):
+            archive.add(path, arcname=str(path.relative_to(folder)), recursive=False, filter=plain)
+
+
+def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
+    """Add the contents of `folder` to the bundle as component `name`; return its entry in the manifest."""
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is not a folder")
+    bundle.mkdir(parents=True, exist_ok=True)
+    if (bundle / MANIFEST).exists():
+        manifest = read_manifest(bundle)
+    else:
+        manifest = {"schema_version": SCHEMA_VERSION, "machine": platform.machine(), "components": {}}
+    digest = tree_digest(folder)
+    target = bundle / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    with Splitter(target, f"{name}.tar.xz", part_mib << 20) as sink:
+        compress(folder, sink)
+        paths = sink.paths
+    parts = [{"file": f"{name}/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
+    entry = {"digest": digest, "parts": parts}
+    manifest["components"][name] = entry
+    manifest["made_at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_manifest(bundle, manifest)
+    return entry
+
+
+def wrong_parts(bundle: Path, entry: dict) -> list[str]:
+    """Say of every part of a component what is wrong with it; an empty list is good."""
+    wrong = []
+    for part in entry["parts"]:
+        path = bundle / part["file"]
+        if not path.is_file():
+            wrong.append(f"{part['file']} is missing")
+        elif path.stat().st_size != part["bytes"]:
+            wrong.append(f"{part['file']} has {path.stat().st_size} bytes instead of {part['bytes']}")
+        elif sha256_of(path) != part["sha256"]:
+            wrong.append(f"{part['file']} has another digest than {MANIFEST} says")
+    return wrong
+
+
+def verify(bundle: Path, names: list[str]) -> None:
+    """Compare every part of the named components (all, if none is named) with the manifest.
+
+    Raises:
+        BundleError: naming every part that is missing or differs.
+    """
+    manifest = read_manifest(bundle)
+    wrong = []
+    for name in names or sorted(manifest["components"]):
+        wrong += wrong_parts(bundle, component(manifest, name))
+    if wrong:
+        raise BundleError("copy these parts again: " + "; ".join(wrong))
+
+
+class Parts(io.RawIOBase):
+    """The parts of an archive, read as one file."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._streams = self._open(paths)
+        self._current = next(self._streams, None)
+
+    @staticmethod
+    def _open(paths: list[Path]) -> Iterator[io.BufferedReader]:
+        for path in paths:
+            with path.open("rb") as stream:
+                yield stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        while self._current is not None:
+            count = self._current.readinto(buffer)
+            if count:
+                return count
+            self._current = next(self._streams, None)
+        return 0
+
+
+def extract(paths: list[Path], folder: Path) -> None:
+    """Unpack the archive that `paths` hold into `folder`; members that would leave it are refused."""
+    with lzma.open(io.BufferedReader(Parts(paths), BLOCK)) as plain_bytes:
+        with tarfile.open(fileobj=plain_bytes, mode="r|") as archive:
+            archive.extractall(folder, filter="tar")
+
+
+def unpack(bundle: Path, name: str, dest: Path) -> bool:
+    """Verify component `name` and put its contents at `dest`; return whether anything changed.
+
+    An older tree at `dest` is replaced in one step; a foreign folder is refused.
+
+    Raises:
+        BundleError: on a bad part, or when `dest` holds something that is not from a bundle.
+    """
+    manifest = read_manifest(bundle)
+    entry = component(manifest, name)
+    stamp = dest / STAMP
+    if stamp.is_file() and stamp.read_text().strip() == entry["digest"]:
+        return False
+    if dest.exists() and not stamp.is_file() and any(dest.iterdir()):
+        raise BundleError(f"{dest} holds files that no bundle put there; move them away")
+    verify(bundle, [name])
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
+    try:
+        extract([bundle / part["file"] for part in entry["parts"]], scratch)
+        (scratch / STAMP).write_text(entry["digest"] + "\n")
+        scratch.chmod(0o755)
+        old = Path(tempfile.mkdtemp(prefix=f".{dest.name}-old-", dir=dest.parent))
+        if dest.exists():
+            dest.replace(old)
+        scratch.replace(dest)
+        shutil.rmtree(old)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return True
+
+
+def main() -> int:
+    """Run one command; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    steps = {name: commands.add_parser(name) for name in ("pack", "verify", "unpack", "list")}
+    for step in steps.values():
+        step.add_argument("bundle", type=Path)
+    steps["pack"].add_argument("name")
+    steps["pack"].add_argument("folder", type=Path)
+    steps["pack"].add_argument("--part-mib", type=int, default=52, help="largest size of a part, in MiB (default 52)")
+    steps["verify"].add_argument("names", nargs="*")
+    steps["unpack"].add_argument("name")
+    steps["unpack"].add_argument("dest", type=Path)
+    arguments = parser.parse_args()
+    try:
+        print(json.dumps(run(arguments)))
+    except (BundleError, OSError, lzma.LZMAError, tarfile.TarError) as error:
+        print(f"gpuckpt_bundle: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> dict:
+    """Run the command that `arguments` name; return what it prints as JSON."""
+    if arguments.command == "pack":
+        return pack(arguments.bundle, arguments.name, arguments.folder, arguments.part_mib)
+    if arguments.command == "verify":
+        verify(arguments.bundle, arguments.names)
+        return {"verified": arguments.names or sorted(read_manifest(arguments.bundle)["components"])}
+    if arguments.command == "unpack":
+        return {"changed": unpack(arguments.bundle, arguments.name, arguments.dest)}
+    return read_manifest(arguments.bundle)["components"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

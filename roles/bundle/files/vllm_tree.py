@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make the trimmed vLLM tree: a folder to put on PYTHONPATH of a node whose own Python has PyTorch.
+
+The three steps are three commands, so that only the first depends on the day it is run:
+
+    vllm_tree.py lock  LOCK             resolve with pip's configured index; write versions and SHA-256 digests
+    vllm_tree.py fetch LOCK WHEELS      download exactly those wheels (pip checks the digests)
+    vllm_tree.py tree  WHEELS TREE      unpack what vllm_tree.toml keeps, and check that no requirement was lost
+
+Needs Python >= 3.11, `packaging`, and pip in the interpreter that runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+PROFILE = Path(__file__).with_name("vllm_tree.toml")
+
+
+class TreeError(Exception):
+    """Something the user must mend; the text says what and how."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What vllm_tree.toml says: names are canonical, `drop` holds globs on paths in the tree."""
+
+    requirement: str
+    python: str
+    glibc_minor: int
+    provided: frozenset[str]
+    left_out: frozenset[str]
+    drop: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path = PROFILE) -> Profile:
+        """Read the profile at `path`."""
+        data = tomllib.loads(path.read_text())
+        names = [name for group in data["left_out"].values() for name in group]
+        return cls(
+            requirement=data["tree"]["requirement"],
+            python=data["tree"]["python"],
+            glibc_minor=data["tree"]["glibc_minor"],
+            provided=frozenset(canonicalize_name(name) for name in data["provided"]["names"]),
+            left_out=frozenset(canonicalize_name(name) for name in names),
+            drop=tuple(glob for group in data["drop"].values() for glob in group),
+        )
+
+    def keeps(self, name: str) -> bool:
+        """Say whether the distribution `name` belongs into the tree (whole names: httpx2 is not httpx)."""
+        return canonicalize_name(name) not in self.provided | self.left_out
+
+    def drops(self, path: str) -> bool:
+        """Say whether the file `path` of a kept distribution stays out of the tree."""
+        return any(fnmatch.fnmatchcase(path, glob) for glob in self.drop)
+
+
+def pip_target(python: str, glibc_minor: int) -> list[str]:
+    """Return pip's options for wheels of CPython `python` on x86-64 with glibc 2.`glibc_minor`."""
+    tags = [f"manylinux_2_{minor}_x86_64" for minor in range(glibc_minor, 4, -1)]
+    tags += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
+    abi = "cp" + python.replace(".", "")
+    options = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    for name in (abi, "abi3", "none"):
+        options += ["--abi", name]
+    for tag in tags:
+        options += ["--platform", tag]
+    return options
+
+
+def run_pip(arguments: list[str]) -> None:
+    """Run pip of this interpreter.
+
+    Raises:
+        TreeError: with pip's last error lines.
+    """
+    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
+        raise TreeError(f"pip {arguments[0]} failed: " + " / ".join(errors))
+
+
+def locked_lines(report: dict, profile: Profile) -> list[str]:
+    """Turn pip's installation report into requirement lines with digests, for the distributions that are kept."""
+    lines = []
+    for item in report["install"]:
+        name = canonicalize_name(item["metadata"]["name"])
+        if profile.keeps(name):
+            digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
+            lines.append(f"{name}=={item['metadata']['version']} --hash=sha256:{digest}")
+    return sorted(lines)
+
+
+def lock(profile: Profile, path: Path) -> None:
+    """Resolve the profile's requirement with the configured index and write the lock file `path`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch, "report.json")
+        target = ["--ignore-installed", "--target", scratch, "--dry-run", "--report", str(report)]
+        run_pip(["install", *target, *pip_target(profile.python, profile.glibc_minor), profile.requirement])
+        lines = locked_lines(json.loads(report.read_text()), profile)
+    head = f"# {profile.requirement} for CPython {profile.python}, made by `vllm_tree.py lock`; see vllm_tree.toml"
+    path.write_text("\n".join([head, *lines]) + "\n")
+
+
+def fetch(profile: Profile, lock_file: Path, wheels: Path) -> None:
+    """Download the wheels that `lock_file` names into `wheels`."""
+    wheels.mkdir(parents=True, exist_ok=True)
+    target = ["--no-deps", "--require-hashes", "--dest", str(wheels), "--requirement", str(lock_file)]
+    run_pip(["download", *pip_target(profile.python, profile.glibc_minor), *target])
+
+
+def members(wheel: zipfile.ZipFile, profile: Profile) -> Iterator[tuple[zipfile.ZipInfo, str]]:
+    """Yield each kept file of a wheel with its path in the tree (`*.data/purelib` and `platlib` are unfolded)."""
+    for info in wheel.infolist():
+        if info.is_dir():
+            continue
+        top, _, rest = info.filename.partition("/")
+        path = info.filename
+        if top.endswith(".data"):
+            scheme, _, path = rest.partition("/")
+            if scheme not in ("purelib", "platlib"):
+                continue
+        if not profile.drops(path):
+            yield info, path
+
+
+def unpack(wheel_path: Path, tree: Path, profile: Profile) -> int:
+    """Unpack a wheel into `tree`; return the bytes written."""
+    written = 0
+    with zipfile.ZipFile(wheel_path) as wheel:
+        for info, path in members(wheel, profile):
+            target = tree / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with wheel.open(info) as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            target.chmod(0o755 if info.external_attr >> 16 & 0o111 else 0o644)
+            written += info.file_size
+    return written
+
+
+def missing(metadata: Iterable[str], profile: Profile) -> list[str]:
+    """Name every requirement of the kept distributions that neither the tree nor the node nor `left_out` covers.
+
+    Args:
+        metadata: the text of each kept distribution's METADATA.
+    """
+    parsed = [HeaderParser().parsestr(text) for text in metadata]
+    have = {canonicalize_name(str(item["Name"])): str(item["Version"]) for item in parsed}
+    environment = {**default_environment(), "python_version": profile.python, "sys_platform": "linux", "extra": ""}
+    wrong = []
+    for item in parsed:
+        for line in item.get_all("Requires-Dist") or []:
+            need = Requirement(line)
+            name = canonicalize_name(need.name)
+            if need.marker is not None and not need.marker.evaluate(environment):
+                continue
+            if name in have and need.specifier.contains(have[name], prereleases=True):
+                continue
+            if name in profile.provided | profile.left_out:
+                continue
+            wrong.append(f"{item['Name']} needs {need}, the tree has {have.get(name, 'none')}")
+    return sorted(wrong)
+
+
+def make_tree(profile: Profile, wheels: Path, tree: Path) -> dict[str, int]:
+    """Unpack the wheels into `tree`, which must not exist; return the bytes that each wheel added.
+
+    Raises:
+        TreeError: when `tree` exists, `wheels` is empty, or a requirement is not covered.
+    """
+    if tree.exists():
+        raise TreeError(f"{tree} exists; remove it or name another folder")
+    found = sorted(wheels.glob("*.whl"))
+    if not found:
+        raise TreeError(f"no wheels in {wheels}; run `fetch` first")
+    sizes = {path.name: unpack(path, tree, profile) for path in found}
+    lost = missing((path.read_text(errors="replace") for path in tree.glob("*.dist-info/METADATA")), profile)
+    if lost:
+        raise TreeError("requirements lost in trimming, correct vllm_tree.toml: " + "; ".join(lost))
+    return sizes
+
+
+def main() -> int:
+    """Run one command; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("lock").add_argument("lock", type=Path)
+    step = commands.add_parser("fetch")
+    step.add_argument("lock", type=Path)
+    step.add_argument("wheels", type=Path)
+    step = commands.add_parser("tree")
+    step.add_argument("wheels", type=Path)
+    step.add_argument("tree", type=Path)
+    arguments = parser.parse_args()
+    profile = Profile.read()
+    try:
+        if arguments.command == "lock":
+            lock(profile, arguments.lock)
+        elif arguments.command == "fetch":
+            fetch(profile, arguments.lock, arguments.wheels)
+        else:
+            sizes = make_tree(profile, arguments.wheels, arguments.tree)
+            print(json.dumps({"files": len(sizes), "bytes": sum(sizes.values())}))
+    except TreeError as error:
+        print(f"vllm_tree: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
