@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Command line of the report package: ``gpuckpt-report`` or ``python -m gpuckpt_report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpuckpt_report import analysis, database, render, tables
+from gpuckpt_report.errors import ReportError
+from gpuckpt_report.store import RunFolder, find_run
+
+PROJECT = Path(__file__).resolve().parents[2]
+EXIT_BAD_INPUT = 1
+EXIT_REJECTED = 3
+
+
+def ingest(arguments: argparse.Namespace) -> int:
+    """Validate and append what the nodes sent; exit 3 if something was refused (the rest is stored all the same)."""
+    run = _run(arguments)
+    result = run.ingest(arguments.files)
+    print(f"{run.path}: {result.added} records added, {result.known} known, {len(result.rejected)} rejected")
+    for reason in result.rejected:
+        print(f"rejected: {reason}", file=sys.stderr)
+    return EXIT_REJECTED if result.rejected else 0
+
+
+def render_run(arguments: argparse.Namespace) -> int:
+    """Write report.html, report.md and records.csv."""
+    run = _run(arguments)
+    for path in render.write(run, _analyse(arguments, run)):
+        print(path)
+    return 0
+
+
+def summary(arguments: argparse.Namespace) -> int:
+    """Print the table of lanes of each host."""
+    run = _run(arguments)
+    result = _analyse(arguments, run)
+    for host in result.hosts:
+        print(f"{host.host}: {render.headline(host, result)}\n\n{tables.lanes(host).plain()}\n")
+    if result.fake:
+        print("fake records: nothing here was measured")
+    report = run.path / "report.html"
+    if report.is_file():
+        print(f"report: {report}")
+    return 0
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    """Check manifest and records of a run against the schema."""
+    run = _run(arguments)
+    manifest = run.manifest()
+    print(f"{run.path}: manifest of {manifest.run_id} and {len(run.records())} records are valid")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> RunFolder:
+    return find_run(arguments.run, arguments.runs)
+
+
+def _analyse(arguments: argparse.Namespace, run: RunFolder) -> analysis.RunAnalysis:
+    url = arguments.database or database.default_url(run.path.parent)
+    return analysis.analyse(database.open_database(url), run)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    top = argparse.ArgumentParser(prog="gpuckpt-report", description="Records of benchmark runs, and reports made of them.")
+    top.add_argument("--runs", type=Path, default=PROJECT / "reports" / "runs", help="folder of the runs (default: %(default)s)")
+    top.add_argument("--database", help=f"database URL (default: ${database.URL_VARIABLE}, else runs.sqlite beside the runs)")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _command(commands, "ingest", ingest).add_argument("files", nargs="*", type=Path, help="further .json or .jsonl files")
+    _command(commands, "render", render_run)
+    _command(commands, "summary", summary)
+    _command(commands, "validate", validate)
+    return top
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    action: Callable[[argparse.Namespace], int],
+) -> argparse.ArgumentParser:
+    description = (action.__doc__ or "").strip()
+    command = commands.add_parser(name, help=description.splitlines()[0], description=description)
+    command.add_argument("run", help="run id, folder of a run, or `latest`")
+    command.set_defaults(action=action)
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors that the user can mend end in one message and exit status 1."""
+    arguments = parser().parse_args(argv)
+    try:
+        return int(arguments.action(arguments))
+    except ReportError as error:
+        print(f"gpuckpt-report: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From the database to figures: lanes, phases, sizes, floors, failures of one run."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+from sqlalchemy import Engine
+
+from gpuckpt_report import database, stats
+from gpuckpt_report.errors import ReportError
+from gpuckpt_report.schema import MEASURED_KINDS, Lane, RunManifest
+from gpuckpt_report.store import RunFolder
+
+UNATTRIBUTED = "unattributed"
+# Floor quantities that this package gives a meaning; others are listed as they are.
+RESTORE_FLOOR, CONTEXT_COST, COPY_CEILING = "restore", "context", "copy_h2d"
+
+METRIC_NAMES = {"T4": "time to first token", "T1": "end of the restore command"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured iteration: its number and its seconds, None where it failed."""
+
+    seq: int
+    iteration: int
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase as one record has it, and its median duration over the lane's ok records, in seconds."""
+
+    name: str
+    start: float
+    end: float
+    median: float
+
+
+@dataclass
+class LaneResult:
+    """One lane on one host."""
+
+    name: str
+    kind: str
+    lane: Lane | None
+    is_baseline: bool
+    samples: list[Sample]
+    failures: Counter[str]
+    moments: dict[str, float | None]
+    median: float | None = None
+    interval: stats.Interval | None = None
+    p90: float | None = None
+    speedup: stats.Ratio | None = None
+    phases: list[Phase] = field(default_factory=list)
+    phases_seq: int | None = None
+    gpu_bytes: float | None = None
+    images_bytes: float | None = None
+    gpu_mem_after: tuple[int, int] | None = None
+    floor: float | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """Seconds of the ok iterations."""
+        return [sample.value for sample in self.samples if sample.value is not None]
+
+    @property
+    def n(self) -> int:
+        """Number of ok iterations."""
+        return len(self.values)
+
+    @property
+    def n_failed(self) -> int:
+        """Number of failed iterations."""
+        return sum(self.failures.values())
+
+
+@dataclass(frozen=True)
+class CheckpointSize:
+    """A checkpoint that lanes restored from: image bytes by kind, seconds that its dump took."""
+
+    lane: str
+    seq: int
+    slimming: str
+    source: str | None
+    images: dict[str, int]
+    total: int
+    gpu: int | None
+    archive: int | None
+    dump_s: float | None
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """Warm-up requests: seconds to the first token, tokens per second."""
+
+    lane: str
+    n: int
+    ttft_median: float
+    ttft_p90: float
+    tokens_per_s: float | None
+
+
+@dataclass
+class HostAnalysis:
+    """Everything measured on one host."""
+
+    host: str
+    lanes: list[LaneResult]
+    checkpoints: list[CheckpointSize]
+    probes: list[ProbeResult]
+    floors: dict[str, tuple[float, str]]
+    failures: list[dict[str, Any]]
+
+    @property
+    def baseline(self) -> LaneResult | None:
+        """The lane that the others are compared with, if it has run on this host."""
+        return next((lane for lane in self.lanes if lane.is_baseline), None)
+
+
+@dataclass
+class RunAnalysis:
+    """Everything measured in one run."""
+
+    manifest: RunManifest
+    hosts: list[HostAnalysis]
+    fake: bool
+
+    @property
+    def metric_name(self) -> str:
+        """What the headline figure is, in words."""
+        return METRIC_NAMES[self.manifest.metric]
+
+    @property
+    def n_failed(self) -> int:
+        """Number of failed records of all hosts and kinds."""
+        return sum(len(host.failures) for host in self.hosts)
+
+
+def analyse(engine: Engine, run: RunFolder) -> RunAnalysis:
+    """Load a run into the database and compute its figures.
+
+    :raises ReportError: if the run has no records yet
+    """
+    manifest = run.manifest()
+    database.load(engine, run)
+    frames = {table.name: database.read(engine, table, manifest.run_id) for table in (database.RECORDS, *database.DETAILS)}
+    records = frames["records"]
+    if records.empty:
+        raise ReportError(f"run {manifest.run_id} has no records yet: `gpuckpt-report ingest {manifest.run_id}` adds them")
+    hosts = [
+        _Host(manifest, host, {name: frame[frame["host"] == host] for name, frame in frames.items()}).analysis()
+        for host in sorted(records["host"].unique())
+    ]
+    return RunAnalysis(manifest, hosts, manifest.fake or bool(records["fake"].any()))
+
+
+class _Host:
+    """The frames of one host, and what is computed from them."""
+
+    def __init__(self, manifest: RunManifest, host: str, frames: dict[str, pd.DataFrame]) -> None:
+        self.manifest = manifest
+        self.host = host
+        self.frames = frames
+        self.records = frames["records"]
+        self.floors = self._floor_medians()
+
+    def analysis(self) -> HostAnalysis:
+        return HostAnalysis(
+            self.host, self._lanes(), self._checkpoints(), self._probes(), self.floors, self._failures()
+        )
+
+    def _lanes(self) -> list[LaneResult]:
+        measured = self.records[self.records["kind"].isin(MEASURED_KINDS) & ~self.records["warmup"].astype(bool)]
+        order = [lane.name for lane in self.manifest.lanes]
+        order += sorted(set(measured["lane"]) - set(order))
+        lanes = [self._lane(name, rows) for name in order if not (rows := measured[measured["lane"] == name]).empty]
+        baseline = next((lane for lane in lanes if lane.is_baseline), None)
+        for lane in lanes:
+            if baseline is not None and lane is not baseline and baseline.n and lane.n:
+                lane.speedup = speedup(baseline, lane, self._seed(lane.name))
+        return lanes
+
+    def _lane(self, name: str, rows: pd.DataFrame) -> LaneResult:
+        ok = rows[rows["status"] == "ok"]
+        failed = rows[rows["status"] == "failed"]
+        result = LaneResult(
+            name=name,
+            kind=str(rows["kind"].iloc[0]),
+            lane=self.manifest.lane(name),
+            is_baseline=name == self.manifest.baseline,
+            samples=[
+                Sample(int(row.seq), int(row.iteration), float(row.value) if row.status == "ok" else None)
+                for row in rows.assign(value=rows[self.manifest.metric]).itertuples()
+            ],
+            failures=Counter(str(reason) for reason in failed["reason"]),
+            moments={moment: _median(ok[moment]) for moment in ("T1", "T2", "T3", "T4", "T5")},
+            gpu_bytes=_median(ok["gpu_bytes"]),
+            images_bytes=_median(ok["images_total_bytes"]),
+            gpu_mem_after=_range(rows["gpu_mem_after"]),
+        )
+        if result.n:
+            result.median = stats.median(result.values)
+            result.p90 = stats.quantile(result.values, 0.9)
+            result.interval = stats.median_interval(result.values, self._seed(name))
+            result.phases_seq = _nearest(result.samples, result.median)
+            result.phases = self._phases(set(ok["seq"]), result.kind, result.phases_seq)
+            result.floor = self._floor_of(result.gpu_bytes)
+        return result
+
+    def _phases(self, seqs: set[int], kind: str, shown: int) -> list[Phase]:
+        """The phases of the record nearest the median, as that record has them, with the medians of all ok records."""
+        frame = self.frames["phases"]
+        frame = frame[frame["seq"].isin(seqs) & (frame["kind"] == kind)]
+        medians = (frame["end_s"] - frame["start_s"]).groupby(frame["phase"]).median()
+        rows = frame[frame["seq"] == shown].sort_values(["start_s", "end_s"])
+        return [Phase(row.phase, row.start_s, row.end_s, float(medians[row.phase])) for row in rows.itertuples()]
+
+    def _checkpoints(self) -> list[CheckpointSize]:
+        taken = self.records[(self.records["kind"] == "checkpoint") & (self.records["status"] == "ok")]
+        images = self.frames["images"]
+        images = images[images["kind"] == "checkpoint"]
+        sizes = []
+        for row in taken.itertuples():
+            kinds = images[images["seq"] == row.seq].sort_values("bytes", ascending=False)
+            by_kind = {str(kind): int(size) for kind, size in zip(kinds["image_kind"], kinds["bytes"], strict=True)}
+            total = _integer(row.images_total_bytes)
+            sizes.append(
+                CheckpointSize(
+                    lane=str(row.lane),
+                    seq=int(row.seq),
+                    slimming=str(row.slimming),
+                    source=row.source,
+                    images=by_kind,
+                    total=sum(by_kind.values()) if total is None else total,
+                    gpu=_integer(row.gpu_bytes),
+                    archive=_integer(row.archive_bytes),
+                    dump_s=_number(row.T1),
+                )
+            )
+        return sizes
+
+    def _probes(self) -> list[ProbeResult]:
+        requests = self.frames["requests"]
+        requests = requests[requests["kind"] == "probe"].merge(self.records[["seq", "kind", "lane"]], on=["seq", "kind"])
+        results = []
+        for lane, rows in requests.groupby("lane", sort=False):
+            streamed = rows[rows["duration_s"] > 0]
+            rates = streamed["tokens"] / streamed["duration_s"]
+            ttft = list(rows["ttft_s"])
+            results.append(
+                ProbeResult(str(lane), len(ttft), stats.median(ttft), stats.quantile(ttft, 0.9), _median(rates))
+            )
+        return results
+
+    def _failures(self) -> list[dict[str, Any]]:
+        """Documents of the failed records of every kind, warm-up included, in the order of the run."""
+        failed = self.records[self.records["status"] == "failed"].sort_values(["started_at", "seq"])
+        return list(failed["document"])
+
+    def _floor_medians(self) -> dict[str, tuple[float, str]]:
+        frame = self.frames["floors"]
+        return {
+            str(name): (float(rows["value"].median()), str(rows["unit"].iloc[0])) for name, rows in frame.groupby("name")
+        }
+
+    def _floor_of(self, gpu_bytes: float | None) -> float | None:
+        """Seconds below which this node cannot restore so many bytes: measured as a whole, or context plus copy."""
+        if RESTORE_FLOOR in self.floors:
+            return self.floors[RESTORE_FLOOR][0]
+        if gpu_bytes is None or not {CONTEXT_COST, COPY_CEILING} <= self.floors.keys():
+            return None
+        return self.floors[CONTEXT_COST][0] + gpu_bytes / self.floors[COPY_CEILING][0]
+
+    def _seed(self, lane: str) -> int:
+        """Bootstrap draws differ between lanes and are the same each time the report is made."""
+        return zlib.crc32(f"{self.manifest.seed}/{self.host}/{lane}".encode())
+
+
+def speedup(baseline: LaneResult, lane: LaneResult, seed: int) -> stats.Ratio:
+    """How many times faster a lane is than the baseline; paired by round where both ran in the same rounds."""
+    rounds = {sample.iteration: sample.value for sample in baseline.samples}
+    others = {sample.iteration: sample.value for sample in lane.samples}
+    if rounds.keys() == others.keys():
+        return stats.paired_ratio([(rounds[number], others[number]) for number in sorted(rounds)], seed)
+    return stats.ratio(baseline.values, lane.values, seed)
+
+
+def _nearest(samples: Sequence[Sample], value: float) -> int:
+    measured = [(abs(sample.value - value), sample.seq) for sample in samples if sample.value is not None]
+    return min(measured)[1]
+
+
+def _median(column: pd.Series[Any]) -> float | None:
+    present = [float(value) for value in column.dropna()]
+    return stats.median(present) if present else None
+
+
+def _range(column: pd.Series[Any]) -> tuple[int, int] | None:
+    present = column.dropna()
+    return (int(present.min()), int(present.max())) if len(present) else None
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
+
+
+def _integer(value: Any) -> int | None:
+    return None if pd.isna(value) else int(value)

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""HTML, Markdown and CSV of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from gpuckpt_report import stats, svg, tables
+from gpuckpt_report.advisor import Advice, advise
+from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
+from gpuckpt_report.schema import Record
+from gpuckpt_report.store import RunFolder
+from gpuckpt_report.units import human_bytes, human_seconds, quantity, times
+
+TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+MOMENTS = ("T1", "T2", "T3", "T4", "T5")
+LOG_LINES_SHOWN = 40
+
+
+@dataclass
+class HostView:
+    """One host as the templates show it."""
+
+    analysis: HostAnalysis
+    lanes: tables.Table
+    phases: tables.Table | None
+    checkpoints: tables.Table | None
+    probes: tables.Table | None
+    advice: Advice | None
+    headline: str
+    floors: list[tuple[str, str]]
+    provenance: list[tuple[str, str]]
+    distribution_svg: Markup
+    phase_svgs: list[tuple[str, Markup]]
+    sizes_svg: Markup
+
+
+def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
+    """Write report.html, report.md and records.csv into the run's folder, and return their paths."""
+    context = {"run": analysis, "manifest": analysis.manifest, "hosts": [_view(host, analysis) for host in analysis.hosts]}
+    context |= {"sections": _manifest_sections(analysis), "resamples": stats.RESAMPLES}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"human_bytes": human_bytes, "human_seconds": human_seconds}
+    outputs = {
+        "report.html": environment.get_template("report.html.j2").render(context),
+        "report.md": environment.get_template("report.md.j2").render(context),
+        "records.csv": records_csv(run.records()),
+    }
+    for name, content in outputs.items():
+        (run.path / name).write_text(content, encoding="utf-8", newline="")
+    return [run.path / name for name in outputs]
+
+
+def records_csv(records: Sequence[Record]) -> str:
+    """One row per record: identity, verdict, moments, sizes, and a column of seconds for every phase."""
+    phase_names = list(dict.fromkeys(name for record in records for name in record.phases))
+    rows = [_csv_row(record, phase_names) for record in records]
+    file = StringIO()
+    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
+
+
+def _csv_row(record: Record, phase_names: Sequence[str]) -> dict[str, Any]:
+    identity = ("run_id", "host", "seq", "lane", "kind", "iteration", "warmup", "status", "reason", "slimming", "source")
+    sizes = ("images_total", "gpu", "read", "mapped", "archive")
+    durations = {name: span.end - span.start for name, span in record.phases.items()}
+    return (
+        {name: getattr(record, name) for name in identity}
+        | {"started_at": record.started_at.isoformat(), "build": record.build.name if record.build else None}
+        | {f"{moment}_s": getattr(record.t, moment) for moment in MOMENTS}
+        | {f"{name}_bytes": getattr(record.bytes, name) for name in sizes}
+        | {"gpu_mem_before_bytes": record.gpu_mem_before, "gpu_mem_after_bytes": record.gpu_mem_after}
+        | {"canary_equal": record.canary.equal, "resident_fraction": record.page_cache.resident_fraction}
+        | {f"phase.{name}_s": durations.get(name) for name in phase_names}
+    )
+
+
+def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
+    colours = svg.colours_of(phase.name for lane in host.lanes for phase in lane.phases)
+    kinds = svg.colours_of(kind for checkpoint in host.checkpoints for kind in checkpoint.images)
+    by_kind = [("Restores", "restore"), ("Cold starts", "cold")]
+    charts = [
+        (title, Markup(svg.phases(f"phases-{kind}-{host.host}", _of_kind(host.lanes, kind), colours)))
+        for title, kind in by_kind
+    ]
+    return HostView(
+        analysis=host,
+        lanes=tables.lanes(host),
+        phases=tables.phases(host),
+        checkpoints=tables.checkpoints(host.checkpoints),
+        probes=tables.probes(host.probes),
+        advice=advise(host.lanes),
+        headline=headline(host, analysis),
+        floors=[(name, quantity(value, unit)) for name, (value, unit) in host.floors.items()],
+        provenance=_flatten(analysis.manifest.hosts.get(host.host, {})),
+        distribution_svg=Markup(svg.distribution(f"distribution-{host.host}", host.lanes, analysis.metric_name)),
+        phase_svgs=[(title, chart) for title, chart in charts if chart],
+        sizes_svg=Markup(svg.sizes(f"sizes-{host.host}", host.checkpoints, kinds)),
+    )
+
+
+def headline(host: HostAnalysis, analysis: RunAnalysis) -> str:
+    """One sentence: the fastest lane without failures, against the baseline and a cold start."""
+    sound = [lane for lane in host.lanes if lane.median is not None and not lane.n_failed]
+    if not sound:
+        return "No lane ran without a failure."
+    best = min(sound, key=lambda lane: lane.median or 0)
+    sentence = f"{best.name}: {analysis.metric_name} {human_seconds(best.median or 0)} (median, n = {best.n})"
+    comparisons = []
+    if best.speedup is not None and host.baseline is not None:
+        comparisons.append(f"{times(best.speedup.value)} faster than {host.baseline.name}")
+    colds = [lane for lane in sound if lane.kind == "cold" and lane is not best and lane is not host.baseline]
+    if colds:
+        cold = min(colds, key=lambda lane: lane.median or 0)
+        comparisons.append(f"{times((cold.median or 0) / (best.median or 1))} faster than a cold start ({cold.name})")
+    return ", ".join([sentence, " and ".join(comparisons)] if comparisons else [sentence]) + "."
+
+
+def _of_kind(lanes: Sequence[LaneResult], kind: str) -> list[LaneResult]:
+    return [lane for lane in lanes if lane.kind == kind]
+
+
+def _manifest_sections(analysis: RunAnalysis) -> list[tuple[str, list[tuple[str, str]]]]:
+    manifest = analysis.manifest
+    return [
+        ("Controller", _flatten(manifest.controller)),
+        ("Server under test", _flatten(manifest.server)),
+        *((f"Lane {lane.name}", _flatten(lane.model_dump(exclude_defaults=True))) for lane in manifest.lanes),
+    ]
+
+
+def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as (dotted key, value) rows; lists of plain values on one row."""
+    if isinstance(tree, dict) and tree:
+        return [row for key, value in tree.items() for row in _flatten(value, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        return [row for number, item in enumerate(tree) for row in _flatten(item, f"{prefix}[{number}]")]
+    if isinstance(tree, list):
+        return [(prefix, " ".join(str(item) for item in tree))]
+    if tree in ({}, None):
+        return [(prefix, "–")] if prefix else []
+    return [(prefix, tree if isinstance(tree, str) else json.dumps(tree))]

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A run's folder: manifest.json and records.jsonl, the truth that everything else is made from."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from gpuckpt_report.errors import ReportError
+from gpuckpt_report.schema import MEASURED_KINDS, Record, RunManifest, explain
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+@dataclass
+class Ingested:
+    """What an ingest did: records added, records that were there before, and files refused with their reasons."""
+
+    added: int = 0
+    known: int = 0
+    rejected: list[str] = field(default_factory=list)
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest_path = path / "manifest.json"
+        self.records_path = path / "records.jsonl"
+        self.incoming_path = path / "incoming"
+        self.rejected_path = path / "rejected"
+
+    def manifest(self) -> RunManifest:
+        """Read the manifest.
+
+        :raises ReportError: if it is missing or invalid, with every error in it
+        """
+        if not self.manifest_path.is_file():
+            raise ReportError(f"{self.manifest_path} is missing: is {self.path} the folder of a run?")
+        return parse(RunManifest, self.manifest_path.read_text(encoding="utf-8"), str(self.manifest_path))
+
+    def records(self) -> list[Record]:
+        """Read all records, in the order in which they arrived.
+
+        :raises ReportError: if a line is invalid, naming it
+        """
+        if not self.records_path.is_file():
+            return []
+        lines = self.records_path.read_text(encoding="utf-8").splitlines()
+        return [parse(Record, line, f"{self.records_path}:{number}") for number, line in enumerate(lines, start=1)]
+
+    def append(self, records: Iterable[Record]) -> Ingested:
+        """Append those records that are not there yet, durably, before returning.
+
+        A record is the same one if run, host, seq and kind agree; one that then differs in content is refused, since a
+        measurement cannot change afterwards.
+        """
+        result = Ingested()
+        with self._locked():
+            self._set_torn_line_aside()
+            known = {record.key: record for record in self.records()}
+            fresh = []
+            for record in records:
+                present = known.get(record.key)
+                if present is None:
+                    known[record.key] = record
+                    fresh.append(record)
+                elif present == record:
+                    result.known += 1
+                else:
+                    result.rejected.append(
+                        f"{_describe(record)} differs from the one already stored; the first one is kept"
+                    )
+            self._write(fresh)
+            result.added = len(fresh)
+        return result
+
+    def ingest(self, extra_files: Iterable[Path] = ()) -> Ingested:
+        """Validate what the nodes sent (incoming/<host>/*.json, *.jsonl) and any extra files, and append it.
+
+        What is invalid is copied to rejected/<host>/ with its reasons beside it, never lost and never counted.
+        """
+        manifest = self.manifest()
+        accepted: list[Record] = []
+        rejected: list[str] = []
+        files = [(path.parent.name, path) for path in sorted(self.incoming_path.glob("*/*.json*"))]
+        for host, path in files + [(None, path) for path in extra_files]:
+            good, errors = _read_file(path, manifest, host)
+            accepted += good
+            if errors:
+                self._set_aside(path, host, errors)
+                rejected += errors
+        accepted.sort(key=lambda record: (record.host, record.seq, record.started_at))
+        result = self.append(accepted)
+        result.rejected = rejected + result.rejected
+        return result
+
+    def _write(self, records: list[Record]) -> None:
+        if not records:
+            return
+        lines = "".join(record.model_dump_json() + "\n" for record in records)
+        with self.records_path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _set_torn_line_aside(self) -> None:
+        """A crash or a full disk can leave half a line: keep it aside, so that the next record starts a line of its own."""
+        if not self.records_path.is_file():
+            return
+        content = self.records_path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            self.rejected_path.mkdir(exist_ok=True)
+            (self.rejected_path / f"torn-line-at-{whole}.txt").write_bytes(content[whole:])
+            os.truncate(self.records_path, whole)
+
+    def _set_aside(self, path: Path, host: str | None, errors: list[str]) -> None:
+        folder = self.rejected_path / (host or "imported")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / path.name)
+        (folder / f"{path.name}.reasons.txt").write_text("\n".join(errors) + "\n", encoding="utf-8")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.path / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def parse(model: type[ModelT], text: str, origin: str) -> ModelT:
+    """Validate JSON text against a model.
+
+    :raises ReportError: naming the origin and every error
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise ReportError("\n  ".join([f"{origin} is not a valid {model.__name__}:", *explain(error)])) from None
+
+
+def _read_file(path: Path, manifest: RunManifest, host: str | None) -> tuple[list[Record], list[str]]:
+    """Return the valid records of a .json (one) or .jsonl (one per line) file, and the errors of the others."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        return [], [f"{path}: cannot be read: {error}"]
+    documents = text.splitlines() if path.suffix == ".jsonl" else [text]
+    records, errors = [], []
+    for number, document in enumerate(documents, start=1):
+        origin = f"{path}:{number}" if path.suffix == ".jsonl" else str(path)
+        try:
+            record = parse(Record, document, origin)
+        except ReportError as error:
+            errors.append(str(error))
+            continue
+        misfit = _misfit(record, manifest, host)
+        if misfit:
+            errors.append(f"{origin}: {misfit}")
+        else:
+            records.append(record)
+    return records, errors
+
+
+def _misfit(record: Record, manifest: RunManifest, host: str | None) -> str | None:
+    """Why a valid record cannot belong to this run, or None."""
+    if record.run_id != manifest.run_id:
+        return f"belongs to run {record.run_id}, not to {manifest.run_id}"
+    if host is not None and record.host != host:
+        return f"names host {record.host}, but came from {host}: pass the inventory name as record.host"
+    measured = record.kind in MEASURED_KINDS and record.status == "ok"
+    if measured and getattr(record.t, manifest.metric) is None:
+        return f"is ok, but has no {manifest.metric}, which is what this run measures (metric in manifest.json)"
+    return None
+
+
+def _describe(record: Record) -> str:
+    return f"record {record.seq} ({record.kind}, lane {record.lane}) of host {record.host}"
+
+
+def find_run(name: str, runs_path: Path) -> RunFolder:
+    """The run given by a path, by its id under ``runs_path``, or as ``latest``.
+
+    :raises ReportError: if there is no such run, naming those that exist
+    """
+    if name == "latest":
+        candidates = sorted(runs_path.glob("*/manifest.json"), key=started_at)
+        if candidates:
+            return RunFolder(candidates[-1].parent)
+        raise ReportError(f"no run in {runs_path} yet: `make bench` makes one")
+    for path in (runs_path / name, Path(name)):
+        if (path / "manifest.json").is_file():
+            return RunFolder(path)
+    known = ", ".join(sorted(path.parent.name for path in runs_path.glob("*/manifest.json"))) or "none"
+    raise ReportError(f"no run {name!r}: neither a folder with a manifest.json nor one of {runs_path} ({known})")
+
+
+def started_at(manifest_path: Path) -> str:
+    """When the run began, as ISO-8601 text; empty for a manifest that cannot be read."""
+    try:
+        return str(json.loads(manifest_path.read_text(encoding="utf-8"))["started_at"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

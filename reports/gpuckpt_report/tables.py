@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tables that HTML, Markdown and terminal have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpuckpt_report import stats
+from gpuckpt_report.analysis import CheckpointSize, HostAnalysis, LaneResult, ProbeResult
+from gpuckpt_report.units import human_bytes, seconds, times
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text; the first column names the row."""
+
+    headings: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        """The table as GitHub renders it."""
+        lines = [self.headings, ["---", *["---:"] * (len(self.headings) - 1)], *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+    def plain(self) -> str:
+        """The table for a terminal, aligned by spaces."""
+        lines = [self.headings, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.headings))]
+        rendered = []
+        for line in lines:
+            cells = [line[0].ljust(widths[0])]
+            cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+            rendered.append("  ".join(cells).rstrip())
+        rendered.insert(1, "  ".join("─" * width for width in widths))
+        return "\n".join(rendered)
+
+
+def lanes(host: HostAnalysis) -> Table:
+    """Median, p90, n, failures and ratio to the baseline of every lane."""
+    baseline = host.baseline
+    headings = ["lane", "median s", "95 % interval", "p90 s", "n", "failed", "× faster", "95 % interval"]
+    optional = [column for column in _OPTIONAL_LANE_COLUMNS if any(column.value(lane) != "–" for lane in host.lanes)]
+    rows = []
+    for lane in host.lanes:
+        name = f"{lane.name} (baseline)" if lane is baseline else lane.name
+        speed, interval = _speedup(lane)
+        row = [name, seconds(lane.median), _seconds_interval(lane.interval), seconds(lane.p90), str(lane.n)]
+        row += [_failures(lane), speed, interval]
+        rows.append(row + [column.value(lane) for column in optional])
+    return Table(headings + [column.heading for column in optional], rows)
+
+
+def phases(host: HostAnalysis) -> Table | None:
+    """Median seconds of each phase, a column per lane; None where no lane has phases."""
+    columns = [lane for lane in host.lanes if lane.phases]
+    if not columns:
+        return None
+    names = dict.fromkeys(phase.name for lane in columns for phase in lane.phases)
+    medians = {lane.name: {phase.name: phase.median for phase in lane.phases} for lane in columns}
+    rows = [[name, *(seconds(medians[lane.name].get(name)) for lane in columns)] for name in names]
+    return Table(["phase", *(lane.name for lane in columns)], rows)
+
+
+def checkpoints(sizes: Sequence[CheckpointSize]) -> Table | None:
+    """Size of every checkpoint by kind of image; None where none was taken."""
+    if not sizes:
+        return None
+    kinds = list(dict.fromkeys(kind for size in sizes for kind in size.images))
+    headings = ["checkpoint", "dump s", "total", "GPU memory", "archive", *kinds]
+    rows = [
+        [size.lane, seconds(size.dump_s), human_bytes(size.total), _bytes(size.gpu), _bytes(size.archive)]
+        + [_bytes(size.images.get(kind)) for kind in kinds]
+        for size in sizes
+    ]
+    return Table(headings, rows)
+
+
+def probes(results: Sequence[ProbeResult]) -> Table | None:
+    """Warm-up requests; None where none were recorded."""
+    if not results:
+        return None
+    rows = [
+        [probe.lane, str(probe.n), seconds(probe.ttft_median), seconds(probe.ttft_p90), _rate(probe.tokens_per_s)]
+        for probe in results
+    ]
+    return Table(["requests to", "n", "median first token s", "p90 s", "median tokens/s"], rows)
+
+
+@dataclass(frozen=True)
+class _Column:
+    heading: str
+    moment: str
+
+    def value(self, lane: LaneResult) -> str:
+        return seconds(lane.moments[self.moment])
+
+
+class _GpuMemoryColumn:
+    heading = "GPU memory after stop"
+
+    def value(self, lane: LaneResult) -> str:
+        if lane.gpu_mem_after is None:
+            return "–"
+        low, high = (human_bytes(size) for size in lane.gpu_mem_after)
+        return low if low == high else f"{low} … {high}"
+
+
+_OPTIONAL_LANE_COLUMNS = (
+    _Column("command returned s", "T1"),
+    _Column("CUDA running s", "T2"),
+    _Column("healthy s", "T3"),
+    _GpuMemoryColumn(),
+)
+
+
+def _speedup(lane: LaneResult) -> tuple[str, str]:
+    if lane.is_baseline:
+        return "1", "–"
+    if lane.speedup is None:
+        return "–", "–"
+    interval = lane.speedup.interval
+    return times(lane.speedup.value), "–" if interval is None else f"{times(interval.low)} … {times(interval.high)}"
+
+
+def _failures(lane: LaneResult) -> str:
+    if not lane.n_failed:
+        return "0"
+    return f"{lane.n_failed} ({', '.join(f'{count} {reason}' for reason, count in sorted(lane.failures.items()))})"
+
+
+def _seconds_interval(interval: stats.Interval | None) -> str:
+    return "–" if interval is None else f"{seconds(interval.low)} … {seconds(interval.high)}"
+
+
+def _bytes(size: int | None) -> str:
+    return "–" if size is None else human_bytes(size)
+
+
+def _rate(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"
