@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -80,7 +81,9 @@ def _key_errors(lane: Lane) -> list[str]:
     for key in lane:
         if key not in KEYS:
             close = difflib.get_close_matches(str(key), KEYS, n=1)
-            errors.append(f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(KEYS)})"))
+            errors.append(
+                f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(KEYS)})")
+            )
     name = lane.get("name")
     if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
         errors.append(f"name must be lower-case words joined by '-', not {name!r}")
@@ -115,7 +118,11 @@ def _value_errors(lane: Lane) -> list[str]:
 def _checkpoint_errors(checkpoint: Any) -> list[str]:
     if not isinstance(checkpoint, dict):
         return ["checkpoint must be a dictionary with build and switches"]
-    errors = [f"checkpoint has an unknown key {key!r} (known: build, switches)" for key in checkpoint if key not in CHECKPOINT_DEFAULTS]
+    errors = [
+        f"checkpoint has an unknown key {key!r} (known: build, switches)"
+        for key in checkpoint
+        if key not in CHECKPOINT_DEFAULTS
+    ]
     if checkpoint.get("build", "stock") not in BUILDS:
         errors.append(f"checkpoint.build must be one of {', '.join(BUILDS)}, not {checkpoint['build']!r}")
     return errors + _switch_errors("checkpoint.switches", checkpoint.get("switches", {}))
@@ -155,11 +162,13 @@ def _list_errors(lanes: list[Lane]) -> list[str]:
     return errors
 
 
-def _select(lanes: list[Lane], lane_filter: str) -> list[Lane]:
+def _select(lanes: Sequence[Lane], lane_filter: str) -> list[Lane]:
     try:
         pattern = re.compile(lane_filter)
     except re.error as error:
-        raise AnsibleFilterError(f"ckpt_lanes: gpuckpt_lane_filter {lane_filter!r} is no regular expression: {error}") from error
+        raise AnsibleFilterError(
+            f"ckpt_lanes: gpuckpt_lane_filter {lane_filter!r} is no regular expression: {error}"
+        ) from error
     kept = [lane for lane in lanes if pattern.search(lane["name"])]
     if not kept:
         known = ", ".join(lane["name"] for lane in lanes)
@@ -172,7 +181,7 @@ def _complete(lane: Lane) -> Lane:
 
 
 def _with_baseline(lanes: list[Lane]) -> list[Lane]:
-    """Without a chosen baseline (or with it filtered away), the first restore lane is what the others are compared with."""
+    """Without a chosen baseline (or with it filtered away), compare with the first restore lane."""
     if not any(lane["baseline"] for lane in lanes):
         chosen = next((lane for lane in lanes if lane["start"] == "restore"), lanes[0])
         chosen["baseline"] = True

@@ -12,11 +12,13 @@ from typing import Any
 Spec = dict[str, Any]
 
 
-def ckpt_plan(lanes: list[Spec], server: Spec, run_id: str, store_path: str, disk_path: str, image_bytes: int = 0) -> Spec:
+def ckpt_plan(
+    lanes: list[Spec], server: Spec, run_id: str, store_path: str, disk_path: str, image_bytes: int = 0
+) -> Spec:
     """Return ``{"lanes": {name: …}, "checkpoints": [...], "store_bytes": n, "disk_bytes": n}``.
 
-    Restore lanes that agree in server, runtime, slimming, source and checkpoint share one golden checkpoint. Its identifier
-    carries a digest of all that and of the run, so a checkpoint found under that name is the right one by construction.
+    Restore lanes that agree in server, runtime, slimming, source and checkpoint share one golden checkpoint. Its
+    identifier carries a digest of all that and of the run: a checkpoint found under that name is the right one.
 
     :param lanes: lanes as returned by ``ckpt_lanes``
     :param server: specification of the server under test, as built by the role inference_server
@@ -30,7 +32,11 @@ def ckpt_plan(lanes: list[Spec], server: Spec, run_id: str, store_path: str, dis
     for lane in lanes:
         spec = _lane_server(server, lane["server"])
         if lane["start"] == "cold":
-            placed[lane["name"]] = {**lane, "server": {**spec, "name": f"{spec['name']}-{lane['name']}"}, "checkpoint_id": None}
+            placed[lane["name"]] = {
+                **lane,
+                "server": {**spec, "name": f"{spec['name']}-{lane['name']}"},
+                "checkpoint_id": None,
+            }
             continue
         wanted = {"server": spec, **{key: lane[key] for key in ("runtime", "slimming", "source", "checkpoint")}}
         identifier = f"{_readable_name(lane)}-{_digest({**wanted, 'run_id': run_id})}"

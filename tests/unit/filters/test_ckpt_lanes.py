@@ -15,7 +15,8 @@ PLUGINS = Path(__file__).parents[3] / "filter_plugins"
 
 def load(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
-    assert spec and spec.loader
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)
@@ -26,7 +27,7 @@ ckpt_plan = load("ckpt_plan")
 
 COLD = {"name": "cold", "start": "cold", "runtime": "podman"}
 STOCK = {"name": "podman-stock", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--keep"]}
-MAPPED = {"name": "podman-mapped", "start": "restore", "runtime": "podman", "build": "patched", "switches": {"CRIU_MAPPED_RESTORE": 1}}
+MAPPED = {**STOCK, "name": "podman-mapped", "build": "patched", "switches": {"CRIU_MAPPED_RESTORE": 1}}
 TAR = {"name": "podman-tar", "start": "restore", "runtime": "podman", "source": "tar"}
 DISK = {"name": "process-disk", "start": "restore", "runtime": "process", "source": "disk", "page_cache": "dropped"}
 SERVER = {"name": "gpuckpt-reference", "command": ["serve"], "canary": {"prompt": "p", "max_tokens": 16}, "port": 18080}
@@ -86,11 +87,18 @@ def test_each_error_is_named_with_its_lane(change: dict[str, Any], expected: str
 
 
 def test_all_errors_come_in_one_message() -> None:
+    wrong = {"name": "a", "start": "x", "runtime": "y"}
     with pytest.raises(AnsibleFilterError) as caught:
-        ckpt_lanes([{"name": "a", "start": "x", "runtime": "y"}, {"name": "a"}, 7, {**STOCK, "baseline": True}, {**TAR, "baseline": True}])
-    message = str(caught.value)
-    for part in ("start must be", "runtime must be", "start is missing", "'a' is named twice", "lanes[2] must be", "only one lane can be"):
-        assert part in message
+        ckpt_lanes([wrong, {"name": "a"}, 7, {**STOCK, "baseline": True}, {**TAR, "baseline": True}])
+    for part in (
+        "start must be",
+        "runtime must be",
+        "start is missing",
+        "'a' is named twice",
+        "lanes[2] must be",
+        "only one lane can be",
+    ):
+        assert part in str(caught.value)
 
 
 def test_a_filter_without_a_match_names_the_lanes_there_are() -> None:
@@ -102,7 +110,8 @@ def test_a_filter_without_a_match_names_the_lanes_there_are() -> None:
 
 def test_lanes_that_agree_share_a_checkpoint_and_others_do_not() -> None:
     result = plan(COLD, STOCK, MAPPED, TAR, {**TAR, "name": "slim", "slimming": "sleep1"})
-    assert [checkpoint["lanes"] for checkpoint in result["checkpoints"]] == [["podman-stock", "podman-mapped"], ["podman-tar"], ["slim"]]
+    shared = [checkpoint["lanes"] for checkpoint in result["checkpoints"]]
+    assert shared == [["podman-stock", "podman-mapped"], ["podman-tar"], ["slim"]]
     lanes = result["lanes"]
     assert lanes["podman-stock"]["checkpoint_dir"] == lanes["podman-mapped"]["checkpoint_dir"]
     assert lanes["cold"]["checkpoint_id"] is None
