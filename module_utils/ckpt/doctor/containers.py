@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""podman and the OCI runtime below it, as a checkpoint needs them."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from typing import Any
+
+from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
+from ansible.module_utils.ckpt.inspection import open_files_limit, program_version
+
+PROVISION = "ansible-playbook provision.yml"
+ENOSYS = 38
+IO_URING_CALLS = {"io_uring_setup", "io_uring_enter", "io_uring_register"}
+CONTAINERS_CONF = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
+CONTAINERS_CONF_D = "/etc/containers/containers.conf.d/*.conf"
+
+
+@check(
+    "podman",
+    "containers",
+    "podman",
+    "The runtime that users run; without it only the runtime `process` can be measured.",
+)
+def podman(patient: Patient) -> Verdict:
+    """podman runs."""
+    if patient.podman is None:
+        return warn(
+            "not installed",
+            "Run provision.yml (role container_runtime), or use lanes of the runtime `process`.",
+            PROVISION,
+        )
+    version = program_version(patient.node, patient.podman, "--version")
+    if version is None:
+        return fail("podman --version fails", "Reinstall podman.", "apt-get install --reinstall podman")
+    return ok(version)
+
+
+@check(
+    "oci-runtime",
+    "containers",
+    "OCI runtime",
+    "podman hands checkpoints to it; crun can only if it was built with CRIU.",
+)
+def oci_runtime(patient: Patient) -> Verdict:
+    """podman's runtime can checkpoint, on this kind of cgroups."""
+    if patient.podman is None:
+        return skip("no podman")
+    done = patient.node.run(patient.podman, "info", "--format", "json")
+    if done.rc != 0:
+        return fail(
+            f"podman info fails: {done.stderr.strip().splitlines()[-1:]}",
+            "Mend podman's configuration: it names the file.",
+        )
+    runtime = json.loads(done.stdout)["host"]["ociRuntime"]
+    return judge_runtime(runtime["name"], runtime.get("version", ""), patient.cgroups)
+
+
+def judge_runtime(name: str, version: str, cgroup_mode: str) -> Verdict:
+    """Judges a runtime by its name, the text of its version, and the cgroups of the node."""
+    first = version.splitlines()[0] if version else name
+    if name != "crun":
+        return ok(first)
+    if "+CRIU" not in version:
+        return fail(
+            f"{first} was built without CRIU", "Use runc: run provision.yml (role container_runtime).", PROVISION
+        )
+    if cgroup_mode != "v2":
+        return fail(
+            f"{first} does not checkpoint on cgroups {cgroup_mode}", "Use runc, or boot with cgroups v2.", PROVISION
+        )
+    return ok(f"{first} with CRIU")
+
+
+@check(
+    "network",
+    "containers",
+    "container network",
+    "podman's bridge needs a packet filter; CRIU locks the network of a container with it.",
+)
+def network(patient: Patient) -> Verdict:
+    """iptables or nft is there."""
+    found = [tool for tool in ("iptables", "nft") if patient.node.which(tool)]
+    if found:
+        return ok(", ".join(found))
+    return warn(
+        "neither iptables nor nft", "Install iptables, or use --network=host lanes.", "apt-get install iptables"
+    )
+
+
+@check(
+    "container-limits",
+    "containers",
+    "limits of containers",
+    "A container whose limits exceed the machine's hard limits does not start where CAP_SYS_RESOURCE is missing.",
+)
+def container_limits(patient: Patient) -> Verdict:
+    """default_ulimits fits the hard limit of open files."""
+    hard = open_files_limit()
+    if patient.capabilities["CAP_SYS_RESOURCE"] or hard == -1:
+        return ok("limits can be raised here")
+    asked = default_nofile(containers_config(patient))
+    if asked is None:
+        return warn(
+            "no default_ulimits, and limits cannot be raised here",
+            "Run provision.yml (role container_runtime): it sets limits that this machine allows.",
+            PROVISION,
+        )
+    if asked > hard:
+        return fail(
+            f"default_ulimits asks for nofile {asked}, the hard limit is {hard}",
+            "Lower it in containers.conf.",
+            PROVISION,
+        )
+    return ok(f"nofile {asked}, hard limit {hard}")
+
+
+def containers_config(patient: Patient) -> list[str]:
+    """Returns the texts of containers.conf and its drop-ins, in the order in which podman reads them."""
+    paths = [*CONTAINERS_CONF, *patient.node.glob(CONTAINERS_CONF_D)]
+    return [text for text in map(patient.node.read, paths) if text is not None]
+
+
+def default_nofile(texts: list[str]) -> int | None:
+    """Returns the hard nofile limit that the last file with default_ulimits sets."""
+    found = None
+    for text in texts:
+        for entry in tomllib.loads(text).get("containers", {}).get("default_ulimits", []):
+            name, _, values = entry.partition("=")
+            if name == "nofile":
+                found = int(values.split(":")[-1])
+    return found
+
+
+@check(
+    "seccomp",
+    "containers",
+    "seccomp profile",
+    "It must answer io_uring with ENOSYS, so that libraries fall back instead of failing.",
+)
+def seccomp(patient: Patient) -> Verdict:
+    """The profile denies io_uring in the way that libraries understand."""
+    text = patient.node.read(patient.seccomp_path)
+    if text is None:
+        return warn(
+            f"{patient.seccomp_path} does not exist",
+            "Run provision.yml (role seccomp_profile). podman's default denies io_uring too, --privileged does not.",
+            PROVISION,
+        )
+    try:
+        answered = io_uring_answers(json.loads(text))
+    except ValueError as error:
+        return fail(
+            f"{patient.seccomp_path} is no JSON: {error}", "Run provision.yml (role seccomp_profile).", PROVISION
+        )
+    wrong = sorted(call for call in IO_URING_CALLS if answered.get(call) != ENOSYS)
+    if wrong:
+        return fail(
+            f"{', '.join(wrong)}: not answered with ENOSYS", "Run provision.yml (role seccomp_profile).", PROVISION
+        )
+    return ok("io_uring_* answered with ENOSYS")
+
+
+def io_uring_answers(profile: dict[str, Any]) -> dict[str, int | None]:
+    """Returns the errno with which a seccomp profile answers each io_uring call, None where it allows the call.
+
+    The first rule that names a call decides, then the profile's default.
+    """
+    default = _errno(profile.get("defaultAction", ""), profile.get("defaultErrnoRet"))
+    answers: dict[str, int | None] = {}
+    for rule in profile.get("syscalls", []):
+        conditional = rule.get("includes") or rule.get("excludes") or rule.get("args")
+        for call in IO_URING_CALLS.intersection(rule.get("names", [])):
+            if not conditional:
+                answers.setdefault(call, _errno(rule["action"], rule.get("errnoRet")))
+    return {call: answers.get(call, default) for call in IO_URING_CALLS}
+
+
+def _errno(action: str, number: int | None) -> int | None:
+    if action != "SCMP_ACT_ERRNO":
+        return None
+    return number if number is not None else 1

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""CRIU itself: which one is used, whether it is whole, what configures it, and whether it works on this kernel."""
+
+from __future__ import annotations
+
+import os
+
+from ansible.module_utils.ckpt import criu_builds
+from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
+from ansible.module_utils.ckpt.doctor.trial import try_listener
+from ansible.module_utils.ckpt.inspection import program_version, version_tuple
+
+WANTED = "4.2.1"
+PROVISION = "ansible-playbook provision.yml"
+CONTAINER_CONFIG = "/etc/criu/runc.conf"
+GLOBAL_CONFIGS = ("/etc/criu/default.conf", "/root/.criu/default.conf")
+
+
+@check(
+    "criu-front",
+    "criu",
+    "criu in PATH",
+    "podman, runc and crun take criu from PATH; the front gives it the node's and the lane's settings.",
+)
+def front(patient: Patient) -> Verdict:
+    """The first criu in PATH is our front."""
+    if patient.criu is None:
+        return fail("no criu in PATH", "Run provision.yml (role criu).", PROVISION)
+    real = os.path.realpath(patient.node.path(patient.criu))
+    if real.startswith(patient.node.path(patient.criu_home) + "/"):
+        return ok(f"{patient.criu} → {real}")
+    return warn(
+        f"{patient.criu} is not the front of {patient.criu_home}",
+        "Run provision.yml (role criu); until then no switch of a lane reaches podman's CRIU.",
+        PROVISION,
+    )
+
+
+@check(
+    "criu-version",
+    "criu",
+    "CRIU version",
+    "Older ones cannot dump what this kernel made: 4.1.1 fails on TCP listeners of Linux 6.18.",
+)
+def version(patient: Patient) -> Verdict:
+    """The criu in PATH is the release that the project is tested with, or newer."""
+    found = program_version(patient.node, patient.criu, "--version") if patient.criu else None
+    if found is None:
+        return fail("criu does not run", "Run provision.yml (role criu).", PROVISION)
+    if version_tuple(found) < version_tuple(WANTED):
+        return warn(found, f"Run provision.yml: it builds {WANTED}.", PROVISION)
+    return ok(found)
+
+
+@check(
+    "criu-builds",
+    "criu",
+    "builds side by side",
+    "A lane names a build; one that is not what it says makes the comparison worthless.",
+)
+def builds(patient: Patient) -> Verdict:
+    """Every build is complete and is what its BUILD.json says."""
+    if not patient.builds:
+        return fail(f"none below {patient.criu_home}", "Run provision.yml (role criu).", PROVISION)
+    troubles = [
+        f"{'/'.join(one.names) or os.path.basename(one.path)}: {problem}"
+        for one in patient.builds
+        for problem in one.problems
+    ]
+    troubles += [f"{link} leads nowhere" for link in criu_builds.dangling(patient.node, patient.criu_home)]
+    if patient.current is None:
+        troubles.append(f"{patient.criu_home}/current is missing")
+    if troubles:
+        return fail("; ".join(troubles), "Remove the broken folder and run provision.yml: it builds again.", PROVISION)
+    return ok(", ".join(sorted(f"{'/'.join(sorted(one.names)) or 'unlinked'} {one.version}" for one in patient.builds)))
+
+
+@check("criu-check", "criu", "criu check", "CRIU's own test of what the kernel offers.")
+def kernel_check(patient: Patient) -> Verdict:
+    """`criu check` passes with every build."""
+    if not patient.builds:
+        return skip("no build to ask")
+    bad = [f"{'/'.join(one.names)}: {one.check}" for one in patient.builds if one.check not in ("ok", None)]
+    if bad:
+        return fail(
+            "; ".join(bad),
+            "The kernel lacks what CRIU names, or this machine is denied it (run as root, outside a container).",
+        )
+    return ok("passes with every build")
+
+
+@check(
+    "criu-settings",
+    "criu",
+    "settings of the front",
+    "Switches that nobody reads, or left by a lane that ended, make a measurement something else than it says.",
+)
+def settings(patient: Patient) -> Verdict:
+    """The environment files hold known switches only, and no lane's overrides are left."""
+    files = criu_builds.settings(patient.node)
+    if criu_builds.OVERRIDES_FILE in files:
+        return warn(
+            f"{criu_builds.OVERRIDES_FILE} overrides the node's settings",
+            "A benchmark is running; if none is, remove the file.",
+            f"rm {criu_builds.OVERRIDES_FILE}",
+        )
+    values = files.get(criu_builds.DEFAULTS_FILE)
+    if values is None:
+        return warn(
+            f"{criu_builds.DEFAULTS_FILE} does not exist: every feature is off",
+            "Run provision.yml (role criu).",
+            PROVISION,
+        )
+    unknown = sorted(name for name in values if name.startswith("CRIU_") and name not in criu_builds.SWITCHES)
+    if unknown:
+        return warn(
+            f"unknown: {', '.join(unknown)}",
+            f"Correct {criu_builds.DEFAULTS_FILE}; CRIU ignores what it does not know.",
+        )
+    return ok(" ".join(f"{name}={value}" for name, value in values.items()) or "no switch is set")
+
+
+@check(
+    "criu-config",
+    "criu",
+    "configuration for containers",
+    "runc hands CRIU this file, which overrides podman's options; default.conf reaches every CRIU beside it.",
+)
+def config(patient: Patient) -> Verdict:
+    """The file that containers use is accepted by CRIU, and no other file mixes in."""
+    text = patient.node.read(CONTAINER_CONFIG)
+    if text is None:
+        return warn(f"{CONTAINER_CONFIG} does not exist", "Run provision.yml (role criu).", PROVISION)
+    if patient.current is not None:
+        done = criu_builds.execute(
+            patient.node, patient.current, "check", "--no-default-config", "--config", CONTAINER_CONFIG
+        )
+        if done.rc != 0:
+            return fail(
+                f"CRIU refuses {CONTAINER_CONFIG}: {criu_builds.check_result(done)}",
+                "Correct or remove the line that it names.",
+            )
+    others = [path for path in GLOBAL_CONFIGS if patient.node.exists(path)]
+    if others:
+        return warn(
+            f"{', '.join(others)} is read by every CRIU, before {CONTAINER_CONFIG}",
+            "Move its lines to where they are meant, so that one file decides.",
+        )
+    options = [line for line in (raw.split("#")[0].strip() for raw in text.splitlines()) if line]
+    return ok(", ".join(options) or "no option is set")
+
+
+@check(
+    "criu-trial",
+    "criu",
+    "dump and restore of a listener",
+    "The real thing: a process with a TCP listener, dumped and restored on this kernel.",
+)
+def trial(patient: Patient) -> Verdict:
+    """A small process survives a checkpoint."""
+    if not patient.trial:
+        return skip("not asked for")
+    if patient.criu is None:
+        return skip("no criu to try")
+    return try_listener(patient.criu, patient.node.commands, patient.workdir)

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tmpfs that holds the images."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
+from ansible.module_utils.ckpt.inspection import mount_at
+
+PROVISION = "ansible-playbook provision.yml"
+WANTED_OPTIONS = {"nosuid", "nodev", "noexec"}
+GIB = 1024**3
+
+
+@check(
+    "store",
+    "store",
+    "checkpoint store",
+    "Images on a disk restore at the disk's speed; images are secrets and must not be open to others.",
+)
+def store(patient: Patient) -> Verdict:
+    """The store is a tmpfs, closed to others, with its options."""
+    path = patient.store_path
+    mount = mount_at(patient.node, path)
+    if mount is None:
+        return fail(f"nothing is mounted on {path}", "Run provision.yml (role checkpoint_store).", PROVISION)
+    if mount.fstype != "tmpfs":
+        return warn(
+            f"{path} is {mount.fstype}", "Mount a tmpfs there if restores shall not be bound by the disk.", PROVISION
+        )
+    mode = stat.S_IMODE(os.stat(patient.node.path(path)).st_mode)
+    if mode & 0o077:
+        return fail(
+            f"{path} has mode {mode:04o}", "Close it: images hold prompts, weights and keys.", f"chmod 0700 {path}"
+        )
+    missing = sorted(WANTED_OPTIONS - mount.options)
+    if missing:
+        return warn(f"mounted without {', '.join(missing)}", "Run provision.yml (role checkpoint_store).", PROVISION)
+    huge = next((option for option in sorted(mount.options) if option.startswith("huge=")), "huge=never")
+    return ok(f"tmpfs {mode:04o}, {', '.join(sorted(WANTED_OPTIONS))}, {huge}")
+
+
+@check("store-space", "store", "space in the store", "A dump into a full tmpfs fails half way.")
+def space(patient: Patient) -> Verdict:
+    """There is room for images."""
+    if mount_at(patient.node, patient.store_path) is None:
+        return skip("nothing is mounted")
+    sizes = os.statvfs(patient.node.path(patient.store_path))
+    free, total = sizes.f_bavail * sizes.f_frsize, sizes.f_blocks * sizes.f_frsize
+    text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if free < GIB:
+        return warn(
+            text, "Delete old checkpoints, or give it more (checkpoint_store_size).", f"ls {patient.store_path}"
+        )
+    return ok(text)
