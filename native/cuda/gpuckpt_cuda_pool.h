@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The context pool as CRIU sees it: a process beside the restore that initialises the driver meanwhile. */
+#ifndef GPUCKPT_CUDA_POOL_H
+#define GPUCKPT_CUDA_POOL_H
+
+#include <stdbool.h>
+
+/* Starts gpuckpt-pool, unless a resident one is ready. Never fails: without a pool the restore is only slower. */
+void gpuckpt_pool_start(void);
+
+/* Waits until the pool is ready, has failed, or wait_s seconds went by. */
+void gpuckpt_pool_wait(unsigned int wait_s);
+
+/* Lets the pool go and waits shortly for it, so that its GPU memory is free. True if there was one to let go. */
+bool gpuckpt_pool_release(void);
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#define _GNU_SOURCE
+#include "criu-log.h"
+#include "plugin.h"
+#include "cr_options.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include "gpuckpt_cuda_ranges.h"
+
+#undef LOG_PREFIX
+#define LOG_PREFIX "gpuckpt: "
+
+/* Opens the file of pid, which is named by the pid that the process itself sees: that one survives a restore. */
+static FILE *open_ranges(pid_t pid, int flags, const char *mode)
+{
+	char name[64];
+	FILE *file;
+	int fd;
+
+	snprintf(name, sizeof(name), "cuda-ranges-%ld.txt", proc_status_number(pid, "NSpid"));
+	fd = openat(criu_get_image_dir(), name, flags | O_CLOEXEC, 0600);
+	if (fd < 0)
+		return NULL;
+	file = fdopen(fd, mode);
+	if (!file)
+		close(fd);
+	return file;
+}
+
+int cuda_ranges_write(pid_t pid, const struct range_list *ranges)
+{
+	FILE *file;
+	bool written;
+
+	/* A streamed image has no folder to put another file in. */
+	if (opts.stream)
+		return 0;
+
+	file = open_ranges(pid, O_WRONLY | O_CREAT | O_TRUNC, "w");
+	if (!file) {
+		pr_perror("Cannot create cuda-ranges of pid %d in the image folder", pid);
+		return -1;
+	}
+	for (size_t n = 0; n < ranges->count; n++)
+		fprintf(file, "%" PRIx64 "-%" PRIx64 "\n", ranges->ranges[n].start, ranges->ranges[n].end);
+	written = !ferror(file);
+	written = !fclose(file) && written;
+	if (!written) {
+		pr_perror("Cannot write cuda-ranges of pid %d", pid);
+		return -1;
+	}
+	return 0;
+}
+
+bool cuda_ranges_read(pid_t pid, uint64_t *bytes)
+{
+	FILE *file = opts.stream ? NULL : open_ranges(pid, O_RDONLY, "r");
+	uint64_t start, end;
+
+	*bytes = 0;
+	if (!file)
+		return false;
+	while (fscanf(file, "%" SCNx64 "-%" SCNx64, &start, &end) == 2)
+		*bytes += end - start;
+	fclose(file);
+	return true;
+}
