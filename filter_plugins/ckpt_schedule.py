@@ -58,7 +58,9 @@ def _iterations_by_lane(lanes: Any, iterations: Any, warmup: Any) -> dict[str, i
         if name in counts:
             errors.append(f"lane {name!r} is named twice")
         if "iterations" in entry and not _is_count(entry["iterations"], 1):
-            errors.append(f"iterations of lane {name!r} must be a whole number of at least 1, not {entry['iterations']!r}")
+            errors.append(
+                f"iterations of lane {name!r} must be a whole number of at least 1, not {entry['iterations']!r}"
+            )
         counts[str(name)] = entry.get("iterations", iterations)
     if errors:
         raise AnsibleFilterError("ckpt_schedule: " + "; ".join(errors))
@@ -101,7 +103,7 @@ def _share(rounds_passed: int, count: int, rounds: int) -> int:
 
 
 def _draw(seed: Any, number: int, name: str) -> str:
-    """A hash rather than random.shuffle: the place of a lane does not hang on Python's version or on the other lanes."""
+    """A hash rather than random.shuffle: a lane's place hangs neither on Python's version nor on the other lanes."""
     return hashlib.sha256(f"{seed}/{number}/{name}".encode()).hexdigest()
 
 

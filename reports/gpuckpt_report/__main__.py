@@ -13,6 +13,7 @@ from gpuckpt_report.errors import ReportError
 from gpuckpt_report.store import RunFolder, find_run
 
 PROJECT = Path(__file__).resolve().parents[2]
+RUNS = PROJECT / "reports" / "runs"
 EXIT_BAD_INPUT = 1
 EXIT_REJECTED = 3
 
@@ -68,11 +69,13 @@ def _analyse(arguments: argparse.Namespace, run: RunFolder) -> analysis.RunAnaly
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="gpuckpt-report", description="Records of benchmark runs, and reports made of them.")
-    top.add_argument("--runs", type=Path, default=PROJECT / "reports" / "runs", help="folder of the runs (default: %(default)s)")
-    top.add_argument("--database", help=f"database URL (default: ${database.URL_VARIABLE}, else runs.sqlite beside the runs)")
+    top = argparse.ArgumentParser(prog="gpuckpt-report", description="Reports made of the records of benchmark runs.")
+    top.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
+    top.add_argument(
+        "--database", help=f"database URL (default: ${database.URL_VARIABLE}, else runs.sqlite with the runs)"
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _command(commands, "ingest", ingest).add_argument("files", nargs="*", type=Path, help="further .json or .jsonl files")
+    _command(commands, "ingest", ingest).add_argument("files", nargs="*", type=Path, help="more .json or .jsonl files")
     _command(commands, "render", render_run)
     _command(commands, "summary", summary)
     _command(commands, "validate", validate)

@@ -23,7 +23,8 @@ class Advice:
 def advise(lanes: Sequence[LaneResult]) -> Advice | None:
     """Pick the slimming whose best lane is ready first; None unless several slimmings can be compared.
 
-    A lane with a failed iteration is never picked. Where the two fastest cannot be told apart, the smaller checkpoint wins.
+    A lane with a failed iteration is never picked. Where the two fastest cannot be told apart, the smaller checkpoint
+    wins.
     """
     restores = [lane for lane in lanes if lane.kind == "restore" and lane.lane is not None and lane.n]
     if len({_slimming(lane) for lane in restores}) < 2:
@@ -32,23 +33,24 @@ def advise(lanes: Sequence[LaneResult]) -> Advice | None:
     best = _best_per_slimming(sound)
     if not best:
         return None
-    winner, reasons = best[0], []
-    if len(best) > 1:
-        winner, reasons = _choose(best[0], best[1])
+    winner, reasons = _choose(best)
     reasons += [_against(winner, other) for other in best if other is not winner]
     reasons += [_unsound(lane) for lane in restores if lane.n_failed]
     return Advice(winner.name, _slimming(winner), reasons)
 
 
-def _choose(first: LaneResult, second: LaneResult) -> tuple[LaneResult, list[str]]:
+def _choose(best: Sequence[LaneResult]) -> tuple[LaneResult, list[str]]:
+    if len(best) == 1:
+        return best[0], []
+    first, second = best[:2]
     interval = ratio(second.values, first.values).interval
     if interval is not None and not interval.contains(1.0):
         return first, []
     undecided = f"{first.name} and {second.name} cannot be told apart with n = {first.n} and {second.n}"
-    if None in (first.images_bytes, second.images_bytes):
+    if first.images_bytes is None or second.images_bytes is None:
         return first, [f"{undecided}; the one with the lower median is named"]
-    smaller = min((first, second), key=lambda lane: lane.images_bytes or 0)
-    return smaller, [f"{undecided}; the smaller checkpoint is named"]
+    smaller = first if first.images_bytes <= second.images_bytes else second
+    return smaller, [f"{undecided}; the one with the smaller checkpoint is named"]
 
 
 def _best_per_slimming(lanes: Sequence[LaneResult]) -> list[LaneResult]:
@@ -60,7 +62,8 @@ def _best_per_slimming(lanes: Sequence[LaneResult]) -> list[LaneResult]:
 
 
 def _against(winner: LaneResult, other: LaneResult) -> str:
-    sentence = f"{_slimming(other)} at its best ({other.name}) takes {human_seconds(_median(other))}"
+    way = "without slimming" if _slimming(other) == "none" else f"slimming {_slimming(other)}"
+    sentence = f"{way}, the best lane ({other.name}) takes {human_seconds(_median(other))}"
     sentence += f", {times(_median(other) / _median(winner))} the {human_seconds(_median(winner))} of {winner.name}"
     if winner.images_bytes is not None and other.images_bytes is not None:
         sentence += f"; its images are {human_bytes(other.images_bytes)} rather than {human_bytes(winner.images_bytes)}"

@@ -150,10 +150,11 @@ def analyse(engine: Engine, run: RunFolder) -> RunAnalysis:
     """
     manifest = run.manifest()
     database.load(engine, run)
-    frames = {table.name: database.read(engine, table, manifest.run_id) for table in (database.RECORDS, *database.DETAILS)}
+    tables = (database.RECORDS, *database.DETAILS)
+    frames = {table.name: database.read(engine, table, manifest.run_id) for table in tables}
     records = frames["records"]
     if records.empty:
-        raise ReportError(f"run {manifest.run_id} has no records yet: `gpuckpt-report ingest {manifest.run_id}` adds them")
+        raise ReportError(f"run {manifest.run_id} has no records yet: `gpuckpt-report ingest` adds them")
     hosts = [
         _Host(manifest, host, {name: frame[frame["host"] == host] for name, frame in frames.items()}).analysis()
         for host in sorted(records["host"].unique())
@@ -196,8 +197,8 @@ class _Host:
             lane=self.manifest.lane(name),
             is_baseline=name == self.manifest.baseline,
             samples=[
-                Sample(int(row.seq), int(row.iteration), float(row.value) if row.status == "ok" else None)
-                for row in rows.assign(value=rows[self.manifest.metric]).itertuples()
+                Sample(row["seq"], row["iteration"], row[self.manifest.metric] if row["status"] == "ok" else None)
+                for row in _dicts(rows)
             ],
             failures=Counter(str(reason) for reason in failed["reason"]),
             moments={moment: _median(ok[moment]) for moment in ("T1", "T2", "T3", "T4", "T5")},
@@ -220,35 +221,35 @@ class _Host:
         frame = frame[frame["seq"].isin(seqs) & (frame["kind"] == kind)]
         medians = (frame["end_s"] - frame["start_s"]).groupby(frame["phase"]).median()
         rows = frame[frame["seq"] == shown].sort_values(["start_s", "end_s"])
-        return [Phase(row.phase, row.start_s, row.end_s, float(medians[row.phase])) for row in rows.itertuples()]
+        return [Phase(row["phase"], row["start_s"], row["end_s"], float(medians[row["phase"]])) for row in _dicts(rows)]
 
     def _checkpoints(self) -> list[CheckpointSize]:
         taken = self.records[(self.records["kind"] == "checkpoint") & (self.records["status"] == "ok")]
         images = self.frames["images"]
         images = images[images["kind"] == "checkpoint"]
         sizes = []
-        for row in taken.itertuples():
-            kinds = images[images["seq"] == row.seq].sort_values("bytes", ascending=False)
-            by_kind = {str(kind): int(size) for kind, size in zip(kinds["image_kind"], kinds["bytes"], strict=True)}
-            total = _integer(row.images_total_bytes)
+        for row in _dicts(taken):
+            kinds = images[images["seq"] == row["seq"]].sort_values("bytes", ascending=False)
+            by_kind = {str(entry["image_kind"]): int(entry["bytes"]) for entry in _dicts(kinds)}
+            total = _integer(row["images_total_bytes"])
             sizes.append(
                 CheckpointSize(
-                    lane=str(row.lane),
-                    seq=int(row.seq),
-                    slimming=str(row.slimming),
-                    source=row.source,
+                    lane=row["lane"],
+                    seq=row["seq"],
+                    slimming=row["slimming"],
+                    source=row["source"],
                     images=by_kind,
                     total=sum(by_kind.values()) if total is None else total,
-                    gpu=_integer(row.gpu_bytes),
-                    archive=_integer(row.archive_bytes),
-                    dump_s=_number(row.T1),
+                    gpu=_integer(row["gpu_bytes"]),
+                    archive=_integer(row["archive_bytes"]),
+                    dump_s=None if pd.isna(row["T1"]) else row["T1"],
                 )
             )
         return sizes
 
     def _probes(self) -> list[ProbeResult]:
-        requests = self.frames["requests"]
-        requests = requests[requests["kind"] == "probe"].merge(self.records[["seq", "kind", "lane"]], on=["seq", "kind"])
+        lanes = self.records.loc[self.records["kind"] == "probe", ["seq", "kind", "lane"]]
+        requests = self.frames["requests"].merge(lanes, on=["seq", "kind"])
         results = []
         for lane, rows in requests.groupby("lane", sort=False):
             streamed = rows[rows["duration_s"] > 0]
@@ -265,10 +266,8 @@ class _Host:
         return list(failed["document"])
 
     def _floor_medians(self) -> dict[str, tuple[float, str]]:
-        frame = self.frames["floors"]
-        return {
-            str(name): (float(rows["value"].median()), str(rows["unit"].iloc[0])) for name, rows in frame.groupby("name")
-        }
+        groups = self.frames["floors"].groupby("name")
+        return {str(name): (float(rows["value"].median()), str(rows["unit"].iloc[0])) for name, rows in groups}
 
     def _floor_of(self, gpu_bytes: float | None) -> float | None:
         """Seconds below which this node cannot restore so many bytes: measured as a whole, or context plus copy."""
@@ -297,6 +296,10 @@ def _nearest(samples: Sequence[Sample], value: float) -> int:
     return min(measured)[1]
 
 
+def _dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
 def _median(column: pd.Series[Any]) -> float | None:
     present = [float(value) for value in column.dropna()]
     return stats.median(present) if present else None
@@ -305,10 +308,6 @@ def _median(column: pd.Series[Any]) -> float | None:
 def _range(column: pd.Series[Any]) -> tuple[int, int] | None:
     present = column.dropna()
     return (int(present.min()), int(present.max())) if len(present) else None
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
 
 
 def _integer(value: Any) -> int | None:

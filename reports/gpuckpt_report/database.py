@@ -39,6 +39,8 @@ from gpuckpt_report.store import RunFolder
 URL_VARIABLE = "GPUCKPT_DATABASE_URL"
 
 METADATA = MetaData()
+MOMENTS = ("T1", "T2", "T3", "T4", "T5")
+SIZES = ("images_total", "gpu", "read", "mapped", "archive")
 _KEY = ("run_id", "host", "seq", "kind")
 
 
@@ -76,8 +78,8 @@ RECORDS = Table(
     Column("reason", String),
     Column("message", String),
     Column("started_at", DateTime(timezone=True), nullable=False),
-    *(Column(moment, Float) for moment in ("T1", "T2", "T3", "T4", "T5")),
-    *(Column(f"{name}_bytes", BigInteger) for name in ("images_total", "gpu", "read", "mapped", "archive")),
+    *(Column(moment, Float) for moment in MOMENTS),
+    *(Column(f"{name}_bytes", BigInteger) for name in SIZES),
     Column("gpu_mem_before", BigInteger),
     Column("gpu_mem_after", BigInteger),
     Column("resident_fraction", Float),
@@ -165,13 +167,12 @@ def _rows(table: Table, records: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def _record_row(record: Record) -> list[dict[str, Any]]:
-    sizes = {f"{name}_bytes": getattr(record.bytes, name) for name in ("images_total", "gpu", "read", "mapped", "archive")}
     same = ("lane", "iteration", "warmup", "status", "reason", "message", "started_at")
     more = ("gpu_mem_before", "gpu_mem_after", "slimming", "source", "fake")
     return [
         {name: getattr(record, name) for name in same + more}
-        | {moment: getattr(record.t, moment) for moment in ("T1", "T2", "T3", "T4", "T5")}
-        | sizes
+        | {moment: getattr(record.t, moment) for moment in MOMENTS}
+        | {f"{name}_bytes": getattr(record.bytes, name) for name in SIZES}
         | {
             "resident_fraction": record.page_cache.resident_fraction,
             "build": record.build.name if record.build else None,

@@ -17,13 +17,13 @@ from markupsafe import Markup
 from gpuckpt_report import stats, svg, tables
 from gpuckpt_report.advisor import Advice, advise
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
+from gpuckpt_report.database import MOMENTS, SIZES
 from gpuckpt_report.schema import Record
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.units import human_bytes, human_seconds, quantity, times
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
-MOMENTS = ("T1", "T2", "T3", "T4", "T5")
-LOG_LINES_SHOWN = 40
+CSV_IDENTITY = ("run_id", "host", "seq", "lane", "kind", "iteration", "warmup", "status", "reason")
 
 
 @dataclass
@@ -46,8 +46,13 @@ class HostView:
 
 def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
     """Write report.html, report.md and records.csv into the run's folder, and return their paths."""
-    context = {"run": analysis, "manifest": analysis.manifest, "hosts": [_view(host, analysis) for host in analysis.hosts]}
-    context |= {"sections": _manifest_sections(analysis), "resamples": stats.RESAMPLES}
+    context = {
+        "run": analysis,
+        "manifest": analysis.manifest,
+        "hosts": [_view(host, analysis) for host in analysis.hosts],
+        "sections": _manifest_sections(analysis),
+        "resamples": stats.RESAMPLES,
+    }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -79,14 +84,13 @@ def records_csv(records: Sequence[Record]) -> str:
 
 
 def _csv_row(record: Record, phase_names: Sequence[str]) -> dict[str, Any]:
-    identity = ("run_id", "host", "seq", "lane", "kind", "iteration", "warmup", "status", "reason", "slimming", "source")
-    sizes = ("images_total", "gpu", "read", "mapped", "archive")
     durations = {name: span.end - span.start for name, span in record.phases.items()}
     return (
-        {name: getattr(record, name) for name in identity}
+        {name: getattr(record, name) for name in CSV_IDENTITY}
         | {"started_at": record.started_at.isoformat(), "build": record.build.name if record.build else None}
+        | {"slimming": record.slimming, "source": record.source}
         | {f"{moment}_s": getattr(record.t, moment) for moment in MOMENTS}
-        | {f"{name}_bytes": getattr(record.bytes, name) for name in sizes}
+        | {f"{name}_bytes": getattr(record.bytes, name) for name in SIZES}
         | {"gpu_mem_before_bytes": record.gpu_mem_before, "gpu_mem_after_bytes": record.gpu_mem_after}
         | {"canary_equal": record.canary.equal, "resident_fraction": record.page_cache.resident_fraction}
         | {f"phase.{name}_s": durations.get(name) for name in phase_names}
@@ -150,7 +154,8 @@ def _manifest_sections(analysis: RunAnalysis) -> list[tuple[str, list[tuple[str,
 def _flatten(tree: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested mappings as (dotted key, value) rows; lists of plain values on one row."""
     if isinstance(tree, dict) and tree:
-        return [row for key, value in tree.items() for row in _flatten(value, f"{prefix}.{key}" if prefix else str(key))]
+        names = {key: f"{prefix}.{key}" if prefix else str(key) for key in tree}
+        return [row for key, value in tree.items() for row in _flatten(value, names[key])]
     if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
         return [row for number, item in enumerate(tree) for row in _flatten(item, f"{prefix}[{number}]")]
     if isinstance(tree, list):

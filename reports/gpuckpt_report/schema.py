@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Records, lanes and manifests: the shape of everything that is measured (docs/records.md).
 
-A model refuses unknown keys, so that a misspelt field cannot be lost in silence, and validation names every error at once.
+A model refuses unknown keys, so that a misspelt field cannot be lost in silence; validation names every error at once.
 Times are seconds, sizes are bytes, unless a name says otherwise.
 """
 
@@ -66,7 +66,7 @@ class Timeline(Model):
     T4 first token of the canary, T5 its last token.
     """
 
-    T0: Literal[0, 0.0] = 0.0
+    T0: Annotated[float, Field(ge=0, le=0)] = 0.0
     T1: Seconds | None = None
     T2: Seconds | None = None
     T3: Seconds | None = None
@@ -303,22 +303,6 @@ def lane_set_errors(lanes: list[Lane]) -> list[str]:
     if len(baselines) > 1:
         errors.append(f"only one lane can be the baseline, not {', '.join(baselines)}")
     return errors
-
-
-def lane_errors(lanes: object) -> list[str]:
-    """Everything wrong with a list of lanes as read from YAML, one message each; an empty list means valid."""
-    if not isinstance(lanes, (list, tuple)) or not lanes:
-        return ["lanes must be a list with at least one lane"]
-    valid, errors = [], []
-    for position, lane in enumerate(lanes):
-        label = f"lanes[{position}]"
-        if isinstance(lane, dict) and lane.get("name"):
-            label += f" ({lane['name']})"
-        try:
-            valid.append(Lane.model_validate(lane))
-        except ValidationError as error:
-            errors += [f"{label}: {line}" for line in explain(error)]
-    return errors + lane_set_errors(valid)
 
 
 def explain(error: ValidationError) -> list[str]:

@@ -115,7 +115,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def _set_torn_line_aside(self) -> None:
-        """A crash or a full disk can leave half a line: keep it aside, so that the next record starts a line of its own."""
+        """Keep aside the half line that a crash or a full disk leaves: the next record gets a line of its own."""
         if not self.records_path.is_file():
             return
         content = self.records_path.read_bytes()

@@ -82,9 +82,8 @@ class Drawing:
     def box(self, x1: float, y: float, x2: float, height: float, css: str, tooltip: str = "") -> None:
         """A filled box from x1 to x2, at least a hair wide, so that nothing that exists is invisible."""
         width = max(x2 - x1, 0.75)
-        self.elements.append(
-            f'<rect x="{x1:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}" class="{css}">{_tooltip(tooltip)}</rect>'
-        )
+        place = f'x="{x1:.2f}" y="{y:.1f}" width="{width:.2f}" height="{height:.1f}"'
+        self.elements.append(f'<rect {place} class="{css}">{_tooltip(tooltip)}</rect>')
 
     def dot(self, x: float, y: float, css: str, tooltip: str) -> None:
         """A sample."""
@@ -96,14 +95,16 @@ class Drawing:
             x = axis.x(tick)
             self.line(x, top, x, bottom, "grid")
             self.text(x, bottom + 16, text, "tick", "middle")
-        self.text(LABELS + PLOT / 2, bottom + 34, label + (" · logarithmic scale" if axis.log else ""), "tick", "middle")
+        if axis.log:
+            label += " · logarithmic scale"
+        self.text(LABELS + PLOT / 2, bottom + 34, label, "tick", "middle")
         self.height = bottom + 44
 
     def legend(self, entries: Iterable[tuple[str, str]]) -> None:
         """Colour keys in as many rows as they need, below what was drawn."""
         x, y = 0.0, self.height + 12
         for css, name in entries:
-            width = 30 + CHARACTER * len(name)
+            width = 40 + CHARACTER * len(name)
             if x + width > WIDTH:
                 x, y = 0.0, y + 20
             self.box(x, y - 10, x + 12, 12, css)
@@ -113,12 +114,12 @@ class Drawing:
 
     def markup(self) -> str:
         """The whole <svg> element."""
-        title_id, description_id = f"{self.chart_id}-title", f"{self.chart_id}-desc"
+        title, description = f"{self.chart_id}-title", f"{self.chart_id}-desc"
         return "\n".join(
             [
-                f'<svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-labelledby="{title_id} {description_id}">',
-                f'<title id="{title_id}">{escape(self.title)}</title>',
-                f'<desc id="{description_id}">{escape(self.description)}</desc>',
+                f'<svg viewBox="0 0 {WIDTH} {self.height:.0f}" role="img" aria-labelledby="{title} {description}">',
+                f'<title id="{title}">{escape(self.title)}</title>',
+                f'<desc id="{description}">{escape(self.description)}</desc>',
                 *self.elements,
                 "</svg>",
             ]
@@ -135,7 +136,9 @@ def distribution(chart_id: str, lanes: Sequence[LaneResult], metric_name: str) -
     drawing = Drawing(
         chart_id,
         f"Seconds until ready ({metric_name}) per lane",
-        "; ".join(f"{lane.name}: median {seconds(lane.median)} s, n {lane.n}, {lane.n_failed} failed" for lane in lanes),
+        "; ".join(
+            f"{lane.name}: median {seconds(lane.median)} s, {lane.n} ok, {lane.n_failed} failed" for lane in lanes
+        ),
     )
     height = 42
     bottom = height * len(lanes) + 6

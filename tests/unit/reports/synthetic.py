@@ -49,7 +49,8 @@ def record(seq: int, lane: str, iteration: int, seconds: float, **changes: Any) 
     cold = lane == "cold"
     gpu = LANES.get(lane, (0, "none", None))[2]
     engine = 0.7 * seconds
-    phases = {"load": (0.1, engine)} if cold else {"runtime": (0.0, 0.1), "criu": (0.1, engine), "cuda": (0.3 * engine, engine)}
+    restore_phases = {"runtime": (0.0, 0.1), "criu": (0.1, engine), "cuda": (0.3 * engine, engine)}
+    phases = {"load": (0.1, engine)} if cold else restore_phases
     return {
         "schema_version": 1,
         "run_id": "fake-run",
@@ -75,7 +76,7 @@ def failed(seq: int, lane: str, iteration: int, **changes: Any) -> dict[str, Any
     verdict = {
         "status": "failed",
         "reason": "canary_differs",
-        "message": "the canary's tokens differ from those before the checkpoint; the images are damaged: take a new checkpoint",
+        "message": "the canary's tokens differ from those before the checkpoint: take a new one",
         "t": {"T0": 0.0, "T1": 1.0},
         "phases": {},
         "checks": {"canary_equal": False},
