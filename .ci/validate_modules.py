@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,9 @@ TREE = ROOT / "build" / "validate"
 COLLECTION = TREE / "ansible_collections" / "gpuckpt" / "node"
 TOOL = Path(ansible_test.__file__).parent / "_util/controller/sanity/validate-modules/validate.py"
 INSIDE = "ansible_collections.gpuckpt.node.plugins.module_utils.ckpt"
-# The throw-away collection has no meta/runtime.yml, and the modules' version_added is ours, not a collection's.
-NOT_OURS = {"module-invalid-version-added", "invalid-module-deprecation-source"}
+# What the tool asks of Ansible's own collections: a version of the collection, a licence in its words (ours is an
+# SPDX line), an author with an account on a certain host.
+NOT_OURS = re.compile("module-invalid-version-added|missing-gplv3-license|Invalid author")
 
 
 def lay_out() -> list[str]:
@@ -44,10 +46,10 @@ def validate(modules: list[str]) -> dict[str, dict[str, list[dict[str, object]]]
     """Returns what the tool says of each module; raises SystemExit with its words when it breaks."""
     command = [sys.executable, str(TOOL), "--format", "json", "--arg-spec"]
     command += ["--collection", "ansible_collections/gpuckpt/node", "--collection-version", "0.1.0"]
-    command += [f"ansible_collections/gpuckpt/node/{module}" for module in modules]
+    command += modules
     paths = [str(TREE), str(TOOL.parent)]
     environment = os.environ | {"ANSIBLE_COLLECTIONS_PATH": str(TREE), "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, cwd=TREE, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=COLLECTION, env=environment, capture_output=True, text=True)
     try:
         findings: dict[str, dict[str, list[dict[str, object]]]] = json.loads(done.stdout)
     except json.JSONDecodeError:
@@ -63,10 +65,10 @@ def main() -> int:
     failed = False
     for module, found in sorted(validate(modules).items()):
         for error in found["errors"]:
-            if error["code"] in NOT_OURS:
-                continue
-            failed = True
-            print(f"library/{Path(module).name}:{error['line']}: {error['code']}: {error['msg']}")
+            text = f"{error['code']}: {error['msg']}"
+            if not NOT_OURS.search(text):
+                failed = True
+                print(f"library/{Path(module).name}:{error['line']}: {text}")
     print(f"validate-modules: {len(modules)} modules read")
     return int(failed)
 

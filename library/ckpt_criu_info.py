@@ -13,7 +13,7 @@ description:
   - Reads the builds that lie side by side, checks each against what it was built as, and runs C(criu check) with each.
   - Changes nothing.
 author:
-  - gpuckpt maintainers (@gpuckpt)
+  - gpuckpt maintainers
 options:
   home:
     description: Folder with the builds of CRIU.

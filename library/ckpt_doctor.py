@@ -14,7 +14,7 @@ description:
   - Changes nothing. One check dumps and restores a small process of its own, in a scratch folder that it removes.
   - Findings never fail the module; look at RV(ready) and RV(findings).
 author:
-  - gpuckpt maintainers (@gpuckpt)
+  - gpuckpt maintainers
 options:
   groups:
     description: Which groups of checks to run.

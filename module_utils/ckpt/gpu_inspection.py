@@ -16,7 +16,18 @@ DRIVER_FILE = "/proc/driver/nvidia/version"
 LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/aarch64-linux-gnu")
 HOOK_FOLDERS = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d")
 CDI_PATTERNS = ("/etc/cdi/*.yaml", "/etc/cdi/*.json", "/var/run/cdi/*.yaml", "/var/run/cdi/*.json")
-QUERY = ("index", "uuid", "name", "pci.bus_id", "memory.total", "memory.used", "persistence_mode", "mig.mode.current")
+QUERY = (
+    "index",
+    "uuid",
+    "name",
+    "pci.bus_id",
+    "pcie.link.gen.max",
+    "pcie.link.width.max",
+    "memory.total",
+    "memory.used",
+    "persistence_mode",
+    "mig.mode.current",
+)
 MIB = 1024 * 1024
 
 
@@ -28,6 +39,8 @@ class Gpu:
     uuid: str
     name: str
     pci: str
+    pcie_generation: int | None
+    pcie_lanes: int | None
     memory_total_bytes: int | None
     memory_used_bytes: int | None
     persistence: bool
@@ -76,20 +89,28 @@ def parse_gpus(text: str) -> list[Gpu]:
         fields = [field.strip() for field in line.split(",")]
         if len(fields) != len(QUERY):
             continue
-        index, uuid, name, pci, total, used, persistence, mig = fields
-        gpus.append(Gpu(int(index), uuid, name, pci, _mib(total), _mib(used), persistence == "Enabled", mig))
+        index, uuid, name, pci, generation, lanes, total, used, persistence, mig = fields
+        link = (_number(generation), _number(lanes))
+        memory = (_number(total, MIB), _number(used, MIB))
+        gpus.append(Gpu(int(index), uuid, name, pci, *link, *memory, persistence == "Enabled", mig))
     return gpus
 
 
-def _mib(text: str) -> int | None:
+def _number(text: str, unit: int = 1) -> int | None:
     # nvidia-smi writes [N/A] or [Not Supported] where a GPU does not tell
-    return int(text) * MIB if text.isdigit() else None
+    return int(text) * unit if text.isdigit() else None
 
 
 def gpus(node: Node) -> tuple[list[Gpu], str]:
     """Returns the GPUs, and what nvidia-smi said if it failed."""
     done = node.run("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
     return (parse_gpus(done.stdout), "") if done.rc == 0 else ([], (done.stdout + done.stderr).strip())
+
+
+def cuda_version(node: Node) -> str | None:
+    """Returns the newest CUDA version that the driver serves, None where nvidia-smi does not tell."""
+    match = re.search(r"CUDA Version\s*:\s*(\d+\.\d+)", node.run("nvidia-smi").stdout)
+    return match.group(1) if match else None
 
 
 def cdi_library_versions(text: str) -> set[str]:
