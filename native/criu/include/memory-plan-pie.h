@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef GPUCKPT_MEMORY_PLAN_PIE_H
+#define GPUCKPT_MEMORY_PLAN_PIE_H
+
+/* The restorer's half of the memory plan: no libc, every address is the restored task's. */
+#include "copy-team.h"
+#include "restorer.h"
+#include "span.h"
+
+long span_clock_offset_us;
+
+static int memory_plan_map(const struct memory_plan *plan)
+{
+	unsigned long start = span_now_us();
+	unsigned i;
+
+	for (i = 0; i < plan->runs_n; i++) {
+		const struct mapped_run *run = &plan->runs[i];
+		unsigned long at = sys_mmap((void *)run->addr, run->len, run->prot, run->flags, run->fd, run->off);
+
+		if (at != run->addr) {
+			pr_err("Can't map %lx-%lx from the page image: %ld\n", run->addr, run->addr + run->len,
+			       (long)at);
+			return -1;
+		}
+		if (run->closes_fd)
+			sys_close(run->fd);
+	}
+	span_log("mapped", plan->pid, start, span_now_us(), plan->mapped_bytes, "private");
+	return 0;
+}
+
+/* Reads differ in size, so they form a list; each worker walks it forward to the item that it drew. */
+static struct restore_vma_io *memory_plan_io(struct task_restore_args *args, unsigned item)
+{
+	struct restore_vma_io *rio = args->vma_ios;
+
+	while (item--)
+		rio = (void *)rio + RIO_SIZE(rio->nr_iovs);
+	return rio;
+}
+
+static int memory_plan_read_item(struct copy_team *team, unsigned item)
+{
+	struct task_restore_args *args = team->data;
+	struct restore_vma_io *rio = memory_plan_io(args, item);
+
+	return team_read(args->vma_ios_fd, rio->iovs, rio->nr_iovs, rio->off);
+}
+
+static int memory_plan_read_in_parallel(struct task_restore_args *args)
+{
+	struct copy_team team = {
+		.work = memory_plan_read_item,
+		.items = args->vma_ios_n,
+		.data = args,
+		.spare_tid = args->memory.spare_tid,
+	};
+	unsigned used;
+	int ret;
+
+	ret = copy_team_run(&team, args->memory.threads, &used);
+	if (ret) {
+		pr_err("Can't read pages data (%d)\n", ret);
+		return -1;
+	}
+	if (used < args->memory.threads)
+		pr_info("gpuckpt: %u of %u threads read memory of %d\n", used, args->memory.threads, args->memory.pid);
+	args->memory.threads = used;
+	args->vma_ios_n = 0;
+	return 0;
+}
+
+/* Maps what the plan maps, and reads the rest if several threads shall; else that is left to the caller. */
+static int memory_plan_restore(struct task_restore_args *args)
+{
+	struct memory_plan *plan = &args->memory;
+
+	if (!plan->active)
+		return 0;
+	span_clock_offset_us = plan->clock_offset_us;
+	if (plan->runs_n && memory_plan_map(plan))
+		return -1;
+	plan->read_start_us = span_now_us();
+	if (plan->threads > 1 && args->vma_ios_n)
+		return memory_plan_read_in_parallel(args);
+	return 0;
+}
+
+static void memory_plan_report(const struct memory_plan *plan)
+{
+	if (!plan->active)
+		return;
+	span_log("read", plan->pid, plan->read_start_us, span_now_us(), plan->read_bytes, "private");
+	pr_info("gpuckpt: memory pid=%d mapped_bytes=%lu read_bytes=%lu maps=%u threads=%u\n", plan->pid,
+		plan->mapped_bytes, plan->read_bytes, plan->runs_n, plan->threads);
+}
+
+#endif

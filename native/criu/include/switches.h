@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef GPUCKPT_SWITCHES_H
+#define GPUCKPT_SWITCHES_H
+
+#include <stdbool.h>
+
+enum mapped_scope {
+	MAPPED_SCOPE_ALL,    /* every private anonymous mapping that qualifies */
+	MAPPED_SCOPE_DRIVER, /* only where the GPU driver parked its data */
+};
+
+enum mapped_redump {
+	MAPPED_REDUMP_STANDALONE, /* all pages, so that the older images may go */
+	MAPPED_REDUMP_DELTA,	  /* pages written since; the older images are kept and named */
+};
+
+/* What the environment asks for. All zero behaves like stock CRIU. */
+struct switches {
+	bool mapped_restore;
+	unsigned long mapped_min_bytes;
+	enum mapped_scope mapped_scope;
+	enum mapped_redump mapped_redump;
+	unsigned restore_threads;
+	unsigned freeze_poll_ms;
+	unsigned long max_map_count; /* of this node */
+};
+
+/* Reads the environment once; -1 and one message for each value that is wrong. */
+extern int switches_load(void);
+
+extern const struct switches *switches(void);
+
+#endif

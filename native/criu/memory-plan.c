@@ -1,0 +1,588 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Plans how a task's private memory is filled on restore: mapped from the page image where that cannot be told from
+ * anonymous memory, and read, by one or several threads, everywhere else.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "types.h"
+#include "cr_options.h"
+#include "copy-team.h"
+#include "image.h"
+#include "log.h"
+#include "mem.h"
+#include "memory-plan.h"
+#include "page.h"
+#include "pagemap.h"
+#include "parallel-read.h"
+#include "pstree.h"
+#include "restorer.h"
+#include "rst-malloc.h"
+#include "rst_info.h"
+#include "servicefd.h"
+#include "span.h"
+#include "switches.h"
+#include "vma.h"
+#include "xmalloc.h"
+
+/* glibc gives each further arena heaps of this size and alignment, writable in front, inaccessible behind. */
+#define ARENA_HEAP_SIZE (64UL << 20)
+
+/* A mapped range longer than this holds an anonymous page: see anchored(). */
+#define ANCHOR_PERIOD (1UL << 20)
+
+/* So many bytes per read let several threads share the work evenly. */
+#define THREAD_READ_BYTES (4UL << 20)
+
+struct page_run {
+	struct vma_area *vma;
+	unsigned long addr;
+	unsigned long len;
+	off_t off;
+	bool mappable;
+};
+
+struct range {
+	unsigned long start;
+	unsigned long end;
+};
+
+/* Why memory is read although mapping is on. */
+enum standaside {
+	ASIDE_HUGETLB,
+	ASIDE_LOCKED,
+	ASIDE_GROWSDOWN,
+	ASIDE_EXECUTABLE,
+	ASIDE_ADVICE,
+	ASIDE_GUARD,
+	ASIDE_ARENA,
+	ASIDE_SPECIAL,
+	ASIDE_SCOPE,
+	ASIDE_SHORT,
+	ASIDE_N,
+	MAPPABLE = -1,
+};
+
+static const char *const standaside_notes[ASIDE_N] = {
+	[ASIDE_HUGETLB] = "hugetlb",	   [ASIDE_LOCKED] = "locked", [ASIDE_GROWSDOWN] = "growsdown",
+	[ASIDE_EXECUTABLE] = "executable", [ASIDE_ADVICE] = "advice", [ASIDE_GUARD] = "guard",
+	[ASIDE_ARENA] = "arena",	   [ASIDE_SPECIAL] = "special", [ASIDE_SCOPE] = "scope",
+	[ASIDE_SHORT] = "short",
+};
+
+/* The plan of the task that this process is about to become. A forked child starts its own in memory_plan_begin(). */
+static struct {
+	struct pstree_item *task;
+	bool active;
+	bool maps;
+	struct page_run *runs;
+	size_t n;
+	struct range *driver_ranges;
+	size_t driver_ranges_n;
+	unsigned long aside_bytes[ASIDE_N];
+} plan;
+
+static void stand_aside(struct pstree_item *t, const char *note)
+{
+	unsigned long now = span_now_us();
+
+	span_log("standaside", vpid(t), now, now, 0, note);
+}
+
+/* The reason why no page of this restore can go through the plan, or NULL. */
+static const char *restore_standaside(const struct page_read *pr)
+{
+	if (opts.auto_dedup)
+		return "auto-dedup";
+	if (opts.lazy_pages)
+		return "lazy-pages";
+	if (opts.stream)
+		return "streamed-images";
+	if (opts.use_page_server)
+		return "page-server";
+	if (pr->parent)
+		return "parent-images";
+	return NULL;
+}
+
+static bool image_can_be_mapped(struct page_read *pr)
+{
+	void *page = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_PRIVATE, img_raw_fd(pr->pi), 0);
+
+	if (page == MAP_FAILED)
+		return false;
+	munmap(page, PAGE_SIZE);
+	return true;
+}
+
+/* Makes room for one more element in an array that doubles. */
+static int grow(void *array, size_t n, size_t size)
+{
+	void **slot = array, *larger;
+
+	if (n & (n - 1) || n == 1)
+		return 0;
+	larger = xrealloc(*slot, (n ? 2 * n : 2) * size);
+	if (!larger)
+		return -1;
+	*slot = larger;
+	return 0;
+}
+
+static int add_driver_range(struct range range)
+{
+	if (grow(&plan.driver_ranges, plan.driver_ranges_n, sizeof(range)))
+		return -1;
+	plan.driver_ranges[plan.driver_ranges_n++] = range;
+	return 0;
+}
+
+static int read_driver_ranges(struct pstree_item *t)
+{
+	char name[64], line[128];
+	FILE *f;
+	int fd;
+
+	snprintf(name, sizeof(name), "cuda-ranges-%d.txt", vpid(t));
+	fd = openat(get_service_fd(IMG_FD_OFF), name, O_RDONLY | O_CLOEXEC);
+	if (fd < 0) {
+		if (errno == ENOENT)
+			return 0;
+		pr_perror("Can't open %s", name);
+		return -1;
+	}
+	f = fdopen(fd, "r");
+	if (!f) {
+		pr_perror("Can't read %s", name);
+		close(fd);
+		return -1;
+	}
+	while (fgets(line, sizeof(line), f)) {
+		struct range range;
+
+		if (sscanf(line, "%lx-%lx", &range.start, &range.end) != 2 || range.start >= range.end) {
+			pr_err("%s holds a line that is no range: %s", name, line);
+			fclose(f);
+			return -1;
+		}
+		if (add_driver_range(range)) {
+			fclose(f);
+			return -1;
+		}
+	}
+	fclose(f);
+	return 0;
+}
+
+int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
+{
+	const struct switches *sw = switches();
+	const char *aside;
+
+	xfree(plan.runs);
+	xfree(plan.driver_ranges);
+	memset(&plan, 0, sizeof(plan));
+	plan.task = t;
+
+	if (!sw->mapped_restore && sw->restore_threads == 1)
+		return 0;
+	aside = restore_standaside(pr);
+	if (aside) {
+		stand_aside(t, aside);
+		return 0;
+	}
+	plan.active = true;
+	if (!sw->mapped_restore)
+		return 0;
+	if (!image_can_be_mapped(pr)) {
+		stand_aside(t, "no-mmap");
+		return 0;
+	}
+	plan.maps = true;
+	if (sw->mapped_scope == MAPPED_SCOPE_DRIVER)
+		return read_driver_ranges(t);
+	return 0;
+}
+
+static bool covered_by_guard(const struct vma_area *vma)
+{
+	struct vma_area *guard;
+
+	list_for_each_entry(guard, &rsti(plan.task)->vmas.h, list)
+		if (vma_area_is(guard, VMA_AREA_GUARD) && guard->e->start < vma->e->end &&
+		    guard->e->end > vma->e->start)
+			return true;
+	return false;
+}
+
+static bool is_arena_heap(struct vma_area *vma)
+{
+	unsigned long heap_end = vma->e->start + ARENA_HEAP_SIZE;
+	struct vma_area *next;
+
+	if (vma->e->start % ARENA_HEAP_SIZE || vma->e->end > heap_end)
+		return false;
+	if (vma->e->end == heap_end)
+		return true;
+	if (vma->list.next == &rsti(plan.task)->vmas.h)
+		return false;
+	next = vma_next(vma);
+	return next->e->start == vma->e->end && next->e->end == heap_end && next->e->prot == PROT_NONE;
+}
+
+/* Advice that a private file mapping takes as well as anonymous memory does. */
+static bool advice_is_harmless(const VmaEntry *e)
+{
+	const unsigned long harmless = 1UL << MADV_DONTFORK | 1UL << MADV_HUGEPAGE | 1UL << MADV_NOHUGEPAGE |
+				       1UL << MADV_DONTDUMP | 1UL << MADV_MERGEABLE;
+
+	return !e->has_madv || !(e->madv & ~harmless);
+}
+
+static enum standaside vma_standaside(struct vma_area *vma)
+{
+	const unsigned special = VMA_AREA_STACK | VMA_AREA_VSYSCALL | VMA_AREA_VDSO | VMA_AREA_VVAR | VMA_AREA_SYSVIPC |
+				 VMA_AREA_SOCKET | VMA_AREA_AIORING | VMA_AREA_SHSTK | VMA_AREA_UPROBES | VMA_EXT_PLUGIN;
+	VmaEntry *e = vma->e;
+
+	if (e->flags & MAP_HUGETLB)
+		return ASIDE_HUGETLB;
+	if (!vma_area_is(vma, VMA_AREA_REGULAR | VMA_ANON_PRIVATE) || e->status & special)
+		return ASIDE_SPECIAL;
+	if (e->flags & MAP_LOCKED)
+		return ASIDE_LOCKED; /* it must be resident, and private: a mapping would be copied at once */
+	if (e->flags & MAP_GROWSDOWN)
+		return ASIDE_GROWSDOWN;
+	if (e->prot & PROT_EXEC)
+		return ASIDE_EXECUTABLE; /* images may lie on a filesystem mounted noexec */
+	if (!advice_is_harmless(e))
+		return ASIDE_ADVICE;
+	if (covered_by_guard(vma))
+		return ASIDE_GUARD;
+	if (switches()->mapped_scope == MAPPED_SCOPE_ALL && is_arena_heap(vma))
+		return ASIDE_ARENA;
+	return MAPPABLE;
+}
+
+/* CRIU writes its pagemap in pieces of a pipe's size; neighbours are joined again, to be one mapping. */
+static bool continues_last_run(const struct vma_area *vma, unsigned long addr, off_t off, bool mappable)
+{
+	const struct page_run *last = &plan.runs[plan.n - 1];
+
+	return plan.n && last->vma == vma && last->mappable == mappable && last->addr + last->len == addr &&
+	       last->off + last->len == off;
+}
+
+static int add_run(struct vma_area *vma, unsigned long addr, unsigned long len, off_t off, bool mappable)
+{
+	if (continues_last_run(vma, addr, off, mappable)) {
+		plan.runs[plan.n - 1].len += len;
+		return 0;
+	}
+	if (grow(&plan.runs, plan.n, sizeof(*plan.runs)))
+		return -1;
+	plan.runs[plan.n++] = (struct page_run){ vma, addr, len, off, mappable };
+	return 0;
+}
+
+/* The length of the longest head of [addr, addr + len) that lies wholly inside or wholly outside the driver's ranges. */
+static unsigned long split_at_driver_range(unsigned long addr, unsigned long len, bool *inside)
+{
+	unsigned long end = addr + len;
+	size_t i;
+
+	*inside = false;
+	for (i = 0; i < plan.driver_ranges_n; i++) {
+		const struct range *r = &plan.driver_ranges[i];
+
+		if (r->start <= addr && addr < r->end) {
+			*inside = true;
+			return min(end, r->end) - addr;
+		}
+		if (r->start > addr && r->start < end)
+			end = r->start;
+	}
+	return end - addr;
+}
+
+static int add_runs_by_scope(struct vma_area *vma, unsigned long addr, unsigned long len, off_t off)
+{
+	while (len) {
+		bool inside;
+		unsigned long head = split_at_driver_range(addr, len, &inside);
+
+		if (!inside)
+			plan.aside_bytes[ASIDE_SCOPE] += head;
+		if (add_run(vma, addr, head, off, inside))
+			return -1;
+		addr += head;
+		off += head;
+		len -= head;
+	}
+	return 0;
+}
+
+int memory_plan_take(struct vma_area *vma, struct page_read *pr, unsigned long addr, unsigned long len)
+{
+	bool premapped = vma_area_is(vma, VMA_PREMMAPED);
+	enum standaside aside;
+	int ret;
+
+	if (!plan.active)
+		return 0;
+	aside = plan.maps ? vma_standaside(vma) : MAPPABLE;
+	/* Pages that forked relatives may share are compared and copied by CRIU, unless they are mapped. */
+	if (premapped && (!plan.maps || aside != MAPPABLE || len < switches()->mapped_min_bytes))
+		return 0;
+
+	if (plan.maps && aside != MAPPABLE)
+		plan.aside_bytes[aside] += len;
+	if (plan.maps && aside == MAPPABLE && switches()->mapped_scope == MAPPED_SCOPE_DRIVER)
+		ret = add_runs_by_scope(vma, addr, len, pr->pi_off);
+	else
+		ret = add_run(vma, addr, len, pr->pi_off, plan.maps && aside == MAPPABLE);
+	return ret ? -1 : 1;
+}
+
+/* How finely runs are cut. Coarser cuts keep the number of mappings within the kernel's limit. */
+struct cut {
+	unsigned long period; /* 0: no anchors */
+	unsigned long min_bytes;
+};
+
+struct piece {
+	unsigned long addr;
+	unsigned long len;
+	bool mapped;
+};
+
+/*
+ * An anchor is a page that stays anonymous, so that a range around it spans several mappings. mremap() refuses to grow
+ * such a range (EFAULT), and allocators then copy; growing a single file mapping would show what follows in the image.
+ */
+static bool anchored(const struct vma_area *vma, unsigned long addr, const struct cut *cut)
+{
+	return addr == vma->e->start || addr + PAGE_SIZE == vma->e->end ||
+	       (addr & (cut->period - 1)) == cut->period - PAGE_SIZE;
+}
+
+static unsigned long next_anchor(const struct vma_area *vma, unsigned long addr, const struct cut *cut)
+{
+	unsigned long in_period = (addr & ~(cut->period - 1)) + cut->period - PAGE_SIZE;
+
+	return min_t(unsigned long, in_period, vma->e->end - PAGE_SIZE);
+}
+
+/* The piece of the run that starts at addr. */
+static struct piece piece_at(const struct page_run *run, unsigned long addr, const struct cut *cut)
+{
+	unsigned long end = run->addr + run->len;
+
+	if (!run->mappable)
+		return (struct piece){ addr, end - addr, false };
+	if (cut->period) {
+		if (anchored(run->vma, addr, cut))
+			return (struct piece){ addr, PAGE_SIZE, false };
+		end = min(end, next_anchor(run->vma, addr, cut));
+	}
+	return (struct piece){ addr, end - addr, end - addr >= cut->min_bytes };
+}
+
+#define for_each_piece(run, piece, cut)                                                  \
+	for (piece = piece_at(run, (run)->addr, cut); piece.addr < (run)->addr + (run)->len; \
+	     piece = piece_at(run, piece.addr + piece.len, cut))
+
+static size_t count_mapped(const struct cut *cut)
+{
+	struct piece piece;
+	size_t i, n = 0;
+
+	for (i = 0; i < plan.n; i++)
+		for_each_piece(&plan.runs[i], piece, cut)
+			n += piece.mapped;
+	return n;
+}
+
+/* Each mapped piece can cost two mappings, its own and what it splits off; a quarter is left to the program. */
+static size_t mapped_limit(void)
+{
+	size_t limit = switches()->max_map_count / 4 * 3, taken = rsti(plan.task)->vmas.nr;
+
+	return limit > taken ? (limit - taken) / 2 : 0;
+}
+
+static size_t choose_cut(struct cut *cut)
+{
+	size_t limit = mapped_limit(), n;
+
+	cut->period = switches()->mapped_scope == MAPPED_SCOPE_ALL ? ANCHOR_PERIOD : 0;
+	cut->min_bytes = switches()->mapped_min_bytes;
+	while ((n = count_mapped(cut)) > limit) {
+		cut->period *= 2;
+		cut->min_bytes *= 2;
+	}
+	if (cut->min_bytes != switches()->mapped_min_bytes)
+		pr_info("gpuckpt: pid %d: runs below %lu KiB are read, to stay below vm.max_map_count\n",
+			vpid(plan.task), cut->min_bytes >> 10);
+	return n;
+}
+
+static void render_mapped(struct memory_plan *out, struct mapped_run *to, const struct page_run *run,
+			  const struct piece *piece, int fd)
+{
+	const VmaEntry *e = run->vma->e;
+
+	*to = (struct mapped_run){
+		.addr = piece->addr,
+		.len = piece->len,
+		.off = run->off + (piece->addr - run->addr),
+		.fd = fd,
+		.prot = e->prot,
+		.flags = MAP_PRIVATE | MAP_FIXED | (e->flags & MAP_NORESERVE),
+	};
+	out->runs_n++;
+	out->mapped_bytes += piece->len;
+}
+
+static int render_all_mapped(struct memory_plan *out, const struct cut *cut, size_t n, int fd)
+{
+	struct mapped_run *to;
+	struct piece piece;
+	size_t i;
+
+	out->runs = (struct mapped_run *)rst_mem_align_cpos(RM_PRIVATE);
+	to = rst_mem_alloc(n * sizeof(*to), RM_PRIVATE);
+	if (!to)
+		return -1;
+	for (i = 0; i < plan.n; i++)
+		for_each_piece(&plan.runs[i], piece, cut)
+			if (piece.mapped)
+				render_mapped(out, to++, &plan.runs[i], &piece, fd);
+	return 0;
+}
+
+/* One preadv() in the making: neighbours in the file, anywhere in memory. */
+struct read_batch {
+	struct iovec iovs[IOV_MAX];
+	unsigned n;
+	off_t off;
+	unsigned long bytes;
+	unsigned long max_bytes;
+};
+
+static int flush_batch(struct read_batch *batch, struct task_restore_args *ta)
+{
+	struct restore_vma_io *rio;
+
+	if (!batch->n)
+		return 0;
+	rio = rst_mem_alloc(RIO_SIZE(batch->n), RM_PRIVATE);
+	if (!rio)
+		return -1;
+	rio->nr_iovs = batch->n;
+	rio->off = batch->off;
+	memcpy(rio->iovs, batch->iovs, batch->n * sizeof(*batch->iovs));
+	ta->vma_ios_n++;
+	ta->memory.read_bytes += batch->bytes;
+	batch->n = 0;
+	batch->bytes = 0;
+	return 0;
+}
+
+static int add_read(struct read_batch *batch, unsigned long addr, unsigned long len, off_t off,
+		    struct task_restore_args *ta)
+{
+	while (len) {
+		unsigned long part;
+
+		if (batch->n == IOV_MAX || batch->bytes == batch->max_bytes || off != batch->off + batch->bytes)
+			if (flush_batch(batch, ta))
+				return -1;
+		if (!batch->n)
+			batch->off = off;
+		part = min(len, batch->max_bytes - batch->bytes);
+		batch->iovs[batch->n++] = (struct iovec){ (void *)addr, part };
+		batch->bytes += part;
+		addr += part;
+		off += part;
+		len -= part;
+	}
+	return 0;
+}
+
+static int render_all_reads(struct task_restore_args *ta, const struct cut *cut)
+{
+	struct read_batch *batch;
+	struct piece piece;
+	int ret = -1;
+	size_t i;
+
+	batch = xzalloc(sizeof(*batch));
+	if (!batch)
+		return -1;
+	batch->max_bytes = switches()->restore_threads > 1 ? THREAD_READ_BYTES : LONG_MAX & PAGE_MASK;
+
+	ta->vma_ios = (struct restore_vma_io *)rst_mem_align_cpos(RM_PRIVATE);
+	ta->vma_ios_n = 0;
+	for (i = 0; i < plan.n; i++) {
+		const struct page_run *run = &plan.runs[i];
+
+		for_each_piece(run, piece, cut) {
+			if (piece.mapped)
+				continue;
+			if (run->mappable)
+				plan.aside_bytes[ASIDE_SHORT] += piece.len;
+			if (add_read(batch, piece.addr, piece.len, run->off + (piece.addr - run->addr), ta))
+				goto out;
+		}
+	}
+	ret = flush_batch(batch, ta);
+out:
+	xfree(batch);
+	return ret;
+}
+
+static void report_aside(int pid)
+{
+	unsigned long now = span_now_us();
+	unsigned i;
+
+	for (i = 0; i < ASIDE_N; i++)
+		if (plan.aside_bytes[i])
+			span_log("standaside", pid, now, now, plan.aside_bytes[i], standaside_notes[i]);
+}
+
+int memory_plan_render(struct pstree_item *t, struct task_restore_args *ta)
+{
+	struct memory_plan *out = &ta->memory;
+	struct cr_img *pages;
+	struct cut cut;
+	size_t mapped;
+
+	memset(out, 0, sizeof(*out));
+	if (plan.task != t || !plan.active || !plan.n)
+		return 0;
+
+	pages = open_image(CR_FD_PAGES, O_RSTR, rsti(t)->pages_img_id);
+	if (!pages)
+		return -1;
+	ta->vma_ios_fd = img_raw_fd(pages);
+
+	out->active = true;
+	out->pid = vpid(t);
+	out->clock_offset_us = span_clock_offset_us;
+	out->threads = switches()->restore_threads;
+	out->spare_tid = copy_team_spare_tid(out->threads);
+	mapped = choose_cut(&cut);
+	if (render_all_mapped(out, &cut, mapped, ta->vma_ios_fd) || render_all_reads(ta, &cut))
+		return -1;
+	report_aside(out->pid);
+	return 1;
+}

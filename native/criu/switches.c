@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* The switches arrive as environment variables, because podman and runc pass no options of ours through. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/compiler.h"
+#include "log.h"
+#include "span.h"
+#include "switches.h"
+
+#define DEFAULT_MAPPED_MIN_KB 64
+#define DEFAULT_FREEZE_POLL_MS 100
+#define DEFAULT_MAX_MAP_COUNT 65530
+#define MAX_RESTORE_THREADS 256
+
+long span_clock_offset_us;
+
+static struct switches loaded = {
+	.mapped_min_bytes = DEFAULT_MAPPED_MIN_KB << 10,
+	.restore_threads = 1,
+	.freeze_poll_ms = DEFAULT_FREEZE_POLL_MS,
+	.max_map_count = DEFAULT_MAX_MAP_COUNT,
+};
+
+const struct switches *switches(void)
+{
+	return &loaded;
+}
+
+static const char *setting(const char *name)
+{
+	const char *value = getenv(name);
+
+	return value && *value ? value : NULL;
+}
+
+static int load_number(const char *name, unsigned long min, unsigned long max, unsigned long *out)
+{
+	const char *value = setting(name);
+	unsigned long number;
+	char *end;
+
+	if (!value)
+		return 0;
+	errno = 0;
+	number = strtoul(value, &end, 10);
+	if (errno || *end || value[0] == '-' || number < min || number > max) {
+		pr_err("%s=%s is not a number from %lu to %lu; mend it or unset it\n", name, value, min, max);
+		return -1;
+	}
+	*out = number;
+	return 0;
+}
+
+static int load_word(const char *name, const char *const words[], unsigned n, unsigned *out)
+{
+	const char *value = setting(name);
+	unsigned i;
+
+	if (!value)
+		return 0;
+	for (i = 0; i < n; i++) {
+		if (!strcmp(value, words[i])) {
+			*out = i;
+			return 0;
+		}
+	}
+	pr_err("%s=%s is none of %s, %s; mend it or unset it\n", name, value, words[0], words[1]);
+	return -1;
+}
+
+static unsigned long read_max_map_count(void)
+{
+	FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
+	unsigned long count;
+
+	if (!f)
+		return DEFAULT_MAX_MAP_COUNT;
+	if (fscanf(f, "%lu", &count) != 1)
+		count = DEFAULT_MAX_MAP_COUNT;
+	fclose(f);
+	return count;
+}
+
+int switches_load(void)
+{
+	static const char *const on_off[] = { "0", "1" };
+	static const char *const scopes[] = { "all", "driver" };
+	static const char *const redumps[] = { "standalone", "delta" };
+	unsigned mapped = 0, scope = MAPPED_SCOPE_ALL, redump = MAPPED_REDUMP_STANDALONE;
+	unsigned long min_kb = DEFAULT_MAPPED_MIN_KB, threads = 1, poll_ms = DEFAULT_FREEZE_POLL_MS;
+	int ret = 0;
+
+	span_clock_offset_us = span_clock_us(CLOCK_MONOTONIC) - span_clock_us(CLOCK_REALTIME);
+
+	ret |= load_word("CRIU_MAPPED_RESTORE", on_off, ARRAY_SIZE(on_off), &mapped);
+	ret |= load_word("CRIU_MAPPED_SCOPE", scopes, ARRAY_SIZE(scopes), &scope);
+	ret |= load_word("CRIU_MAPPED_REDUMP", redumps, ARRAY_SIZE(redumps), &redump);
+	ret |= load_number("CRIU_MAPPED_MIN_KB", 1, 1 << 30, &min_kb);
+	ret |= load_number("CRIU_RESTORE_THREADS", 1, MAX_RESTORE_THREADS, &threads);
+	ret |= load_number("CRIU_FREEZE_POLL_MS", 1, DEFAULT_FREEZE_POLL_MS, &poll_ms);
+	if (ret)
+		return -1;
+
+	loaded.mapped_restore = mapped;
+	loaded.mapped_scope = scope;
+	loaded.mapped_redump = redump;
+	loaded.mapped_min_bytes = min_kb << 10;
+	loaded.restore_threads = threads;
+	loaded.freeze_poll_ms = poll_ms;
+	loaded.max_map_count = read_max_map_count();
+	return 0;
+}
