@@ -59,33 +59,33 @@ def version(patient: Patient) -> Verdict:
     "A lane names a build; one that is not what it says makes the comparison worthless.",
 )
 def builds(patient: Patient) -> Verdict:
-    """Every build is complete and is what its BUILD.json says."""
-    if not patient.builds:
+    """Every build that a lane can name is complete and is what its BUILD.json says."""
+    named = [one for one in patient.builds if one.names]
+    if not named:
         return fail(f"none below {patient.criu_home}", "Run provision.yml (role criu).", PROVISION)
-    troubles = [
-        f"{'/'.join(one.names) or os.path.basename(one.path)}: {problem}"
-        for one in patient.builds
-        for problem in one.problems
-    ]
+    troubles = [f"{'/'.join(sorted(one.names))}: {problem}" for one in named for problem in one.problems]
     troubles += [f"{link} leads nowhere" for link in criu_builds.dangling(patient.node, patient.criu_home)]
     if patient.current is None:
         troubles.append(f"{patient.criu_home}/current is missing")
     if troubles:
         return fail("; ".join(troubles), "Remove the broken folder and run provision.yml: it builds again.", PROVISION)
-    return ok(", ".join(sorted(f"{'/'.join(sorted(one.names)) or 'unlinked'} {one.version}" for one in patient.builds)))
+    return ok(", ".join(sorted(f"{'/'.join(sorted(one.names))} {one.version}" for one in named)))
 
 
 @check("criu-check", "criu", "criu check", "CRIU's own test of what the kernel offers.")
 def kernel_check(patient: Patient) -> Verdict:
-    """`criu check` passes with every build."""
-    if not patient.builds:
+    """`criu check` passes with every build that a lane can name."""
+    named = [one for one in patient.builds if one.names]
+    if not named:
         return skip("no build to ask")
-    bad = [f"{'/'.join(one.names)}: {one.check}" for one in patient.builds if one.check not in ("ok", None)]
-    if bad:
+    bad = [one for one in named if one.check not in ("ok", None)]
+    text = "; ".join(f"{'/'.join(sorted(one.names))} {one.version}: {one.check}" for one in bad)
+    if any("current" in one.names for one in bad):
         return fail(
-            "; ".join(bad),
-            "The kernel lacks what CRIU names, or this machine is denied it (run as root, outside a container).",
+            text, "The kernel lacks what CRIU names, or this machine is denied it: run as root, outside a container."
         )
+    if bad:
+        return warn(text, "Do not use this build in a lane on this kernel.")
     return ok("passes with every build")
 
 
