@@ -1,0 +1,211 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: the gpuckpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Checkpoint a running inference server."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: ckpt_checkpoint
+short_description: Checkpoint a running inference server
+description:
+  - Notes the canary's answer and the request counter, makes the server small if asked, dumps it, verifies the images, and
+    writes C(checkpoint.json), which a restore is compared with.
+  - A checkpoint that fails leaves the server serving, or removes it if it does not answer any more, and deletes its images.
+  - A folder O(checkpoint.dir) that exists is replaced.
+author: gpuckpt contributors
+requirements:
+  - root
+  - Python 3.11 or newer with httpx on the node
+attributes:
+  check_mode:
+    description: Checks the options and dumps nothing.
+    support: full
+  diff_mode:
+    description: A measurement has nothing to compare.
+    support: none
+options:
+  runtime:
+    description: What holds the server's processes, a container or a plain process tree with bare CRIU.
+    type: str
+    choices: [podman, process]
+    required: true
+  server:
+    description:
+      - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
+      - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
+        C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
+        C(stdout), C(image), C(podman_args), C(privileged), C(gpu), C(canary).
+      - Every wrong key is named in one message.
+    type: dict
+    required: true
+  checkpoint:
+    description: The checkpoint.
+    type: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the checkpoint, that of its folder if it is left out.
+        type: str
+      dir:
+        description: Folder of the checkpoint. It holds images of a process's memory, secrets included; keep it 0700.
+        type: path
+        required: true
+      source:
+        description:
+          - V(store) and V(disk) keep the images in place, V(tar), V(tar.gz) and V(tar.zst) in one archive.
+        type: str
+        choices: [store, disk, tar, tar.gz, tar.zst]
+        default: store
+  slimming:
+    description: How the server is made small before the dump. V(sleep1), V(sleep2) and V(kv-drop) use vLLM's sleep interface.
+    type: str
+    choices: [none, sleep1, sleep2, kv-drop]
+    default: none
+  leave_running:
+    description: Let the server go on after the dump.
+    type: bool
+    default: false
+  tcp_established:
+    description: Include open TCP connections. Without it an open connection is an error.
+    type: bool
+    default: false
+  flags:
+    description: More options, for C(podman container checkpoint) or C(criu dump).
+    type: list
+    elements: str
+    default: []
+  criu:
+    description: The build of CRIU and its switches.
+    type: dict
+    suboptions:
+      build:
+        description: Which of the builds below O(criu.home) is used.
+        type: str
+        choices: [current, stock, patched, distro]
+        default: current
+      switches:
+        description: Variables C(CRIU_*) for this operation, over the node's defaults in C(/etc/gpuckpt/criu.env).
+        type: dict
+        default: {}
+      home:
+        description: Folder of the builds.
+        type: path
+        default: /opt/gpuckpt/criu
+  record:
+    description: Identity of the measurement. Without it nothing is recorded, and a failure fails the task.
+    type: dict
+    suboptions:
+      run_id:
+        description: Identifier of the run.
+        type: str
+        required: true
+      host:
+        description: Inventory name of the node; the node's own name if it is left out.
+        type: str
+      seq:
+        description: Position in the run's schedule.
+        type: int
+        required: true
+      lane:
+        description: Name of the lane.
+        type: str
+        required: true
+      iteration:
+        description: Iteration of the lane.
+        type: int
+        default: 0
+      warmup:
+        description: Whether the measurement is a warm-up, which statistics leave out.
+        type: bool
+        default: false
+  record_path:
+    description: File on the node that the record is written to (mode 0600) before the module returns.
+    type: path
+  fail_on_error:
+    description:
+      - A cold start or a restore that fails with O(record) given is a result, and the task does not fail. V(true) makes it fail.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Checkpoint the server into the store
+  ckpt_checkpoint:
+    runtime: podman
+    server: "{{ inference_server_spec }}"
+    checkpoint:
+      dir: /mnt/checkpoint-ram/golden
+      source: store
+"""
+
+RETURN = r"""
+record:
+  description:
+    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock,
+      sizes in C(bytes) are bytes, figures of C(stats) are as CRIU and podman give them (microseconds, pages).
+    - T0 the command is started, T1 it returned, T2 every CUDA process runs, T3 first HTTP 200, T4 first token, T5 last token.
+  returned: always, null where nothing was attempted
+  type: dict
+  sample: {"kind": "checkpoint", "status": "ok", "t": {"T0": 0.0, "T1": 0.35, "T2": null, "T3": 0.36, "T4": 0.39, "T5": 0.43}}
+reason:
+  description: Why it failed, from a closed list; null after a success.
+  returned: always
+  type: str
+  sample: port_taken
+actions:
+  description: Commands that ran, in order.
+  returned: always
+  type: list
+  elements: list
+log_lines:
+  description: Lines of CRIU's or the server's log that show the cause of a failure.
+  returned: always
+  type: list
+  elements: str
+checkpoint:
+  description: What the restore will be compared with, as in C(checkpoint.json); sizes in bytes.
+  returned: success
+  type: dict
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+from ansible.module_utils.ckpt import flows, checkpoint
+from ansible.module_utils.ckpt.manifest import SOURCES
+from ansible.module_utils.ckpt.module import run_module
+from ansible.module_utils.ckpt.slimming import MODES
+
+OPTIONS: dict[str, Any] = {
+    "checkpoint": {
+        "type": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str"},
+            "dir": {"type": "path", "required": True},
+            "source": {"type": "str", "choices": list(SOURCES), "default": "store"},
+        },
+    },
+    "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
+    "leave_running": {"type": "bool", "default": False},
+    "tcp_established": {"type": "bool", "default": False},
+    "flags": {"type": "list", "elements": "str", "default": []},
+}
+
+
+def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
+    """Run the flow; returns what the result holds beside the record."""
+    return {"checkpoint": asdict(checkpoint.run(operation, params))}
+
+
+
+def main() -> None:
+    """Entry point."""
+    run_module("checkpoint", OPTIONS, flow)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright: the gpuckpt contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Stop a server and remove what is left of it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: ckpt_stop
+short_description: Stop a server and remove what is left of it
+description:
+  - Ends the server's processes or container, unmounts its checkpoint, removes the container, and optionally the checkpoint.
+  - Containers without the label C(io.gpuckpt.managed=true), and processes that the modules did not start, are left alone.
+author: gpuckpt contributors
+requirements:
+  - root
+attributes:
+  check_mode:
+    description: Says whether there is something to stop or delete.
+    support: full
+  diff_mode:
+    description: A measurement has nothing to compare.
+    support: none
+options:
+  runtime:
+    description: What holds the server's processes, a container or a plain process tree with bare CRIU.
+    type: str
+    choices: [podman, process]
+    required: true
+  server:
+    description:
+      - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
+      - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
+        C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
+        C(stdout), C(image), C(podman_args), C(privileged), C(gpu), C(canary).
+      - Every wrong key is named in one message.
+    type: dict
+    required: true
+  checkpoint:
+    description: The checkpoint to delete with O(delete_checkpoint).
+    type: dict
+    suboptions:
+      dir:
+        description: Folder of the checkpoint. Only a folder that holds a checkpoint is deleted.
+        type: path
+        required: true
+  delete_checkpoint:
+    description: Delete the folder of O(checkpoint).
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Stop the server
+  ckpt_stop:
+    runtime: podman
+    server: "{{ inference_server_spec }}"
+"""
+
+RETURN = r"""
+reason:
+  description: Why it failed, from a closed list; null after a success.
+  returned: always
+  type: str
+actions:
+  description: Commands that ran, in order.
+  returned: always
+  type: list
+  elements: list
+log_lines:
+  description: Lines that show the cause of a failure.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import os
+import shutil
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.criu import Criu, exclusive
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.manifest import is_checkpoint
+from ansible.module_utils.ckpt.runtimes import make_runtime
+from ansible.module_utils.ckpt.spec import parse_server
+
+OPTIONS: dict[str, Any] = {
+    "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},
+    "server": {"type": "dict", "required": True},
+    "checkpoint": {"type": "dict", "options": {"dir": {"type": "path", "required": True}}},
+    "delete_checkpoint": {"type": "bool", "default": False},
+}
+
+
+def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> bool:
+    """Stop and delete. Returns whether there was anything. Raises CkptError."""
+    runtime = make_runtime(params["runtime"], parse_server(params["server"], params["runtime"]), Criu(), commands)
+    folder = params["checkpoint"]["dir"] if params["checkpoint"] and params["delete_checkpoint"] else None
+    with exclusive():
+        present = runtime.instance().exists
+        deletable = folder is not None and os.path.isdir(folder)
+        if deletable and not is_checkpoint(folder):
+            raise CkptError("bad_input", f"{folder} holds no checkpoint and is left alone; name a checkpoint's folder.")
+        if present and not check_mode:
+            runtime.remove()
+        if deletable and not check_mode:
+            shutil.rmtree(folder)
+    return present or deletable
+
+
+def main() -> None:
+    """Entry point."""
+    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True)
+    commands = Commands()
+    result: dict[str, Any] = {"changed": False, "actions": commands.actions, "reason": None, "log_lines": []}
+    try:
+        result["changed"] = stop(module.params, commands, module.check_mode)
+    except CkptError as error:
+        result.update(msg=error.message, reason=error.reason, log_lines=error.log_lines)
+        module.fail_json(**result)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The flow of a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from typing import Any
+
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, procfs, slimming
+from ansible.module_utils.ckpt.commands import Result
+from ansible.module_utils.ckpt.criu import exclusive, lane_settings
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.manifest import Layout, Manifest
+from ansible.module_utils.ckpt.runtimes.base import DumpRequest
+
+# what CRIU writes beside the pages: images of kinds that are small, and its log
+OVERHEAD_BYTES = 16 << 20
+
+
+def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
+    """Checkpoint the server. Raises CkptError; the server is then left serving, or removed if it died."""
+    record, runtime = operation.record, operation.runtime
+    layout = Layout(params["checkpoint"]["dir"], params["checkpoint"]["source"])
+    record.slimming, record.source = params["slimming"], layout.source
+    runtime.require()
+    flows.describe_criu(operation)
+    with exclusive():
+        _require_running(operation)
+        manifest = _describe(operation, params, layout)
+        slimming.slim(operation.client, params["slimming"])
+        try:
+            _describe_tasks(operation, manifest)
+            _preflight(operation, params, layout, manifest)
+            _dump(operation, params, layout, manifest)
+        except BaseException:
+            _leave_serving(operation, params["slimming"])
+            raise
+        if params["leave_running"]:
+            slimming.wake(operation.client, params["slimming"])
+        record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+    return manifest
+
+
+def _require_running(operation: flows.Operation) -> None:
+    if not operation.runtime.instance().running:
+        raise CkptError(
+            "server_died",
+            f"there is no running server {operation.spec.name} to checkpoint; start it with ckpt_start first.",
+        )
+
+
+def _describe(operation: flows.Operation, params: dict[str, Any], layout: Layout) -> Manifest:
+    """What must be the same after a restore: the canary's answer and the counter."""
+    record, client = operation.record, operation.client
+    client.wait_healthy(operation.runtime.require_alive, timeout_s=30.0)
+    before = client.counter()
+    completion = client.complete(operation.spec.canary)
+    record.canary_tokens = completion.tokens
+    record.requests.append(completion.as_request())
+    counter = client.counter_reaches(before + 1) if before is not None else None
+    record.counter["before"] = counter
+    record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+    return Manifest(
+        name=params["checkpoint"].get("name") or os.path.basename(layout.folder.rstrip("/")),
+        runtime=operation.runtime.name,
+        server=operation.spec.name,
+        created_at=record.started_at,
+        source=layout.source,
+        slimming=params["slimming"],
+        tcp_established=params["tcp_established"],
+        flags=list(params["flags"]),
+        counter=counter,
+        canary_tokens=completion.tokens,
+        build=operation.criu.as_record(),
+        switches=operation.criu.effective_switches(),
+    )
+
+
+def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
+    """The processes, and what they hold on the GPU after the slimming."""
+    tasks = operation.runtime.tasks()
+    manifest.tasks = [task.as_dict() for task in tasks]
+    if operation.spec.gpu:
+        gpu_tasks = flows.cuda_tasks(operation, tasks)
+        manifest.cuda_nspids = [task.nspid for task in gpu_tasks]
+        manifest.gpu_bytes = cuda.process_bytes(operation.commands, (task.pid for task in gpu_tasks))
+        operation.record.bytes["gpu"] = manifest.gpu_bytes
+
+
+def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
+    """Find what would fail before anything is frozen."""
+    pids = [task["pid"] for task in manifest.tasks]
+    holders = procfs.io_uring_holders(pids)
+    if holders:
+        raise CkptError(
+            "io_uring",
+            f"process {holders[0]} of the server holds an io_uring descriptor, which CRIU cannot dump; deny io_uring to "
+            "the server (role seccomp_profile, or sysctl kernel.io_uring_disabled=2) and start it again.",
+        )
+    connections = [] if params["tcp_established"] else _connections_after_a_while(pids)
+    if connections:
+        raise CkptError(
+            "tcp_connection",
+            f"the server has {len(connections)} open TCP connection(s), {connections[0]} first; close the client that "
+            "keeps it open, or set tcp_established for the checkpoint.",
+            connections,
+        )
+    _require_space(layout, procfs.anonymous_bytes(pids) + (manifest.gpu_bytes or 0) + OVERHEAD_BYTES)
+
+
+def _connections_after_a_while(pids: list[int]) -> list[str]:
+    """Connections that are still there when those that were just closed have gone."""
+    deadline = time.monotonic() + 1.0
+    while connections := procfs.open_tcp_connections(pids):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
+    return connections
+
+
+def _require_space(layout: Layout, needed: int) -> None:
+    """The images of an uncompressed dump must fit; archives may shrink, and are left to the dump itself."""
+    if layout.archive:
+        return
+    folder = layout.folder
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise CkptError(
+            "store_full",
+            f"the checkpoint needs about {needed >> 20} MiB and {folder} has {free >> 20} MiB left; "
+            "delete old checkpoints, or make the store larger (checkpoint_store_size).",
+        )
+
+
+def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
+    record, runtime = operation.record, operation.runtime
+    shutil.rmtree(layout.folder, ignore_errors=True)
+    request = DumpRequest(layout, params["leave_running"], params["tcp_established"], tuple(params["flags"]))
+    runtime.prepare_checkpoint(request)
+    try:
+        with lane_settings(operation.criu):
+            record.mark("T0", time.monotonic())
+            result = runtime.checkpoint(request).wait()
+            record.mark("T1", result.ended)
+        _judge_dump(operation, layout, result)
+        _measure_images(operation, layout, manifest)
+        manifest.instance = runtime.finish_checkpoint(request)
+        record.bytes["archive"] = os.path.getsize(layout.archive) if layout.archive else None
+        manifest.write(layout)
+    except BaseException:
+        runtime.abandon_checkpoint(request)
+        raise
+
+
+def _judge_dump(operation: flows.Operation, layout: Layout, result: Result) -> None:
+    record, runtime = operation.record, operation.runtime
+    evidence = runtime.evidence("dump", layout)
+    record.stats["criu"] = dict(evidence.stats)
+    record.stats["podman"] = runtime.command_stats(result)
+    flows.add_criu_phases(record, evidence, criu_log.DUMP_PHASES)
+    record.checks["exit_zero"] = result.rc == 0
+    if result.rc != 0:
+        raise flows.explain(evidence, result.stderr, "criu_failed", f"the checkpoint of {operation.spec.name} failed")
+    failures = criu_log.silent_failures(evidence.log)
+    record.checks["no_error_line"] = not failures
+    if failures:
+        raise CkptError("criu_failed", "CRIU exited 0, but its log shows that a plugin or hook failed.", failures)
+
+
+def _measure_images(operation: flows.Operation, layout: Layout, manifest: Manifest) -> None:
+    record = operation.record
+    if not layout.archive or operation.runtime.name == "process":
+        report = images.require_whole(layout.images)
+        record.images, record.images_total = report.bytes_by_kind, report.total_bytes
+    else:
+        record.images, record.images_total = images.inspect_archive(operation.commands, layout.archive)
+    manifest.images, manifest.images_total = record.images, record.images_total
+    if manifest.gpu_bytes is not None:
+        record.checks["image_bytes"] = record.images_total >= manifest.gpu_bytes
+        if not record.checks["image_bytes"]:
+            raise CkptError(
+                "gpu_bytes_missing",
+                f"the images hold {record.images_total >> 20} MiB, less than the {manifest.gpu_bytes >> 20} MiB that were "
+                "in use on the GPU: the CUDA plugin did not save it; see that plugin and cuda-checkpoint are of this build.",
+            )
+
+
+def _leave_serving(operation: flows.Operation, mode: str) -> None:
+    """After a failure: the server answers as before, or it is removed so that nothing is stuck."""
+    runtime = operation.runtime
+    operation.record.log_tail = runtime.log_tail()
+    if runtime.instance().running:
+        try:
+            slimming.wake(operation.client, mode)
+            operation.client.wait_healthy(runtime.require_alive, timeout_s=10.0)
+            return
+        except CkptError as error:
+            operation.log_lines.append(f"the server did not recover ({error.message}) and was removed")
+    runtime.remove()

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running commands: every one is remembered, none reads standard input, all speak the C locale."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ansible.module_utils.ckpt.errors import CkptError
+
+DEFAULT_TIMEOUT_S = 300.0
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NOT_FOUND = 127
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished command: exit status, decoded output, and its start and end on the monotonic clock in seconds."""
+
+    argv: list[str]
+    rc: int
+    stdout: str
+    stderr: str
+    started: float
+    ended: float
+
+
+class Job:
+    """A command under way, or one that has ended."""
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.argv = list(argv)
+        self.started = time.monotonic()
+        self._result: Result | None = None
+        self._ended = threading.Event()
+
+    def end(self, rc: int, stdout: str, stderr: str) -> None:
+        """Stamp the end."""
+        self._result = Result(self.argv, rc, stdout, stderr, self.started, time.monotonic())
+        self._ended.set()
+
+    @property
+    def done(self) -> bool:
+        """Whether the command has ended."""
+        return self._ended.is_set()
+
+    def wait(self) -> Result:
+        """Wait for the end. Raises CkptError (timeout) if the command had to be killed."""
+        self._ended.wait()
+        assert self._result is not None
+        return self._result
+
+
+class Command(Job):
+    """A child process. A thread of its own stamps its end, so that nothing else delays the stamp."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> None:
+        super().__init__(argv)
+        self._timeout_s = timeout_s
+        self._timed_out = False
+        try:
+            process = subprocess.Popen(
+                self.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=dict(env),
+                close_fds=True,
+            )
+        except OSError as error:
+            self.end(NOT_FOUND, "", f"{self.argv[0]}: {error.strerror}")
+            return
+        threading.Thread(target=self._collect, args=(process,), daemon=True).start()
+
+    def _collect(self, process: subprocess.Popen[bytes]) -> None:
+        try:
+            out, err = process.communicate(timeout=self._timeout_s)
+        except subprocess.TimeoutExpired:
+            self._timed_out = True
+            process.kill()
+            out, err = process.communicate()
+        self.end(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+    def wait(self) -> Result:
+        """Wait for the end. Raises CkptError (timeout) if the command had to be killed."""
+        result = super().wait()
+        if self._timed_out:
+            raise CkptError(
+                "timeout",
+                f"`{' '.join(self.argv[:4])} …` did not end within {self._timeout_s:g} s and was killed; "
+                "look at the log lines for what it waited for, or allow more time.",
+                tail(result.stderr),
+            )
+        return result
+
+
+class Commands:
+    """Runs commands and remembers them in `actions`, in order."""
+
+    def __init__(self) -> None:
+        self.actions: list[list[str]] = []
+
+    def start(
+        self, argv: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S, env: Mapping[str, str] | None = None
+    ) -> Job:
+        """Start a command without waiting for it."""
+        self.actions.append(list(argv))
+        return Command(argv, system_environment(env), timeout_s)
+
+    def run(
+        self, argv: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S, env: Mapping[str, str] | None = None
+    ) -> Result:
+        """Run a command to its end; a missing program yields status 127."""
+        return self.start(argv, timeout_s, env).wait()
+
+
+def system_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The module's environment with the C locale and the system's PATH first."""
+    environment = dict(os.environ)
+    inherited = environment.get("PATH", "")
+    environment.update(
+        PATH=f"{SYSTEM_PATH}:{inherited}" if inherited else SYSTEM_PATH, LC_ALL="C.UTF-8", LANGUAGE="C"
+    )
+    environment.update(extra or {})
+    return environment
+
+
+def tail(text: str, lines: int = 12) -> list[str]:
+    """The last lines of a text that are not empty."""
+    return [line for line in text.splitlines() if line.strip()][-lines:]

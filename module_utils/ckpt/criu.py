@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which CRIU a lane uses, with which switches, and how they reach it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Commands
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_atomically
+
+BUILDS = ("current", "stock", "patched", "distro")
+DEFAULT_HOME = "/opt/gpuckpt/criu"
+NODE_ENV_FILE = "/etc/gpuckpt/criu.env"
+LANE_ENV_FILE = "/run/gpuckpt/criu.env"
+LOCK_FILE = "/run/gpuckpt/lock"
+LOCK_TIMEOUT_S = 30.0
+SWITCH = re.compile(r"^CRIU_[A-Z0-9_]+$")
+SAFE_VALUE = re.compile(r"^[A-Za-z0-9_./:,=+-]*$")
+# the first release with --network-lock, which the process runtime uses
+MINIMUM_VERSION = (3, 17)
+
+
+@dataclass
+class Criu:
+    """One build of CRIU and the switches of a lane."""
+
+    build: str = "current"
+    switches: dict[str, str] = field(default_factory=dict)
+    home: str = DEFAULT_HOME
+    digest: str | None = None
+    version: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Folder of the build."""
+        return os.path.join(self.home, self.build)
+
+    @property
+    def binary(self) -> str:
+        """The real binary, without the front."""
+        return os.path.join(self.folder, "libexec", "criu")
+
+    @property
+    def cuda_checkpoint(self) -> str:
+        """The cuda-checkpoint command of the build."""
+        return os.path.join(self.folder, "bin", "cuda-checkpoint")
+
+    def require(self, commands: Commands) -> None:
+        """Find out digest and version. Raises CkptError (criu_missing, criu_too_old)."""
+        if not os.access(self.binary, os.X_OK):
+            raise CkptError(
+                "criu_missing",
+                f"there is no CRIU build `{self.build}` on this node ({self.binary} is not an executable file); "
+                "run provision.yml, or let the lane name a build that exists.",
+            )
+        provenance = read_json(os.path.join(self.folder, "BUILD.json")) or {}
+        self.digest = provenance.get("digest")
+        self.version = provenance.get("criu_version") or self._ask_version(commands)
+        if version_tuple(self.version) < MINIMUM_VERSION:
+            raise CkptError(
+                "criu_too_old",
+                f"CRIU {self.version} of the build `{self.build}` is too old; "
+                f"{'.'.join(map(str, MINIMUM_VERSION))} or newer is needed (the role criu builds 4.2.1).",
+            )
+
+    def require_front(self) -> None:
+        """The `criu` that container runtimes find must be the front. Raises CkptError (criu_missing)."""
+        found = shutil.which("criu", path=SYSTEM_PATH)
+        target = os.path.realpath(found) if found else None
+        if target is None or not target.startswith(os.path.realpath(self.home) + os.sep):
+            raise CkptError(
+                "criu_missing",
+                f"container runtimes would start {found or 'no criu at all'} instead of the front below {self.home}; "
+                "run provision.yml (the role criu links /usr/local/sbin/criu).",
+            )
+
+    def _ask_version(self, commands: Commands) -> str:
+        result = commands.run([self.binary, "--version"], timeout_s=20)
+        match = re.search(r"Version:\s*(\S+)", result.stdout)
+        if result.rc != 0 or match is None:
+            raise CkptError(
+                "criu_missing",
+                f"{self.binary} does not run ({result.stderr.strip()[:200] or 'no version in its output'}); "
+                "build it again with provision.yml.",
+            )
+        return match.group(1)
+
+    def effective_switches(self) -> dict[str, str]:
+        """CRIU_* settings as CRIU sees them: the node's defaults, then those of the lane."""
+        return {**_node_switches(), **self.switches}
+
+    def environment(self) -> dict[str, str]:
+        """The environment for the real binary, the same that the front makes."""
+        return {
+            **self.effective_switches(),
+            "CRIU_LIBS_DIR": os.path.join(self.folder, "lib", "criu"),
+            "PATH": f"{os.path.join(self.folder, 'bin')}:{SYSTEM_PATH}",
+        }
+
+    def as_record(self) -> dict[str, Any]:
+        """For a record."""
+        return {"name": self.build, "digest": self.digest, "version": self.version}
+
+
+def parse_criu(raw: Mapping[str, Any]) -> Criu:
+    """The module option `criu`. Raises CkptError (bad_input) that names every wrong key."""
+    switches = {str(key): str(value) for key, value in (raw.get("switches") or {}).items()}
+    errors = [f"criu.switches.{key} is not a CRIU_* variable" for key in switches if not SWITCH.match(key)]
+    errors += [
+        f"criu.switches.{key} may hold letters, digits and _ . / : , = + - only"
+        for key, value in switches.items()
+        if not SAFE_VALUE.match(value)
+    ]
+    build = raw.get("build") or "current"
+    if build not in BUILDS:
+        errors.append(f"criu.build must be one of {', '.join(BUILDS)}")
+    if errors:
+        raise CkptError("bad_input", f"the option criu is wrong: {'; '.join(errors)}.")
+    return Criu(build, switches, raw.get("home") or DEFAULT_HOME)
+
+
+def version_tuple(text: str | None) -> tuple[int, ...]:
+    """`4.2.1` as (4, 2, 1); () for None."""
+    return tuple(int(part) for part in re.findall(r"\d+", (text or "").split("-")[0]))
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Only one operation on a node at a time. Raises CkptError (timeout) if another one does not end."""
+    os.makedirs(os.path.dirname(LOCK_FILE), mode=0o755, exist_ok=True)
+    with open(LOCK_FILE, "a+", encoding="ascii") as lock:
+        deadline = time.monotonic() + LOCK_TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise CkptError(
+                        "timeout",
+                        f"another gpuckpt operation holds {LOCK_FILE} on this node for more than {LOCK_TIMEOUT_S:g} s; "
+                        "wait for it, or end that run.",
+                    ) from None
+                time.sleep(0.05)
+        yield
+
+
+@contextmanager
+def lane_settings(criu: Criu) -> Iterator[None]:
+    """Let the front use a lane's build and switches; container runtimes strip the environment of the caller."""
+    settings = {"GPUCKPT_CRIU_BUILD": criu.build, "GPUCKPT_CRIU_ROOT": criu.home, **criu.switches}
+    write_atomically(LANE_ENV_FILE, "".join(f"{key}={value}\n" for key, value in settings.items()), 0o644)
+    try:
+        yield
+    finally:
+        remove(LANE_ENV_FILE)
+
+
+def _node_switches() -> dict[str, str]:
+    pairs = (line.split("=", 1) for line in read_text(NODE_ENV_FILE).splitlines() if "=" in line)
+    return {key.strip(): value.strip().strip("'\"") for key, value in pairs if SWITCH.match(key.strip())}

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Phases and errors read from CRIU's logs.
+
+CRIU stamps its lines with the seconds since its own start. Phases are the spans between two landmark lines; nothing
+is subtracted to make one. Our plugin and patches add lines `gpuckpt: span name=… pid=… start=… end=…` with the
+monotonic clock, which need no alignment.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+STAMP = re.compile(r"^\((\d+\.\d+)\)\s+(.*)$")
+SPAN = re.compile(r"gpuckpt: span (?P<fields>name=\S+ .*)$")
+ERROR = re.compile(r"\bError \(")
+SCRIPTS = re.compile(r"^Running ([a-z-]+) scripts$")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stamped line: seconds since CRIU's start, and its text."""
+
+    seconds: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Landmark:
+    """The first (or last) line of a log that matches a pattern."""
+
+    pattern: str
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What CRIU does between two landmarks."""
+
+    name: str
+    start: Landmark
+    end: Landmark
+
+
+def _chain(*steps: tuple[str, Landmark] | Landmark) -> tuple[Phase, ...]:
+    """Phases that follow one another: name and start of each, then the end of the last."""
+    marks = [step if isinstance(step, Landmark) else step[1] for step in steps]
+    names = [step[0] for step in steps if not isinstance(step, Landmark)]
+    return tuple(Phase(name, start, end) for name, start, end in zip(names, marks, marks[1:]))
+
+
+# In a tree of several processes `memory` spans all of them, and so holds the inspection of the later ones.
+DUMP_PHASES = _chain(
+    ("criu_setup", Landmark(r"^CRIU run id")),
+    ("freeze", Landmark(r"^Dumping processes \(pid")),
+    ("inspect", Landmark(r"^net: Lock network")),
+    ("memory", Landmark(r"^Dumping pages \(type")),
+    ("describe", Landmark(r"^Dumping core \(pid", last=True)),
+    ("finish", Landmark(r"^Running post-dump scripts")),
+    Landmark(r"^Dumping finished successfully"),
+)
+RESTORE_PHASES = _chain(
+    ("criu_setup", Landmark(r"^CRIU run id")),
+    ("read_images", Landmark(r"^Reading image tree")),
+    ("fork_and_files", Landmark(r"^Forking task with")),
+    ("memory_and_threads", Landmark(r"Restore via sigreturn")),
+    ("finish", Landmark(r"^Running post-restore scripts")),
+    Landmark(r"^Restore finished successfully"),
+)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A log line that names a cause: the reason it stands for, and what to do about it."""
+
+    pattern: str
+    reason: str
+    message: str
+
+
+SIGNATURES = (
+    Signature(
+        r"io_uring",
+        "io_uring",
+        "a process holds an io_uring descriptor, which CRIU cannot dump; deny io_uring to the server "
+        "(the role seccomp_profile, or sysctl kernel.io_uring_disabled=2) and start it again",
+    ),
+    Signature(
+        r"Connected TCP socket",
+        "tcp_connection",
+        "the server has an open TCP connection; close it (a client that keeps its connection alive), "
+        "or set tcp_established for the checkpoint and the restore",
+    ),
+    Signature(
+        r"Can't get 1:16 opt",
+        "criu_too_old",
+        "this CRIU cannot dump the TCP listeners of this kernel; use CRIU 4.2 or newer (the role criu builds it)",
+    ),
+    Signature(
+        r"No space left on device|Cannot allocate memory.*(write|page-xfer)",
+        "store_full",
+        "the checkpoint store is full; delete old checkpoints or make the store larger "
+        "(checkpoint_store_size), or dump a smaller process",
+    ),
+    Signature(
+        r"has bad (size|mode|build-id)",
+        "criu_failed",
+        "a file that the server holds open changed since the checkpoint; put the file back as it was, "
+        "or let the server not hold files open that grow",
+    ),
+    Signature(
+        r"Can't fork for \d+: File exists",
+        "criu_failed",
+        "a process number of the checkpoint is in use; stop the process that has it "
+        "(the log names the number), then restore again",
+    ),
+    Signature(
+        r"(Can't read|Unexpected EOF on|Can't open file|Can't open|Bad magic|Unable to open|image corrupted|Short read).*"
+        r"(img|image|page)|Can't read (mapping|page)|Unexpected end of file|EOF on \S+|page-read.*short|"
+        r"Error reading.*pages|preadv.*(0|short)|Can't preadv",
+        "images_truncated",
+        "the images of the checkpoint are incomplete or damaged; take the checkpoint again",
+    ),
+    Signature(
+        r"cuda.*(No such file|not found|could not be started|execvp)",
+        "cuda_not_running",
+        "the CUDA plugin could not reach the driver; see that cuda-checkpoint lies beside this build of CRIU "
+        "and that the driver is 555 or newer",
+    ),
+    Signature(
+        r"cuda.*(out of memory|OUT_OF_MEMORY)",
+        "gpu_memory_short",
+        "there is not enough free GPU memory for the restore; stop what else uses the GPU, then restore again",
+    ),
+    Signature(
+        r"Can't get rlimit 0",
+        "criu_failed",
+        "CRIU may not read the limits of the server's processes; run the container's processes as uid 0, "
+        "or give the node CAP_SYS_RESOURCE",
+    ),
+    Signature(
+        r"Can't bind inet socket|Address already in use",
+        "port_taken",
+        "the server's port is in use on this node; stop what listens there, then restore again",
+    ),
+)
+# CRIU logs these as errors and goes on; a restore that shows them is sound.
+HARMLESS = (r"RLIMIT_NOFILE", r"Can't keep kdat cache")
+# What a success must not show, although CRIU exits 0: a resume hook that failed, a plugin that gave up.
+SILENT_FAILURES = (
+    r"cuda_plugin: .*(Failed|failed|Could not|could not|Unable|unable|cannot|timed out)",
+    r"(RESUME_DEVICES_LATE|late stage hook).*(fail|error|returned -)",
+)
+
+
+def parse(text: str) -> list[Line]:
+    """The stamped lines of a log. PIE lines carry no stamp, and take that of the line before them."""
+    lines: list[Line] = []
+    seconds = 0.0
+    for raw in text.splitlines():
+        match = STAMP.match(raw)
+        if match:
+            seconds = float(match.group(1))
+            lines.append(Line(seconds, match.group(2)))
+        elif raw.strip():
+            lines.append(Line(seconds, raw))
+    return lines
+
+
+def phases(lines: Sequence[Line], plan: Sequence[Phase]) -> dict[str, tuple[float, float]]:
+    """Those phases of the plan that the log shows, as (start, end) in seconds since CRIU's start."""
+    found = {}
+    for phase in plan:
+        start, end = _find(lines, phase.start), _find(lines, phase.end)
+        if start is not None and end is not None and end >= start:
+            found[phase.name] = (start, end)
+    return found
+
+
+def script_phases(lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
+    """Action scripts that ran, as `script_<hook>`: from their line to the next stamped one."""
+    found = {}
+    for line, following in zip(lines, lines[1:]):
+        match = SCRIPTS.match(line.text)
+        if match and following.seconds - line.seconds >= 0.001:
+            found[f"script_{match.group(1).replace('-', '_')}"] = (line.seconds, following.seconds)
+    return found
+
+
+def spans(text: str) -> dict[str, tuple[float, float, int]]:
+    """Spans of our plugin and patches: name → (start, end, bytes) on the monotonic clock in seconds.
+
+    Several of one name (one for each process) become one, from the first start to the last end, bytes added up.
+    """
+    found: dict[str, tuple[float, float, int]] = {}
+    for match in SPAN.finditer(text.replace("\r", "")) if "gpuckpt: span" in text else ():
+        fields = dict(part.split("=", 1) for part in match.group("fields").split() if "=" in part)
+        try:
+            start, end, size = float(fields["start"]), float(fields["end"]), int(fields.get("bytes") or 0)
+        except (KeyError, ValueError):
+            continue
+        known = found.get(fields["name"])
+        if known:
+            start, end, size = min(start, known[0]), max(end, known[1]), size + known[2]
+        found[fields["name"]] = (start, end, size)
+    return found
+
+
+def error_lines(text: str) -> list[str]:
+    """The lines that report an error, without those known to be harmless."""
+    return [line for line in text.splitlines() if ERROR.search(line) and not _matches(line, HARMLESS)]
+
+
+def silent_failures(text: str) -> list[str]:
+    """Lines that show a failed hook or plugin, which CRIU's exit status may hide."""
+    return [line for line in text.splitlines() if _matches(line, SILENT_FAILURES)]
+
+
+def classify(text: str) -> Signature | None:
+    """The cause that a failed run's log names; the earliest error line that is known decides."""
+    for line in error_lines(text) or text.splitlines()[-20:]:
+        for signature in SIGNATURES:
+            if re.search(signature.pattern, line):
+                return signature
+    return None
+
+
+def start_of_log(path: str, lines: Sequence[Line]) -> float | None:
+    """CRIU's start on the monotonic clock in seconds: the log's last write less the stamp of its last line."""
+    try:
+        written = os.stat(path).st_mtime
+    except OSError:
+        return None
+    if not lines:
+        return None
+    return written - (time.time() - time.monotonic()) - lines[-1].seconds
+
+
+def _matches(line: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, line) for pattern in patterns)
+
+
+def _find(lines: Sequence[Line], mark: Landmark) -> float | None:
+    expression = re.compile(mark.pattern)
+    ordered: Iterable[Line] = reversed(lines) if mark.last else lines
+    return next((line.seconds for line in ordered if expression.search(line.text)), None)

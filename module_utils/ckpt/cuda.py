@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""CUDA state of processes and GPU memory; everything is empty or None on a node without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable
+
+from ansible.module_utils.ckpt.commands import Commands
+
+STATES = ("running", "locked", "checkpointed", "failed")
+RUNNING = "running"
+CUDA_SUCCESS = 0
+MIB = 1 << 20
+SMI_TIMEOUT_S = 30.0
+
+
+class Driver:
+    """The driver's checkpoint interface (560 or newer), or the cuda-checkpoint command where it lacks it."""
+
+    def __init__(self, commands: Commands, cuda_checkpoint: str) -> None:
+        self._commands = commands
+        self._command = cuda_checkpoint
+        self._library = _open_library()
+
+    def states(self, pids: Iterable[int]) -> dict[int, str]:
+        """State (one of STATES) of those of the processes that hold CUDA state."""
+        found = {}
+        for pid in pids:
+            state = self._state(pid)
+            if state is not None:
+                found[pid] = state
+        return found
+
+    def _state(self, pid: int) -> str | None:
+        if self._library is None:
+            return self._ask_command(pid)
+        value = ctypes.c_int(-1)
+        if self._library.cuCheckpointProcessGetState(ctypes.c_int(pid), ctypes.byref(value)) != CUDA_SUCCESS:
+            return None
+        return STATES[value.value] if 0 <= value.value < len(STATES) else "failed"
+
+    def _ask_command(self, pid: int) -> str | None:
+        if not os.path.exists(self._command):
+            return None
+        result = self._commands.run([self._command, "--get-state", "--pid", str(pid)], SMI_TIMEOUT_S)
+        word = result.stdout.strip().lower()
+        return word if result.rc == 0 and word in STATES else None
+
+
+def _open_library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+        library.cuCheckpointProcessGetState  # noqa: B018  (raises where the driver is older)
+    except (OSError, AttributeError):
+        return None
+    return library
+
+
+def memory_used_bytes(commands: Commands) -> int | None:
+    """GPU memory in use on all GPUs of the node; None without a GPU."""
+    rows = _query(commands, "--query-gpu=memory.used")
+    values = [int(row[0]) * MIB for row in rows if row and row[0].isdigit()]
+    return sum(values) if values else None
+
+
+def process_bytes(commands: Commands, pids: Iterable[int]) -> int | None:
+    """GPU memory held by the processes; None without a GPU, or where the driver does not tell."""
+    wanted = {str(pid) for pid in pids}
+    rows = _query(commands, "--query-compute-apps=pid,used_memory")
+    values = [int(row[1]) * MIB for row in rows if len(row) == 2 and row[0] in wanted and row[1].isdigit()]
+    return sum(values) if values else None
+
+
+def _query(commands: Commands, query: str) -> list[list[str]]:
+    if not os.path.exists("/dev/nvidiactl"):
+        return []
+    result = commands.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], SMI_TIMEOUT_S)
+    if result.rc != 0:
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines() if line.strip()]

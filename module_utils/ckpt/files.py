@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files written whole or not at all, and small ones read."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+
+def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
+    """Replace `path` by `text`; after a crash there is the old content or the new, never a part."""
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    scratch = f"{path}.{os.getpid()}.partial"
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
+
+
+def write_json(path: str, value: Any, mode: int = 0o600) -> None:
+    """Write a JSON document atomically."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", mode)
+
+
+def read_json(path: str) -> Any | None:
+    """The JSON document at `path`, None if there is none. Raises ValueError if it is not JSON."""
+    try:
+        with open(path, encoding="utf-8") as source:
+            return json.load(source)
+    except FileNotFoundError:
+        return None
+
+
+def read_text(path: str) -> str:
+    """A log or pseudo file as text, empty if it is missing or unreadable; bytes that are not UTF-8 are replaced."""
+    try:
+        with open(path, "rb") as source:
+            return source.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def remove(path: str) -> None:
+    """Remove a file that may be gone already."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

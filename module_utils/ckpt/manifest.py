@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The manifest of a checkpoint: what a restore is compared with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import read_json, write_json
+
+SCHEMA_VERSION = 1
+NAME = "checkpoint.json"
+SOURCES = ("store", "disk", "tar", "tar.gz", "tar.zst")
+ARCHIVES = {"tar": "checkpoint.tar", "tar.gz": "checkpoint.tar.gz", "tar.zst": "checkpoint.tar.zst"}
+OWN_NAMES = {NAME, "images", "work", "expendable", *ARCHIVES.values()}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Folders and files of one checkpoint."""
+
+    folder: str
+    source: str
+
+    @property
+    def images(self) -> str:
+        """CRIU's images."""
+        return os.path.join(self.folder, "images")
+
+    @property
+    def work(self) -> str:
+        """Logs and statistics."""
+        return os.path.join(self.folder, "work")
+
+    @property
+    def archive(self) -> str | None:
+        """The archive, None if the images lie in place."""
+        name = ARCHIVES.get(self.source)
+        return os.path.join(self.folder, name) if name else None
+
+    @property
+    def manifest(self) -> str:
+        """The manifest, written last: without it the checkpoint is incomplete."""
+        return os.path.join(self.folder, NAME)
+
+
+@dataclass
+class Manifest:
+    """What was true before the dump. Sizes in bytes."""
+
+    name: str
+    runtime: str
+    server: str
+    created_at: str
+    source: str = "store"
+    slimming: str = "none"
+    tcp_established: bool = False
+    flags: list[str] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    cuda_nspids: list[int] = field(default_factory=list)
+    gpu_bytes: int | None = None
+    counter: int | None = None
+    canary_tokens: list[str] = field(default_factory=list)
+    images: dict[str, int] = field(default_factory=dict)
+    images_total: int = 0
+    build: dict[str, Any] = field(default_factory=dict)
+    switches: dict[str, str] = field(default_factory=dict)
+    instance: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def identities(self) -> set[tuple[int, str]]:
+        """(number in the namespace, name) of each process."""
+        return {(task["nspid"], task["comm"]) for task in self.tasks}
+
+    def write(self, layout: Layout) -> None:
+        """Complete the checkpoint."""
+        write_json(layout.manifest, asdict(self))
+
+
+def load(layout: Layout) -> Manifest:
+    """The manifest of a checkpoint. Raises CkptError (images_missing, bad_input)."""
+    try:
+        raw = read_json(layout.manifest)
+    except ValueError as error:
+        raise CkptError(
+            "images_truncated", f"{layout.manifest} is not JSON ({error}); take the checkpoint again."
+        ) from error
+    if raw is None:
+        raise CkptError(
+            "images_missing",
+            f"there is no finished checkpoint in {layout.folder} (no {NAME}); take it with ckpt_checkpoint first.",
+        )
+    if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
+        raise CkptError(
+            "bad_input", f"{layout.manifest} was written by another version of gpuckpt; take the checkpoint again."
+        )
+    return Manifest(**raw)
+
+
+def is_checkpoint(folder: str) -> bool:
+    """Whether the folder is one of ours, finished or not, and may be deleted."""
+    return os.path.exists(os.path.join(folder, NAME)) or set(os.listdir(folder)) <= OWN_NAMES

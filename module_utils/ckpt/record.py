@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One measurement: what is recorded, and what it takes to count as a success."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import write_json
+
+SCHEMA_VERSION = 1
+MARKS = ("T0", "T1", "T2", "T3", "T4", "T5")
+# in the order in which a failure is reported: what comes first explains what follows
+GATES: dict[str, tuple[str, str]] = {
+    "exit_zero": ("criu_failed", "the restore command failed"),
+    "no_error_line": ("criu_failed", "CRIU exited 0, but its log shows a failed hook or plugin; see the log lines"),
+    "pids_alive": ("pids_missing", "not every process of the checkpoint is alive after the restore; see the server's log"),
+    "cuda_running": ("cuda_not_running", "a CUDA process is not in the state RUNNING after the restore; see CRIU's log"),
+    "image_bytes": ("gpu_bytes_missing", "the images hold fewer bytes than the GPU memory that was in use; the GPU was not saved"),
+    "counter_survived": ("counter_lost", "the request counter in the server's memory did not survive; this is not the same process"),
+    "canary_equal": ("canary_differs", "the canary's tokens differ from those before the checkpoint; the memory is damaged"),
+}
+
+
+class Record:
+    """Builds one record. Times are monotonic seconds until `offsets` makes them seconds since T0."""
+
+    def __init__(self, kind: str, identity: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.identity = dict(identity)
+        self.started_at = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        self.marks: dict[str, float | None] = dict.fromkeys(MARKS)
+        self.phases: dict[str, tuple[float, float]] = {}
+        self.images: dict[str, int] = {}
+        self.images_total = 0
+        self.bytes: dict[str, int | None] = dict.fromkeys(("gpu", "read", "mapped", "archive"))
+        self.gpu_mem_before: int | None = None
+        self.gpu_mem_after: int | None = None
+        self.stats: dict[str, dict[str, Any]] = {"criu": {}, "podman": {}}
+        self.canary_tokens: list[str] = []
+        self.canary_equal: bool | None = None
+        self.counter: dict[str, int | None] = {"before": None, "after": None}
+        self.requests: list[dict[str, Any]] = []
+        self.build: dict[str, Any] = {"name": "current", "digest": None, "version": None}
+        self.switches: dict[str, str] = {}
+        self.slimming = "none"
+        self.source = "store"
+        self.page_cache: dict[str, Any] = {"asked": "warm", "resident_fraction": None}
+        self.checks: dict[str, bool | None] = dict.fromkeys(GATES)
+        self.log_tail: list[str] = []
+        self.failure: CkptError | None = None
+
+    def mark(self, name: str, when: float) -> None:
+        """Set T0 … T5, on the monotonic clock in seconds."""
+        self.marks[name] = when
+
+    def judge(self) -> None:
+        """Turn the first check that failed into the record's failure, unless a plainer cause is known."""
+        for gate, (reason, message) in GATES.items():
+            if self.checks[gate] is False and self.failure is None:
+                self.failure = CkptError(reason, f"{message}.")
+
+    def as_dict(self, actions: list[list[str]]) -> dict[str, Any]:
+        """The record as JSON, times in seconds since T0."""
+        start = self.marks["T0"]
+        failure = self.failure
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": self.identity.get("run_id") or "",
+            "host": self.identity.get("host") or os.uname().nodename,
+            "seq": self.identity.get("seq") or 0,
+            "lane": self.identity.get("lane") or "",
+            "kind": self.kind,
+            "iteration": self.identity.get("iteration") or 0,
+            "warmup": bool(self.identity.get("warmup")),
+            "status": "failed" if failure else "ok",
+            "reason": failure.reason if failure else None,
+            "message": failure.message if failure else None,
+            "started_at": self.started_at,
+            "clock": "monotonic",
+            "t": {name: _offset(when, start) for name, when in self.marks.items()} | {"T0": 0.0},
+            "phases": self._phases(start),
+            "bytes": {"images": self.images, "images_total": self.images_total, **self.bytes},
+            "gpu_mem_before": self.gpu_mem_before,
+            "gpu_mem_after": self.gpu_mem_after,
+            "stats": self.stats,
+            "canary": {"tokens": self.canary_tokens, "equal": self.canary_equal},
+            "counter": self.counter,
+            "requests": self.requests,
+            "build": self.build,
+            "switches": self.switches,
+            "slimming": self.slimming,
+            "source": self.source,
+            "page_cache": self.page_cache,
+            "checks": self.checks,
+            "actions": actions,
+            "log_tail": self.log_tail,
+        }
+
+    def _phases(self, start: float | None) -> dict[str, dict[str, float]]:
+        if start is None:
+            return {}
+        offsets = {
+            name: (max(0.0, begin - start), max(0.0, end - start))
+            for name, (begin, end) in sorted(self.phases.items(), key=lambda item: item[1])
+        }
+        phases = {name: {"start": _round(begin), "end": _round(end)} for name, (begin, end) in offsets.items()}
+        last = max((when for when in (self.marks["T4"], self.marks["T1"]) if when is not None), default=None)
+        if last is not None:
+            phases["unattributed"] = {"start": 0.0, "end": _round(uncovered(list(offsets.values()), last - start))}
+        return phases
+
+
+def uncovered(intervals: list[tuple[float, float]], end: float) -> float:
+    """Seconds between 0 and `end` that no interval covers."""
+    gap = reached = 0.0
+    for begin, stop in sorted(intervals):
+        gap += max(0.0, min(begin, end) - reached)
+        reached = max(reached, min(stop, end))
+    return gap + max(0.0, end - reached)
+
+
+def write_record(path: str | None, record: Mapping[str, Any]) -> None:
+    """Keep the record on the node, before the connection can be lost."""
+    if path:
+        write_json(path, record)
+
+
+def _offset(when: float | None, start: float | None) -> float | None:
+    return None if when is None or start is None else _round(when - start)
+
+
+def _round(seconds: float) -> float:
+    return round(seconds, 6)

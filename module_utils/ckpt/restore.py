@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The flow of a restore: the clock, and the proof that it is the same server."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import Any
+
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, manifest, pagecache, procfs, slimming
+from ansible.module_utils.ckpt.commands import Job, Result
+from ansible.module_utils.ckpt.criu import exclusive, lane_settings
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.manifest import Layout, Manifest
+from ansible.module_utils.ckpt.runtimes.base import RestoreRequest, Runtime
+
+
+def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+    """Restore a checkpoint and prove it. Raises CkptError, and then no process of the server is left."""
+    record, runtime = operation.record, operation.runtime
+    layout = Layout(params["checkpoint"]["dir"], params["checkpoint"]["source"])
+    record.source, record.slimming = layout.source, params["slimming"]
+    runtime.require()
+    flows.describe_criu(operation)
+    with exclusive():
+        proof = manifest.load(layout)
+        _require_fit(operation, params, proof)
+        try:
+            _restore(operation, params, RestoreRequest(layout, proof, tuple(params["flags"])))
+        except BaseException:
+            with suppress(CkptError):
+                record.log_tail = record.log_tail or runtime.log_tail()
+            _end(runtime, layout)
+            raise
+        if params["stop_after"]:
+            _end(runtime, layout)
+            record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+
+
+def _end(runtime: Runtime, layout: Layout) -> None:
+    """Stop the server; a container that came out of an archive is removed, one that is restored in place is kept."""
+    if layout.archive:
+        runtime.remove()
+    else:
+        runtime.stop()
+
+
+def _require_fit(operation: flows.Operation, params: dict[str, Any], proof: Manifest) -> None:
+    """The checkpoint is of this runtime and this slimming."""
+    for what, asked, taken in (
+        ("runtime", operation.runtime.name, proof.runtime),
+        ("slimming", params["slimming"], proof.slimming),
+        ("source", params["checkpoint"]["source"], proof.source),
+    ):
+        if asked != taken:
+            raise CkptError(
+                "bad_input",
+                f"the checkpoint {proof.name} was taken with {what} `{taken}` and cannot be restored with `{asked}`; "
+                f"set {what}: {taken}, or take another checkpoint.",
+            )
+
+
+def _restore(operation: flows.Operation, params: dict[str, Any], request: RestoreRequest) -> None:
+    record, runtime = operation.record, operation.runtime
+    proof = request.manifest
+    record.images, record.images_total = proof.images, proof.images_total
+    record.bytes["gpu"] = proof.gpu_bytes
+    record.counter["before"] = proof.counter
+    if not request.layout.archive:
+        images.require_whole(request.layout.images)
+    files = runtime.prepare_restore(request)
+    _require_port_free(operation)
+    record.page_cache = {
+        "asked": params["page_cache"],
+        "resident_fraction": pagecache.prepare(params["page_cache"], files),
+    }
+    record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+    with lane_settings(operation.criu):
+        record.mark("T0", time.monotonic())
+        job = runtime.restore(request)
+        try:
+            cuda_ran = _serve(operation, params, job, proof)
+        finally:
+            result = job.wait()
+    _add_result(operation, request, result)
+    _prove(operation, proof, cuda_ran)
+
+
+def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: Manifest) -> bool | None:
+    """Until the last token of the canary. Returns whether the CUDA processes run (None: there are none)."""
+    record, runtime = operation.record, operation.runtime
+    watch_cuda = flows.CudaWatch(operation, job, proof.cuda_nspids)
+    try:
+        with flows.AliveWatch(runtime, job, _raise_if_failed) as watch:
+            record.mark("T3", operation.client.wait_healthy(watch.check))
+        if params["slimming"] != "none":
+            begin = time.monotonic()
+            slimming.wake(operation.client, params["slimming"])
+            record.phases["wake"] = (begin, time.monotonic())
+        completion = flows.send_canary(operation)
+        record.phases["first_token"] = (completion.requested, completion.first_token)
+    except _RestoreFailed:
+        return None
+    finally:
+        cuda_ran = watch_cuda.stop()
+        if watch_cuda.running_at is not None:
+            record.mark("T2", watch_cuda.running_at)
+    return cuda_ran
+
+
+class _RestoreFailed(Exception):
+    """The restore command failed; its log tells why."""
+
+
+def _raise_if_failed(job: Job) -> None:
+    if job.wait().rc != 0:
+        raise _RestoreFailed
+
+
+def _add_result(operation: flows.Operation, request: RestoreRequest, result: Result) -> None:
+    """What the command and CRIU left behind. Raises CkptError if the restore failed."""
+    record, runtime = operation.record, operation.runtime
+    record.mark("T1", result.ended)
+    evidence = runtime.evidence("restore", request.layout)
+    record.stats["criu"] = dict(evidence.stats)
+    record.stats["podman"] = runtime.command_stats(result)
+    _add_phases(operation, evidence, result)
+    record.checks["exit_zero"] = result.rc == 0
+    if result.rc != 0:
+        raise flows.explain(
+            evidence, result.stderr, "criu_failed", f"the restore of {request.manifest.name} failed"
+        )
+    failures = criu_log.silent_failures(evidence.log)
+    record.checks["no_error_line"] = not failures
+    operation.log_lines += failures
+
+
+def _add_phases(operation: flows.Operation, evidence: Any, result: Result) -> None:
+    record = operation.record
+    flows.add_criu_phases(record, evidence, criu_log.RESTORE_PHASES)
+    begin = record.marks["T0"]
+    if begin is None:
+        return
+    if operation.runtime.name == "process" and result.started - begin > 0.001:
+        record.phases["unpack"] = (begin, result.started)
+    last_stamp = max((line.seconds for line in criu_log.parse(evidence.log)), default=None)
+    if operation.runtime.name != "process" and evidence.started is not None and last_stamp is not None:
+        record.phases["runtime_before_criu"] = (begin, max(begin, evidence.started))
+        record.phases["runtime_after_criu"] = (min(evidence.started + last_stamp, result.ended), result.ended)
+
+
+def _prove(operation: flows.Operation, proof: Manifest, cuda_ran: bool | None) -> None:
+    """The truth gate: every check that applies, and the first that fails becomes the failure."""
+    record = operation.record
+    alive = {task.identity for task in operation.runtime.tasks()}
+    record.checks["pids_alive"] = proof.identities <= alive
+    record.checks["cuda_running"] = cuda_ran
+    if proof.gpu_bytes is not None:
+        record.checks["image_bytes"] = record.images_total >= proof.gpu_bytes
+    if proof.counter is not None:
+        record.counter["after"] = operation.client.counter_reaches(proof.counter + 1)
+        record.checks["counter_survived"] = record.counter["after"] == proof.counter + 1
+    record.canary_equal = flows.same_answer(proof.canary_tokens, record.canary_tokens)
+    record.checks["canary_equal"] = record.canary_equal
+    record.judge()
+    if record.failure is not None:
+        raise record.failure
+
+
+def _require_port_free(operation: flows.Operation) -> None:
+    holder = procfs.port_holder(operation.spec.port)
+    if holder is not None:
+        raise CkptError(
+            "port_taken",
+            f"port {operation.spec.port} of this node is in use by {holder}; "
+            "stop that program before the restore.",
+        )

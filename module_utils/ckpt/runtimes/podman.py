@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runtime `podman`: a container, checkpointed in place on the store or exported to an archive."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+from ansible.module_utils.ckpt.commands import Job, Result, tail
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import remove
+from ansible.module_utils.ckpt.manifest import Layout
+from ansible.module_utils.ckpt.runtimes.base import (
+    DumpRequest,
+    Evidence,
+    Instance,
+    RestoreRequest,
+    Runtime,
+    read_evidence,
+)
+
+MANAGED_LABEL = "io.gpuckpt.managed"
+COMPRESSION = {"tar": "none", "tar.gz": "gzip", "tar.zst": "zstd"}
+CHECKPOINT_TIMEOUT_S = 900.0
+KEEP = "--keep"
+
+
+class PodmanRuntime(Runtime):
+    """A server in a container that carries our label; others are never touched."""
+
+    name = "podman"
+    _container_id: str | None = None
+
+    def require(self) -> None:
+        self.criu.require(self.commands)
+        self.criu.require_front()
+        if self._podman("--version").rc != 0:
+            raise CkptError(
+                "runtime_failed", "podman is not installed on this node; run provision.yml (role container_runtime)."
+            )
+
+    def instance(self) -> Instance:
+        result = self._podman("container", "inspect", self._container_id or self.spec.name)
+        if result.rc != 0:
+            return Instance(exists=False)
+        container = json.loads(result.stdout)[0]
+        state = container["State"]
+        labels = container["Config"].get("Labels") or {}
+        details = {
+            "container_id": container["Id"],
+            "userdata": os.path.dirname(container["OCIConfigPath"]),
+            "managed": labels.get(MANAGED_LABEL) == "true",
+            "checkpointed": bool(state.get("Checkpointed")),
+        }
+        return Instance(True, bool(state["Running"]), state["Pid"] or None, details)
+
+    def start(self) -> Job:
+        present = self._own()
+        if present.exists:
+            raise CkptError(
+                "runtime_failed",
+                f"a container {self.spec.name} exists already"
+                f"{' and is what a checkpoint restores into' if present.details['checkpointed'] else ''}; "
+                "remove it with ckpt_stop, or give this server another name.",
+            )
+        spec = self.spec
+        options = ["--detach", "--name", spec.name, "--label", f"{MANAGED_LABEL}=true", "--workdir", spec.cwd]
+        options += [option for key, value in sorted(spec.env.items()) for option in ("--env", f"{key}={value}")]
+        if spec.env_secret_file:
+            options += ["--env-file", spec.env_secret_file]
+        if spec.privileged:
+            options.append("--privileged")
+        return self.commands.start(["podman", "run", *options, *spec.podman_args, str(spec.image), *spec.command])
+
+    def check_start(self, result: Result) -> None:
+        if result.rc == 0:
+            return
+        lines = tail(result.stderr)
+        raise CkptError(
+            "runtime_failed",
+            f"podman cannot start {self.spec.name}: {_last_error(lines)}. "
+            "Correct server.image, server.command or server.podman_args, or run provision.yml.",
+            lines,
+        )
+
+    def prepare_checkpoint(self, request: DumpRequest) -> None:
+        for folder in (request.layout.images, request.layout.work):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        if request.layout.archive:
+            remove(request.layout.archive)
+        else:
+            self._mount(request.layout.images)
+
+    def checkpoint(self, request: DumpRequest) -> Job:
+        options = ["--print-stats", KEEP]
+        if request.leave_running:
+            options.append("--leave-running")
+        if request.tcp_established:
+            options.append("--tcp-established")
+        if request.layout.archive:
+            options += ["--export", request.layout.archive, "--compress", COMPRESSION[request.layout.source]]
+        argv = ["podman", "container", "checkpoint", *options, *request.flags, self.spec.name]
+        return self.commands.start(argv, CHECKPOINT_TIMEOUT_S)
+
+    def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
+        container = self.instance()
+        self._unmount()
+        if request.layout.archive and not request.leave_running:
+            self.remove()
+        return {"container_id": container.details["container_id"], "name": self.spec.name}
+
+    def abandon_checkpoint(self, request: DumpRequest) -> None:
+        self._unmount()
+        shutil.rmtree(request.layout.images, ignore_errors=True)
+        if request.layout.archive:
+            remove(request.layout.archive)
+
+    def prepare_restore(self, request: RestoreRequest) -> list[str]:
+        if request.layout.archive:
+            if self._own().exists:
+                self.remove()
+            return [request.layout.archive]
+        self._container_id = request.manifest.instance.get("container_id")
+        container = self._own()
+        if not container.exists:
+            raise CkptError(
+                "images_missing",
+                f"the container that the checkpoint {request.manifest.name} restores into was removed; "
+                "take the checkpoint again, or use a source that carries the container (tar).",
+            )
+        if container.running:
+            self.stop()
+        images = request.layout.images
+        if KEEP not in request.flags:
+            images = self._expendable_copy(request.layout)
+        self._unmount()
+        self._mount(images)
+        return [entry.path for entry in os.scandir(images) if entry.is_file()]
+
+    def restore(self, request: RestoreRequest) -> Job:
+        options = ["--print-stats", *request.flags]
+        if request.manifest.tcp_established and "--tcp-established" not in options:
+            options.append("--tcp-established")
+        if request.layout.archive:
+            target = ["--import", request.layout.archive]
+        else:
+            target = [str(self._container_id)]
+        return self.commands.start(["podman", "container", "restore", *options, *target], CHECKPOINT_TIMEOUT_S)
+
+    def evidence(self, action: str, layout: Layout) -> Evidence:
+        userdata = self.instance().details.get("userdata")
+        if userdata is None:
+            return Evidence()
+        found = read_evidence(f"{userdata}/{action}.log", f"{userdata}/stats-{action}")
+        for name in (f"{action}.log", f"stats-{action}"):
+            if os.path.exists(f"{userdata}/{name}"):
+                shutil.copy2(f"{userdata}/{name}", f"{layout.work}/{name}")
+        return found
+
+    def stop(self) -> None:
+        container = self._own()
+        if container.running:
+            result = self._podman("stop", "--time", "0", container.details["container_id"])
+            if result.rc != 0 or self.instance().running:
+                raise CkptError(
+                    "runtime_failed",
+                    f"podman cannot stop {self.spec.name}: {_last_error(tail(result.stderr))}. "
+                    "A process of it may hang in the kernel or in the GPU's driver: see dmesg.",
+                    tail(result.stderr),
+                )
+        if container.exists:
+            self._unmount()
+
+    def remove(self) -> None:
+        self.stop()
+        container = self.instance()
+        if not container.exists:
+            return
+        result = self._podman("rm", "--force", "--time", "0", container.details["container_id"])
+        if result.rc != 0:
+            raise CkptError(
+                "runtime_failed",
+                f"podman cannot remove {self.spec.name}: {_last_error(tail(result.stderr))}; see the log lines.",
+                tail(result.stderr),
+            )
+
+    def log_tail(self) -> list[str]:
+        result = self._podman("logs", "--tail", "12", self._container_id or self.spec.name)
+        return tail(result.stdout + result.stderr)
+
+    def command_stats(self, result: Result) -> dict[str, Any]:
+        """What --print-stats printed (times in microseconds); it comes with a failure too, then empty."""
+        start = result.stdout.find("{")
+        if start < 0:
+            return {}
+        try:
+            stats = json.loads(result.stdout[start:])
+        except ValueError:
+            return {}
+        return stats if isinstance(stats, dict) else {}
+
+    def _podman(self, *arguments: str) -> Result:
+        return self.commands.run(["podman", *arguments])
+
+    def _own(self) -> Instance:
+        """The container, if there is one. Raises CkptError (runtime_failed) if it is not ours."""
+        container = self.instance()
+        if container.exists and not container.details["managed"]:
+            raise CkptError(
+                "runtime_failed",
+                f"the container {self.spec.name} was not made by gpuckpt (no label {MANAGED_LABEL}=true) and is left "
+                "alone; give the server another name.",
+            )
+        return container
+
+    def _mount_point(self) -> str:
+        return os.path.join(self.instance().details["userdata"], "checkpoint")
+
+    def _mount(self, images: str) -> None:
+        """Let podman find the store's folder where it keeps a container's checkpoint."""
+        point = self._mount_point()
+        os.makedirs(point, mode=0o700, exist_ok=True)
+        result = self.commands.run(["mount", "--bind", images, point])
+        if result.rc != 0:
+            raise CkptError(
+                "runtime_failed",
+                f"cannot bind {images} to {point}: {result.stderr.strip()}; the modules need root with CAP_SYS_ADMIN.",
+            )
+
+    def _unmount(self) -> None:
+        point = self._mount_point()
+        while os.path.ismount(point):
+            # a process restored from mapped images still has them open: detach, the kernel lets go with the process
+            if self.commands.run(["umount", "--lazy", point]).rc != 0:
+                return
+
+    def _expendable_copy(self, layout: Layout) -> str:
+        """Without --keep podman deletes the images after the restore, within the clock: give it a true copy."""
+        copy = os.path.join(layout.folder, "expendable")
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            shutil.copytree(layout.images, copy)
+        except (OSError, shutil.Error) as error:
+            shutil.rmtree(copy, ignore_errors=True)
+            raise CkptError(
+                "store_full",
+                f"a restore without {KEEP} deletes its images and so works on a copy, which does not fit ({error}); "
+                f"make the store larger, or restore with {KEEP}.",
+            ) from error
+        os.chmod(copy, 0o700)
+        return copy
+
+
+def _last_error(lines: list[str]) -> str:
+    return lines[-1].removeprefix("Error: ").rstrip(".") if lines else "no message"

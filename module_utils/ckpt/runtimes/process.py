@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runtime `process`: a plain process tree and bare CRIU, what the engine itself costs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from typing import Any
+
+from ansible.module_utils.ckpt import archive, procfs
+from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result, tail
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
+from ansible.module_utils.ckpt.manifest import Layout
+from ansible.module_utils.ckpt.runtimes.base import (
+    DumpRequest,
+    Evidence,
+    Instance,
+    RestoreRequest,
+    Runtime,
+    read_evidence,
+    still_there,
+)
+
+INSTANCES = "/run/gpuckpt/instances"
+GHOST_LIMIT_BYTES = 1 << 30
+DUMP_TIMEOUT_S = 900.0
+
+
+class ProcessRuntime(Runtime):
+    """A server in a session of its own, remembered by number and start time so that only it is ever ended."""
+
+    name = "process"
+    _child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def _state_path(self) -> str:
+        return f"{INSTANCES}/{self.spec.name}.json"
+
+    @property
+    def _pidfile(self) -> str:
+        return f"{INSTANCES}/{self.spec.name}.pid"
+
+    @property
+    def _log_path(self) -> str:
+        return self.spec.stdout or f"/var/lib/gpuckpt/{self.spec.name}.log"
+
+    def require(self) -> None:
+        self.criu.require(self.commands)
+
+    def instance(self) -> Instance:
+        if self._child is not None:
+            self._child.poll()
+        state = read_json(self._state_path) or self._adopt_restored()
+        if state is None:
+            return Instance(exists=False)
+        task = procfs.read_task(state["pid"])
+        running = task is not None and task.starttime == state["starttime"] and task.state not in ("Z", "X")
+        return Instance(True, running, state["pid"] if running else None, state)
+
+    def start(self) -> Job:
+        if self.instance().running:
+            raise CkptError(
+                "runtime_failed",
+                f"the server {self.spec.name} runs already (pid {self.instance().pid}); stop it with ckpt_stop first.",
+            )
+        self.remove()
+        os.makedirs(os.path.dirname(self._log_path), exist_ok=True)
+        job = Job(self.spec.command)
+        self.commands.actions.append(list(self.spec.command))
+        try:
+            with open(self._log_path, "wb") as log:
+                self._child = subprocess.Popen(
+                    self.spec.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(),
+                    cwd=self.spec.cwd,
+                    start_new_session=True,
+                    close_fds=True,
+                )
+        except OSError as error:
+            job.end(127, "", f"{error.filename}: {error.strerror}")
+            return job
+        self._remember(self._child.pid)
+        job.end(0, "", "")
+        return job
+
+    def check_start(self, result: Result) -> None:
+        if result.rc != 0:
+            raise CkptError(
+                "runtime_failed",
+                f"the server's command cannot be started ({result.stderr.strip()}); "
+                "correct server.command, server.cwd or server.env_secret_file.",
+            )
+
+    def prepare_checkpoint(self, request: DumpRequest) -> None:
+        for folder in (request.layout.images, request.layout.work):
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+
+    def checkpoint(self, request: DumpRequest) -> Job:
+        pid = self.instance().pid
+        options = ["--tree", str(pid), *self._common_options(request.layout, "dump", request.tcp_established)]
+        options += self._network_lock()
+        if request.leave_running:
+            options.append("--leave-running")
+        return self._criu("dump", [*options, *request.flags])
+
+    def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
+        pid = self.instance().details.get("pid")
+        if request.layout.archive:
+            archive.pack(self.commands, request.layout.images, request.layout.archive)
+            shutil.rmtree(request.layout.images)
+        return {"pid": pid, "log": {"path": self._log_path, "bytes": _size(self._log_path)}}
+
+    def abandon_checkpoint(self, request: DumpRequest) -> None:
+        shutil.rmtree(request.layout.images, ignore_errors=True)
+        if request.layout.archive:
+            remove(request.layout.archive)
+
+    def prepare_restore(self, request: RestoreRequest) -> list[str]:
+        self.stop()
+        taken = procfs.wait_gone(task["pid"] for task in request.manifest.tasks)
+        if taken:
+            holder = procfs.read_task(taken[0])
+            raise CkptError(
+                "runtime_failed",
+                f"process number {taken[0]} of the checkpoint is in use"
+                f"{f' by {holder.comm}' if holder else ''}; end that process, then restore again.",
+            )
+        self._rewind_log(request.manifest.instance.get("log") or {})
+        os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
+        for path in (self._state_path, self._pidfile):
+            remove(path)
+        if request.layout.archive:
+            shutil.rmtree(request.layout.images, ignore_errors=True)
+            return [request.layout.archive]
+        return [entry.path for entry in os.scandir(request.layout.images) if entry.is_file()]
+
+    def restore(self, request: RestoreRequest) -> Job:
+        layout = request.layout
+        options = [*self._common_options(layout, "restore", request.manifest.tcp_established), "--restore-detached"]
+        options += ["--pidfile", self._pidfile, *request.flags]
+        if layout.archive:
+            archive.unpack(self.commands, layout.archive, layout.images)
+        return self._criu("restore", options)
+
+    def evidence(self, action: str, layout: Layout) -> Evidence:
+        return read_evidence(f"{layout.work}/{action}.log", f"{layout.work}/stats-{action}")
+
+    def stop(self) -> None:
+        tasks = self.tasks()
+        for task in reversed(tasks):
+            with suppress(ProcessLookupError):
+                os.kill(task.pid, signal.SIGKILL)
+        if self._child is not None:
+            self._child.wait()
+        left = still_there(task.pid for task in tasks)
+        if left:
+            raise CkptError(
+                "runtime_failed",
+                f"process {left[0]} of the server {self.spec.name} does not end although it was killed; "
+                "it hangs in the kernel or in the GPU's driver: see dmesg.",
+            )
+
+    def remove(self) -> None:
+        self.stop()
+        for path in (self._state_path, self._pidfile):
+            remove(path)
+
+    def log_tail(self) -> list[str]:
+        return tail(read_text(self._log_path))
+
+    def _criu(self, action: str, options: list[str]) -> Job:
+        argv = [self.criu.binary, action, *options]
+        self.commands.actions.append(argv)
+        environment = {"LC_ALL": "C.UTF-8", "HOME": "/root", **self.criu.environment()}
+        return Command(argv, environment, DUMP_TIMEOUT_S)
+
+    def _common_options(self, layout: Layout, action: str, tcp_established: bool) -> list[str]:
+        options = ["--images-dir", layout.images, "--work-dir", layout.work, "--log-file", f"{action}.log", "-v4"]
+        options += ["--ext-unix-sk", "--file-locks", "--link-remap", "--ghost-limit", str(GHOST_LIMIT_BYTES)]
+        options.append("--manage-cgroups=ignore")
+        if tcp_established:
+            options.append("--tcp-established")
+        return options
+
+    def _network_lock(self) -> list[str]:
+        """CRIU locks the network with iptables; without it a dump fails, even with nothing to lock."""
+        return [] if shutil.which("iptables", path=SYSTEM_PATH) else ["--network-lock", "skip"]
+
+    def _adopt_restored(self) -> dict[str, int] | None:
+        """The process that CRIU has restored, from the file in which CRIU leaves its number."""
+        number = read_text(self._pidfile).strip()
+        return self._remember(int(number)) if number.isdigit() else None
+
+    def _remember(self, pid: int) -> dict[str, int] | None:
+        task = procfs.read_task(pid)
+        if task is None:
+            return None
+        state = {"pid": pid, "starttime": task.starttime}
+        write_json(self._state_path, state)
+        return state
+
+    def _environment(self) -> dict[str, str]:
+        environment = {"PATH": SYSTEM_PATH, "HOME": "/root", "LANG": "C.UTF-8", **self.spec.env}
+        if self.spec.env_secret_file:
+            with open(self.spec.env_secret_file, encoding="utf-8") as source:
+                pairs = [line.strip().split("=", 1) for line in source if "=" in line and not line.startswith("#")]
+            environment.update((key, value) for key, value in pairs)
+        return environment
+
+    def _rewind_log(self, log: dict[str, Any]) -> None:
+        """CRIU refuses a restore when a file that the server holds open has another size than at the dump."""
+        path, size = log.get("path"), log.get("bytes")
+        if path and size is not None and _size(path) != size:
+            with open(path, "ab") as out:
+                out.truncate(size)
+
+
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.exists(path) else None

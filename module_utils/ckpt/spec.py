@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The server under test, as a ckpt_* module is told about it: checked at once, every error named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ansible.module_utils.ckpt.errors import CkptError
+
+KINDS = ("reference", "vllm")
+NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
+COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success_total"}
+# vLLM joins several tokens into one event now and then; their numbers tell them apart
+CANARY_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"return_token_ids": True}}
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The request whose answer must be the same before and after."""
+
+    prompt: str = "The quick brown fox"
+    max_tokens: int = 16
+    temperature: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """An inference server: how it is started and how it is spoken to. Times in seconds."""
+
+    name: str
+    kind: str
+    command: list[str]
+    model: str
+    port: int
+    host: str = "127.0.0.1"
+    health_path: str = "/health"
+    completions_path: str = "/v1/completions"
+    counter_path: str = "/metrics"
+    counter_metric: str = ""
+    health_timeout_s: float = 300.0
+    env: dict[str, str] = field(default_factory=dict)
+    env_secret_file: str | None = None
+    cwd: str = "/"
+    stdout: str | None = None
+    image: str | None = None
+    podman_args: list[str] = field(default_factory=list)
+    privileged: bool = False
+    gpu: bool = False
+    canary: Canary = field(default_factory=Canary)
+
+    @property
+    def base_url(self) -> str:
+        """Where the server listens."""
+        return f"http://{self.host}:{self.port}"
+
+
+REQUIRED = ("name", "kind", "command", "model", "port")
+OPTIONAL = {
+    "host": str,
+    "health_path": str,
+    "completions_path": str,
+    "counter_path": str,
+    "counter_metric": str,
+    "cwd": str,
+    "stdout": str,
+    "image": str,
+    "env_secret_file": str,
+}
+KNOWN = {*REQUIRED, *OPTIONAL, "health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep"}
+
+
+def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
+    """The specification of a server. Raises CkptError (bad_input) that names every wrong key."""
+    errors = [f"server.{key} is not known" for key in raw if key not in KNOWN]
+    errors += [f"server.{key} is missing" for key in REQUIRED if not raw.get(key)]
+    values = {key: raw[key] for key in (*REQUIRED, *OPTIONAL) if raw.get(key) is not None}
+    errors += [f"server.{key} must be a string" for key in OPTIONAL if not isinstance(values.get(key, ""), str)]
+    errors += _identity_errors(values, runtime)
+    values["port"] = _number(values, "port", int, 1, 65535, errors)
+    values["health_timeout_s"] = _number({**raw}, "health_timeout_s", float, 0.1, 86400, errors, 300.0)
+    values["command"] = _strings(raw, "command", errors)
+    values["podman_args"] = _strings(raw, "podman_args", errors)
+    values["env"] = _environment(raw.get("env") or {}, errors)
+    values["privileged"] = _boolean(raw, "privileged", errors)
+    values["gpu"] = _boolean(raw, "gpu", errors)
+    values["canary"] = _canary(raw.get("canary") or {}, str(raw.get("kind")), errors)
+    if errors:
+        raise CkptError("bad_input", f"the server's description is wrong: {'; '.join(errors)}.")
+    values.setdefault("counter_metric", COUNTERS[values["kind"]])
+    return ServerSpec(**values)
+
+
+def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
+    errors = []
+    if values.get("kind") and values["kind"] not in KINDS:
+        errors.append(f"server.kind must be one of {', '.join(KINDS)}")
+    if values.get("name") and not NAME.match(str(values["name"])):
+        errors.append("server.name must be letters, digits, `_`, `.` or `-`")
+    if runtime == "podman" and not values.get("image"):
+        errors.append("server.image is missing (the runtime podman needs it)")
+    for key in ("cwd", "stdout", "env_secret_file"):
+        if values.get(key) and not str(values[key]).startswith("/"):
+            errors.append(f"server.{key} must be an absolute path")
+    return errors
+
+
+def _number(
+    raw: Mapping[str, Any], key: str, kind: type, low: float, high: float, errors: list[str], default: float = 0
+) -> Any:
+    value = raw.get(key)
+    if value is None:
+        return default
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or not low <= number <= high:
+        errors.append(f"server.{key} must be a number from {low:g} to {high:g}")
+    return number
+
+
+def _strings(raw: Mapping[str, Any], key: str, errors: list[str]) -> list[str]:
+    value = raw.get(key) or []
+    if not isinstance(value, list):
+        errors.append(f"server.{key} must be a list of strings")
+        return []
+    return [str(item) for item in value]
+
+
+def _boolean(raw: Mapping[str, Any], key: str, errors: list[str]) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        errors.append(f"server.{key} must be true or false")
+    return bool(value)
+
+
+def _environment(value: Any, errors: list[str]) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        errors.append("server.env must be a dictionary")
+        return {}
+    return {str(key): str(item) for key, item in value.items()}
+
+
+def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
+    known = {"prompt", "max_tokens", "temperature", "extra"}
+    if not isinstance(value, Mapping) or set(value) - known:
+        errors.append(f"server.canary must be a dictionary of {', '.join(sorted(known))}")
+        return Canary()
+    try:
+        return Canary(
+            prompt=str(value.get("prompt", Canary.prompt)),
+            max_tokens=int(value.get("max_tokens", Canary.max_tokens)),
+            temperature=float(value.get("temperature", Canary.temperature)),
+            extra=dict(value.get("extra") or CANARY_EXTRAS.get(kind, {})),
+        )
+    except (TypeError, ValueError):
+        errors.append("server.canary has a value of the wrong type")
+        return Canary()

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The flow of a cold start."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.module_utils.ckpt import cuda, flows, procfs
+from ansible.module_utils.ckpt.commands import Job
+from ansible.module_utils.ckpt.criu import exclusive
+from ansible.module_utils.ckpt.errors import CkptError
+
+
+def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+    """Start the server, wait until it answers, send the canary. Raises CkptError, and then leaves nothing behind."""
+    record = operation.record
+    runtime = operation.runtime
+    runtime.require()
+    flows.describe_criu(operation)
+    with exclusive():
+        _require_port_free(operation)
+        record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+        try:
+            _measure(operation)
+        except BaseException:
+            record.log_tail = runtime.log_tail()
+            runtime.remove()
+            raise
+        if params["stop_after"]:
+            runtime.remove()
+            record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+
+
+def _measure(operation: flows.Operation) -> None:
+    record, runtime = operation.record, operation.runtime
+    record.mark("T0", time.monotonic())
+    job = runtime.start()
+    with flows.AliveWatch(runtime, job, lambda ended: runtime.check_start(ended.wait())) as watch:
+        record.mark("T3", operation.client.wait_healthy(watch.check))
+    flows.send_canary(operation)
+    result = job.wait()
+    record.mark("T1", result.ended)
+    record.phases["start_command"] = (result.started, result.ended)
+    _add_serving_phase(operation, job)
+    record.checks["exit_zero"] = True
+    record.checks["pids_alive"] = bool(runtime.tasks())
+    record.counter["after"] = operation.client.counter()
+
+
+def _add_serving_phase(operation: flows.Operation, job: Job) -> None:
+    marks = operation.record.marks
+    ready, first_token = marks["T3"], marks["T4"]
+    if ready is None or first_token is None:
+        return
+    operation.record.phases["load"] = (min(job.wait().ended, ready), ready)
+    operation.record.phases["first_token"] = (ready, first_token)
+
+
+def _require_port_free(operation: flows.Operation) -> None:
+    holder = procfs.port_holder(operation.spec.port)
+    if holder is not None:
+        raise CkptError(
+            "port_taken",
+            f"port {operation.spec.port} of this node is in use by {holder}; "
+            "stop that program, or give the server another port.",
+        )
