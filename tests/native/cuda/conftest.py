@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real CRIU, stock and patched, on a real process tree whose CUDA driver is a fake (fake_libcuda.c): no GPU needed."""
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+TARBALL_VARIABLE = "GPUCKPT_CRIU_TARBALL"
+PR_SET_CHILD_SUBREAPER = 36
+# CRIU's own switch that enables the CUDA plugin on a machine without a GPU.
+FORCE_CUDA_PLUGIN = "138"
+SPAN = re.compile(
+    r"gpuckpt: span name=(?P<name>\S+) pid=(?P<pid>\d+) start=(?P<start>\d+\.\d{6}) end=(?P<end>\d+\.\d{6})"
+    r" bytes=(?P<bytes>\d+) note=(?P<note>\S+)$"
+)
+
+
+@dataclass(frozen=True)
+class Span:
+    """One span of CRIU's log; times are seconds of the monotonic clock."""
+
+    name: str
+    pid: int
+    start: float
+    end: float
+    bytes: int
+    note: str
+
+
+def wait_until(condition, what: str, timeout_s: float = 15.0) -> None:
+    """Polls until condition() holds; fails the test when it does not within timeout_s."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {timeout_s} s in vain: {what}")
+        time.sleep(0.01)
+
+
+def reap(pid: int) -> None:
+    """Ends and reaps a process; restored ones are ours because this process is a subreaper."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0] == pid:
+                return
+        except ChildProcessError:
+            if not Path(f"/proc/{pid}").exists():
+                return
+        time.sleep(0.005)
+    pytest.fail(f"pid {pid} does not end")
+
+
+@dataclass
+class Tools:
+    """What tests/native/cuda/Makefile builds."""
+
+    folder: Path
+
+    @property
+    def driver(self) -> Path:
+        return self.folder / "libcuda.so.1"
+
+    @property
+    def old_driver(self) -> Path:
+        """A fake without the checkpoint API, as before driver 570."""
+        return self.folder / "old/libcuda.so.1"
+
+    @property
+    def cuda_checkpoint(self) -> Path:
+        return self.folder / "sanitized/cuda-checkpoint"
+
+    @property
+    def pool(self) -> Path:
+        return self.folder / "sanitized/gpuckpt-pool"
+
+
+@dataclass
+class Workload:
+    """A tree of processes that hold data on the fake GPU."""
+
+    tools: Tools
+    folder: Path
+    device: Path
+    pids: list[int] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def gpu(self) -> Path:
+        return self.folder / "gpu"
+
+    def start(self, processes: int = 1, mib: int = 16, **environment: str) -> "Workload":
+        self.gpu.mkdir(exist_ok=True)
+        self.environment = {
+            "GPUCKPT_FAKE_DIR": str(self.gpu),
+            "GPUCKPT_FAKE_DEVICE": str(self.device),
+            "GPUCKPT_LIBCUDA": str(self.tools.driver),
+            **environment,
+        }
+        command = [self.tools.folder / "gpu_workload", "--mib", str(mib), "--socket", self.folder / "socket"]
+        process = subprocess.Popen(
+            [*command, "--processes", str(processes)],
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.pids = [process.pid]
+        wait_until(lambda: all(self.socket(n).exists() for n in range(processes)), "the workload's sockets")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        self.pids += [int(pid) for pid in children.split()]
+        return self
+
+    def socket(self, index: int) -> Path:
+        return self.folder / ("socket" if index == 0 else f"socket.{index}")
+
+    def ask(self, index: int, timeout_s: float = 15.0) -> dict[str, str]:
+        """The answer of one process, read through the CUDA API. Raises TimeoutError when it hangs there."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(timeout_s)
+            client.connect(str(self.socket(index)))
+            with client.makefile() as stream:
+                return dict(pair.split("=") for pair in stream.readline().split())
+
+    def digests(self) -> list[str]:
+        return [self.ask(index)["digest"] for index in range(len(self.pids))]
+
+    def alive(self) -> list[int]:
+        return [pid for pid in self.pids if Path(f"/proc/{pid}/exe").is_symlink() and exists(pid)]
+
+    def stop(self) -> None:
+        for pid in self.pids:
+            reap(pid)
+
+
+def exists(pid: int) -> bool:
+    """True for a process that runs; a zombie has no memory map."""
+    try:
+        return bool(Path(f"/proc/{pid}/maps").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@dataclass
+class Outcome:
+    """One run of criu."""
+
+    returncode: int
+    log: str
+
+    @property
+    def spans(self) -> list[Span]:
+        return [
+            Span(m["name"], int(m["pid"]), float(m["start"]), float(m["end"]), int(m["bytes"]), m["note"])
+            for m in map(SPAN.search, self.log.splitlines())
+            if m
+        ]
+
+    def named(self, name: str) -> list[Span]:
+        return [span for span in self.spans if span.name == name]
+
+
+@dataclass
+class Criu:
+    """One build of CRIU, run with an explicit environment."""
+
+    home: Path
+    workload: Workload
+    images: Path
+
+    def dump(self, *arguments: str, root: int | None = None, **environment: str) -> Outcome:
+        self.images.mkdir(exist_ok=True)
+        return self.run("dump", "-t", str(root or self.workload.pids[0]), *arguments, **environment)
+
+    def restore(self, *arguments: str, **environment: str) -> Outcome:
+        return self.run("restore", "-d", *arguments, **environment)
+
+    def run(self, command: str, *arguments: str, **environment: str) -> Outcome:
+        log = self.images / f"{command}.log"
+        log.unlink(missing_ok=True)
+        variables = {
+            **os.environ,
+            **self.workload.environment,
+            "CRIU_FAULT": FORCE_CUDA_PLUGIN,
+            "CRIU_LIBS_DIR": str(self.home / "lib/criu"),
+            "PATH": f"{self.home}/bin:{os.environ['PATH']}",
+            **environment,
+        }
+        done = subprocess.run(
+            [self.home / "libexec/criu", command, *arguments, "-D", self.images, "-o", log, "-v4"],
+            env={name: value for name, value in variables.items() if value},
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        text = log.read_text(errors="replace") if log.exists() else ""
+        if command == "dump" and done.returncode == 0 and "--leave-running" not in arguments:
+            for pid in self.workload.pids:
+                reap(pid)
+        return Outcome(done.returncode, text)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _subreaper() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("CRIU needs root")
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def build(variant: str) -> Path:
+    """The build of a variant, made once: native/build.sh names it by its inputs."""
+    tarball = os.environ.get(TARBALL_VARIABLE) or next(iter((ROOT / ".cache/sources").glob("criu_*.tar.xz")), None)
+    if tarball is None:
+        pytest.fail(f"no CRIU tarball: fetch it (docs/native.md) or name it in {TARBALL_VARIABLE}")
+    arguments = ["--variant", variant, "--tarball", str(tarball)]
+    script = ROOT / "native/build.sh"
+    digest = subprocess.run([script, "digest", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    home = ROOT / "build/cuda-tests" / f"{variant}-{digest}"
+    if not (home / "BUILD.json").exists():
+        subprocess.run(["rm", "-rf", home], check=True)
+        subprocess.run([script, "build", *arguments, "--out", home], check=True)
+    return home
+
+
+@pytest.fixture(scope="session")
+def patched() -> Path:
+    return build("patched")
+
+
+@pytest.fixture(scope="session")
+def stock() -> Path:
+    return build("stock")
+
+
+@pytest.fixture(scope="session")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    folder = tmp_path_factory.mktemp("tools")
+    subprocess.run(["make", "--quiet", "-C", HERE, f"O={folder}", "all"], check=True)
+    return Tools(folder)
+
+
+@pytest.fixture
+def workload(tools: Tools, tmp_path: Path) -> Iterator[Workload]:
+    # A plain file: the plugin tells NVIDIA's devices by their names.
+    device = Path(f"/dev/nvidia-gpuckpt-test-{os.getpid()}")
+    device.touch()
+    workload = Workload(tools, tmp_path, device)
+    yield workload
+    workload.stop()
+    device.unlink()
+
+
+@pytest.fixture
+def criu(patched: Path, workload: Workload, tmp_path: Path) -> Criu:
+    return Criu(patched, workload, tmp_path / "images")
+
+
+@pytest.fixture
+def stock_criu(stock: Path, workload: Workload, tmp_path: Path) -> Criu:
+    return Criu(stock, workload, tmp_path / "images")
