@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOGS = ROOT / "build" / "checks"
 SKIPPED = 77
 TAIL_LINES = 60
+PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,13 @@ def run(check: Check) -> Outcome:
     with log.open("wb") as output:
         # A group of its own: what a hanging check started ends with it.
         process = subprocess.Popen(
-            check.argv, cwd=check.cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            check.argv,
+            cwd=check.cwd,
+            env=os.environ | PLAIN,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         try:
             status = process.wait(timeout=check.limit_s)
