@@ -25,8 +25,8 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
 
 
 def write_json(path: str, value: Any, mode: int = 0o600) -> None:
-    """Write a JSON document atomically."""
-    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n", mode)
+    """Write a JSON document atomically, on one line, so that documents can be joined to JSON lines."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False) + "\n", mode)
 
 
 def read_json(path: str) -> Any | None:
