@@ -49,7 +49,7 @@ test-molecule: deps setup-dev ## every scenario of every role
 .PHONY: format roles-docs readme-table lock clean
 format: setup-dev ## format Python and C
 	@ruff format --quiet . && ruff check --quiet --fix .
-	@git ls-files 'native/*.c' 'native/*.h' 'tests/native/*.c' | xargs --no-run-if-empty clang-format -i
+	@git ls-files 'native/*.c' 'native/*.h' 'tests/native/*.c' | xargs --no-run-if-empty clang-format --style=file:native/.clang-format -i
 roles-docs: setup-dev ## README of each role, from its argument_specs
 	@.ci/role_readmes.py
 readme-table: setup ## headline table of README, from reports/published

@@ -70,6 +70,7 @@ def is_shell(path: Path) -> bool:
 
 def lint_checks() -> list[Check]:
     """Returns the linters, each on the files it understands."""
+    c_sources = tracked("native/*.c", "native/*.h", "tests/native/*.c")
     commands = {
         "ansible": ("ansible-lint", "--strict", "-q", "--nocolor"),
         "yaml": ("yamllint", "--strict", "."),
@@ -77,7 +78,7 @@ def lint_checks() -> list[Check]:
         "format": ("ruff", "format", "--check", "."),
         "types": (".ci/types.sh",),
         "shell": ("shellcheck", *shell_scripts()),
-        "native": ("clang-format", "--dry-run", "--Werror", *tracked("native/*.c", "native/*.h", "tests/native/*.c")),
+        "native": ("clang-format", "--style=file:native/.clang-format", "--dry-run", "--Werror", *c_sources),
         "modules": (sys.executable, ".ci/validate_modules.py"),
         "readmes": (sys.executable, ".ci/role_readmes.py", "--check"),
     }

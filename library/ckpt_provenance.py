@@ -29,7 +29,7 @@ options:
   model_path:
     description:
       - Weights of the server under test, a file or a folder.
-      - Digests are taken from C(FILE.sha256) or C(FOLDER/MANIFEST.json), which are written when the weights are made.
+      - Digests are taken from C(FILE.sha256) or C(FOLDER/gpuckpt-model.json), which are written when the weights are made.
     type: path
   python:
     description: Interpreter that runs the server under test, whose packages are recorded.

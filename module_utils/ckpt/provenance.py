@@ -114,7 +114,7 @@ def weights(node: Node, path: str | None) -> dict[str, Any] | None:
     sizes = {
         os.path.basename(name): os.path.getsize(node.path(name)) for name in files if os.path.isfile(node.path(name))
     }
-    manifest = node.read(f"{path}/MANIFEST.json")
+    manifest = node.read(f"{path}/gpuckpt-model.json")
     return {
         "path": path,
         "files_bytes": sizes,
