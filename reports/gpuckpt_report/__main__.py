@@ -7,15 +7,22 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gpuckpt_report import analysis, database, render, tables
+from gpuckpt_report import analysis, compare, database, publish, render, tables
 from gpuckpt_report.errors import ReportError
+from gpuckpt_report.publish import PROJECT
 from gpuckpt_report.store import RunFolder, find_run
 
-PROJECT = Path(__file__).resolve().parents[2]
+Action = Callable[[argparse.Namespace], int]
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 RUNS = PROJECT / "reports" / "runs"
+PUBLISHED = PROJECT / "reports" / "published"
 EXIT_BAD_INPUT = 1
 EXIT_REJECTED = 3
+EXIT_WORSE = 4
 
 
 def ingest(arguments: argparse.Namespace) -> int:
@@ -58,6 +65,31 @@ def validate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def compare_runs(arguments: argparse.Namespace) -> int:
+    """Tell which lanes became faster or slower from one run to another; exit 4 if one became slower or fails now."""
+    runs = [find_run(name, arguments.runs) for name in (arguments.run, arguments.other)]
+    changes = compare.compare(*(_analyse(arguments, run) for run in runs))
+    print(compare.table(changes).plain())
+    return EXIT_WORSE if any(change.verdict in (compare.SLOWER, compare.BROKEN) for change in changes) else 0
+
+
+def publish_run(arguments: argparse.Namespace) -> int:
+    """Copy a finished run of committed code, with its records, manifest and report, to reports/published/NAME."""
+    run = _run(arguments)
+    target = publish.publish(run, _analyse(arguments, run), arguments.name, arguments.published)
+    print(f"{target}: commit it, and run `make readme-table`")
+    return 0
+
+
+def readme_table(arguments: argparse.Namespace) -> int:
+    """Rewrite the headline section of README from all published runs."""
+    folders = sorted(path.parent for path in arguments.published.glob("*/manifest.json"))
+    engine = database.open_database("sqlite://")
+    publish.update_readme(arguments.readme, {folder: analysis.analyse(engine, RunFolder(folder)) for folder in folders})
+    print(f"{arguments.readme}: headline of {len(folders)} published runs")
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> RunFolder:
     return find_run(arguments.run, arguments.runs)
 
@@ -75,22 +107,32 @@ def parser() -> argparse.ArgumentParser:
         "--database", help=f"database URL (default: ${database.URL_VARIABLE}, else runs.sqlite with the runs)"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _command(commands, "ingest", ingest).add_argument("files", nargs="*", type=Path, help="more .json or .jsonl files")
-    _command(commands, "render", render_run)
-    _command(commands, "summary", summary)
-    _command(commands, "validate", validate)
+    _run_command(commands, "ingest", ingest).add_argument(
+        "files", nargs="*", type=Path, help="more .json or .jsonl files"
+    )
+    _run_command(commands, "render", render_run)
+    _run_command(commands, "summary", summary)
+    _run_command(commands, "validate", validate)
+    _run_command(commands, "compare", compare_runs).add_argument("other", help="the later run")
+    publishing = _run_command(commands, "publish", publish_run)
+    publishing.add_argument("name", help="folder to make in reports/published")
+    table = _command(commands, "readme-table", readme_table)
+    table.add_argument("--readme", type=Path, default=PROJECT / "README.md", help="default: %(default)s")
+    for command in (publishing, table):
+        command.add_argument("--published", type=Path, default=PUBLISHED, help="default: %(default)s")
     return top
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    action: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, action: Action) -> argparse.ArgumentParser:
     description = (action.__doc__ or "").strip()
-    command = commands.add_parser(name, help=description.splitlines()[0], description=description)
-    command.add_argument("run", help="run id, folder of a run, or `latest`")
+    command = commands.add_parser(name, help=description, description=description)
     command.set_defaults(action=action)
+    return command
+
+
+def _run_command(commands: Commands, name: str, action: Action) -> argparse.ArgumentParser:
+    command = _command(commands, name, action)
+    command.add_argument("run", help="run id, folder of a run, or `latest`")
     return command
 
 

@@ -86,9 +86,6 @@ class CheckpointSize:
     """A checkpoint that lanes restored from: image bytes by kind, seconds that its dump took."""
 
     lane: str
-    seq: int
-    slimming: str
-    source: str | None
     images: dict[str, int]
     total: int
     gpu: int | None
@@ -235,9 +232,6 @@ class _Host:
             sizes.append(
                 CheckpointSize(
                     lane=row["lane"],
-                    seq=row["seq"],
-                    slimming=row["slimming"],
-                    source=row["source"],
                     images=by_kind,
                     total=sum(by_kind.values()) if total is None else total,
                     gpu=_integer(row["gpu_bytes"]),

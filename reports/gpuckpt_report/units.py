@@ -8,7 +8,7 @@ def seconds(value: float | None) -> str:
     """A duration for a column headed "s": three significant digits, never fewer decimals than they need."""
     if value is None:
         return "–"
-    decimals = 3 if value < 1 else 2 if value < 10 else 1
+    decimals = 3 if value < 0.9995 else 2 if value < 9.995 else 1
     return f"{value:.{decimals}f}"
 
 
@@ -49,7 +49,7 @@ def human_bytes(value: float) -> str:
 
 def times(value: float) -> str:
     """A ratio: ``4.62×``."""
-    decimals = 2 if value < 10 else 1 if value < 100 else 0
+    decimals = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{decimals}f}×"
 
 

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``gpuckpt PLAY [options of ansible-playbook]``: run a play of this project and watch it.
+
+On a terminal, the last lines hold a live table of lanes; anywhere else there are plain lines only. The complete output
+of Ansible is kept, and its path is printed when something failed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from gpuckpt_report.progress import Event, HostProgress, LaneProgress, Progress
+from gpuckpt_report.units import human_seconds, seconds
+
+PROJECT = Path(__file__).resolve().parents[2]
+RUNNER_FILES = PROJECT / ".ansible" / "runner"
+LOGS_KEPT = 10
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+Show = Callable[[list[str]], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the play named by the first argument; the others go to ansible-playbook."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    plays = _plays()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(plays))
+        return 0 if arguments else EXIT_USAGE
+    if arguments[0] not in plays:
+        print(f"gpuckpt: there is no play {arguments[0]!r}; plays: {', '.join(plays)}", file=sys.stderr)
+        return EXIT_USAGE
+    return run_play(arguments[0], arguments[1:])
+
+
+def run_play(play: str, options: Sequence[str]) -> int:
+    """Run a play with options of ansible-playbook, show its progress, and return its exit status."""
+    progress = Progress()
+    console = Console(highlight=False, soft_wrap=True)
+    cancelled = threading.Event()
+    RUNNER_FILES.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _view(console, progress) as show:
+        thread, runner = ansible_runner.run_async(
+            private_data_dir=str(RUNNER_FILES),
+            project_dir=str(PROJECT),
+            playbook=f"{play}.yml",
+            cmdline=shlex.join(options) or None,
+            ident=f"{play}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}",
+            envvars=_environment(),
+            event_handler=lambda event: _handle(event, progress, show),
+            cancel_callback=cancelled.is_set,
+            rotate_artifacts=LOGS_KEPT,
+            suppress_env_files=True,
+            quiet=True,
+        )
+        _wait(thread, cancelled)
+    artifacts = Path(runner.config.artifact_dir)
+    # ansible-runner notes the whole environment there, and tokens may be in it
+    (artifacts / "command").unlink(missing_ok=True)
+    if cancelled.is_set():
+        console.print("interrupted; records made so far lie on the nodes, a later run with the same id continues it")
+        return EXIT_INTERRUPTED
+    if runner.rc:
+        console.print(f"{play} failed; Ansible's complete output: {artifacts / 'stdout'}")
+    return int(runner.rc)
+
+
+def _plays() -> list[str]:
+    return sorted(path.stem for path in PROJECT.glob("*.yml") if (PROJECT / "playbooks" / path.name).is_file())
+
+
+def _usage(plays: Sequence[str]) -> str:
+    example = "gpuckpt bench -i inventories/example -l gpu-nodes -e gpuckpt_iterations=10"
+    return f"usage: gpuckpt PLAY [options of ansible-playbook]\n\nplays: {', '.join(plays)}\nexample: {example}"
+
+
+def _environment() -> dict[str, str]:
+    """The project's configuration, and the ansible-playbook that was installed beside this program."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "PATH": path}
+
+
+def _handle(event: Event, progress: Progress, show: Show) -> bool:
+    """Show an event; the answer tells ansible-runner to keep it in its files."""
+    show(progress.feed(event))
+    return True
+
+
+def _wait(thread: threading.Thread, cancelled: threading.Event) -> None:
+    """Wait for the play; an interrupt ends Ansible in an orderly way instead of leaving it behind."""
+    while thread.is_alive():
+        try:
+            thread.join(timeout=0.5)
+        except KeyboardInterrupt:
+            cancelled.set()
+
+
+@contextmanager
+def _view(console: Console, progress: Progress) -> Iterator[Show]:
+    """Give a function that logs lines: above a live table on a terminal, plain elsewhere."""
+    if not console.is_terminal:
+        yield _print_plain
+        return
+    with Live(_Panel(progress), console=console, refresh_per_second=8, transient=True) as live:
+        yield lambda lines: _print_above(live, lines)
+
+
+def _print_plain(lines: list[str]) -> None:
+    for line in lines:
+        print(line, flush=True)
+
+
+def _print_above(live: Live, lines: list[str]) -> None:
+    for line in lines:
+        live.console.print(Text(line, _style(line)))
+
+
+def _style(line: str) -> str:
+    if "FAILED" in line or "LOST" in line:
+        return "red"
+    return "bold" if line.startswith("PLAY ") else ""
+
+
+class _Panel:
+    """What stands below the log on a terminal: task, elapsed time, and the lanes of each host."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.started = time.monotonic()
+        self.spinner = Spinner("dots")
+
+    def __rich__(self) -> Group:
+        elapsed = human_seconds(round(time.monotonic() - self.started))
+        self.spinner.update(text=Text(f"{elapsed}  {self.progress.task}", overflow="ellipsis", no_wrap=True))
+        return Group(*(_host_table(name, host) for name, host in self.progress.hosts.items()), self.spinner)
+
+
+def _host_table(name: str, host: HostProgress) -> Table:
+    table = Table(title=f"{name}: {host.done} of {host.total}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("lane", "done", "failed", "last s", "median s"):
+        table.add_column(heading, justify="left" if heading == "lane" else "right", no_wrap=True)
+    for lane_name, lane in host.lanes.items():
+        table.add_row(*_lane_row(lane_name, lane))
+    return table
+
+
+def _lane_row(name: str, lane: LaneProgress) -> list[Any]:
+    last = lane.seconds[-1] if lane.seconds else None
+    failed = Text(str(lane.failed), "red" if lane.failed else "")
+    return [name, f"{lane.done}/{lane.total}", failed, seconds(last), seconds(lane.median)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

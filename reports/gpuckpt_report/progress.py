@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is known of a running play: fed with ansible-runner's events, read by the console. It prints nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+Event = dict[str, Any]
+
+# Tasks with these actions only steer the play: naming them would bury those that do something.
+STEERING_ACTIONS = (
+    "include_tasks",
+    "import_tasks",
+    "include_role",
+    "import_role",
+    "set_fact",
+    "assert",
+    "debug",
+    "meta",
+)
+STDERR_LINES_SHOWN = 5
+SCHEDULE_KEYS = {"seq", "lane", "iteration", "warmup"}
+
+
+@dataclass
+class LaneProgress:
+    """Measured iterations of one lane on one host."""
+
+    total: int = 0
+    failed: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def done(self) -> int:
+        """Number of iterations that are over, failed ones included."""
+        return self.failed + len(self.seconds)
+
+    @property
+    def median(self) -> float | None:
+        """Median seconds of the ok iterations so far."""
+        return median(self.seconds) if self.seconds else None
+
+
+@dataclass
+class HostProgress:
+    """Lanes of one host, and how much of its schedule is over, warm-up included."""
+
+    lanes: dict[str, LaneProgress] = field(default_factory=dict)
+    total: int = 0
+    done: int = 0
+
+
+class Progress:
+    """State of a play. ``feed`` takes an event and gives the lines that a log should show for it."""
+
+    def __init__(self) -> None:
+        self.play = ""
+        self.task = ""
+        self.hosts: dict[str, HostProgress] = {}
+        self._handlers = {
+            "playbook_on_play_start": self._on_play,
+            "playbook_on_task_start": self._on_task,
+            "playbook_on_handler_task_start": self._on_task,
+            "playbook_on_stats": self._on_stats,
+            "runner_on_ok": self._on_ok,
+            "runner_on_failed": self._on_failed,
+            "runner_on_unreachable": self._on_failed,
+            "error": self._on_text,
+            "warning": self._on_text,
+        }
+
+    @property
+    def measuring(self) -> bool:
+        """Whether a schedule is under way."""
+        return any(0 < host.done < host.total for host in self.hosts.values())
+
+    def feed(self, event: Event) -> list[str]:
+        """Take one event of ansible-runner and return the lines worth logging."""
+        handler = self._handlers.get(event.get("event", ""))
+        return [] if handler is None else list(handler(event, event.get("event_data") or {}))
+
+    def _on_play(self, _: Event, data: Event) -> Iterator[str]:
+        self.play, self.task = data.get("name") or data.get("play", ""), ""
+        yield f"PLAY {self.play}"
+
+    def _on_task(self, _: Event, data: Event) -> Iterator[str]:
+        self.task = " · ".join(part for part in (data.get("role"), data.get("name") or data.get("task")) if part)
+        steering = str(data.get("task_action", "")).rpartition(".")[2] in STEERING_ACTIONS
+        if not steering and not self.measuring:
+            yield f"  {self.task}"
+
+    def _on_ok(self, _: Event, data: Event) -> Iterator[str]:
+        result, host = data.get("res") or {}, data.get("host", "")
+        for value in (result.get("ansible_facts") or {}).values():
+            if _is_schedule(value):
+                self._take_schedule(host, value)
+        if _is_measurement(result.get("record")):
+            self._take_record(host, result["record"])
+        if str(data.get("task_action", "")).endswith("debug") and "msg" in result:
+            yield from _debug_lines(result["msg"], self._counted(host))
+        elif result.get("changed") and not self.measuring:
+            yield f"    changed: {host}"
+
+    def _on_failed(self, _: Event, data: Event) -> Iterator[str]:
+        if data.get("ignore_errors"):
+            return
+        result = data.get("res") or {}
+        yield f"  FAILED {data.get('host', '')}, {self.task}: {result.get('msg', 'no message')}"
+        yield from (f"    {line}" for line in str(result.get("stderr", "")).splitlines()[-STDERR_LINES_SHOWN:])
+
+    def _on_stats(self, _: Event, data: Event) -> Iterator[str]:
+        hosts = sorted({host for kind in ("ok", "changed", "failures", "dark") for host in data.get(kind) or {}})
+        for host in hosts:
+            counts = [f"{kind} {(data.get(key) or {}).get(host, 0)}" for kind, key in _RECAP]
+            yield f"{host}: {', '.join(counts)}"
+
+    def _on_text(self, event: Event, _: Event) -> Iterator[str]:
+        """Ansible's own errors and warnings, such as a playbook that cannot be read."""
+        yield from (line for line in str(event.get("stdout", "")).splitlines() if line.strip())
+
+    def _take_schedule(self, host: str, schedule: list[Event]) -> None:
+        progress = HostProgress(total=len(schedule))
+        for entry in schedule:
+            lane = progress.lanes.setdefault(entry["lane"], LaneProgress())
+            lane.total += not entry["warmup"]
+        self.hosts[host] = progress
+
+    def _take_record(self, host: str, record: Event) -> None:
+        progress = self.hosts.setdefault(host, HostProgress())
+        progress.done += 1
+        lane = progress.lanes.setdefault(record["lane"], LaneProgress())
+        if record.get("warmup"):
+            return
+        seconds = _ready(record)
+        if record.get("status") == "ok" and seconds is not None:
+            lane.seconds.append(seconds)
+        else:
+            lane.failed += 1
+
+    def _counted(self, host: str) -> str:
+        progress = self.hosts.get(host)
+        return f"[{host} {progress.done}/{progress.total}] " if progress is not None and self.measuring else ""
+
+
+_RECAP = (("ok", "ok"), ("changed", "changed"), ("failed", "failures"), ("unreachable", "dark"), ("rescued", "rescued"))
+
+
+def _is_schedule(value: Any) -> bool:
+    entries = isinstance(value, list) and bool(value)
+    return entries and all(isinstance(entry, dict) and entry.keys() == SCHEDULE_KEYS for entry in value)
+
+
+def _is_measurement(record: Any) -> bool:
+    return isinstance(record, dict) and record.get("kind") in ("cold", "restore") and "lane" in record
+
+
+def _ready(record: Event) -> float | None:
+    moments = record.get("t") or {}
+    return moments.get("T4") if moments.get("T4") is not None else moments.get("T1")
+
+
+def _debug_lines(message: Any, prefix: str) -> Iterator[str]:
+    lines = message if isinstance(message, list) else str(message).splitlines()
+    for number, line in enumerate(lines):
+        yield f"{prefix if number == 0 else ''}{line}"

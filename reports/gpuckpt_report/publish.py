@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Published runs, and README's table that is made of them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from gpuckpt_report import render
+from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
+from gpuckpt_report.errors import ReportError
+from gpuckpt_report.store import RunFolder
+from gpuckpt_report.tables import Table
+from gpuckpt_report.units import human_seconds, times
+
+PROJECT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+TRUTH = ("manifest.json", "records.jsonl")
+
+
+def publish(run: RunFolder, analysis: RunAnalysis, name: str, published: Path) -> Path:
+    """Copy manifest, records and report of a run into ``published/name``, and return that folder.
+
+    :raises ReportError: if the run is fake, incomplete or of uncommitted code, or the name is taken: all reasons
+    """
+    target = published / name
+    reasons = _objections(run, analysis)
+    if not NAME.fullmatch(name):
+        reasons.append(f"the name {name!r} may only hold small letters, digits, dots and hyphens")
+    elif target.exists():
+        reasons.append(f"{target} exists: choose another name, or remove it first")
+    if reasons:
+        raise ReportError("\n  ".join([f"run {analysis.manifest.run_id} cannot be published:", *reasons]))
+    target.mkdir(parents=True)
+    for file in TRUTH:
+        shutil.copyfile(run.path / file, target / file)
+    render.write(RunFolder(target), analysis)
+    return target
+
+
+def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:
+    manifest = analysis.manifest
+    reasons = []
+    if analysis.fake:
+        reasons.append("it holds fake records, which nobody measured")
+    if manifest.git.sha is None or manifest.git.dirty is None:
+        reasons.append("its manifest names no commit: measure from a git checkout")
+    elif manifest.git.dirty:
+        reasons.append("it was measured with uncommitted changes: commit, and measure again")
+    if manifest.finished_at is None:
+        reasons.append("it is not finished: continue it with the same gpuckpt_run_id")
+    if any(run.rejected_path.glob("**/*")):
+        reasons.append(f"records of it were rejected, see {run.rejected_path}: mend their cause, and measure again")
+    if any(str(PROJECT) in (run.path / file).read_text(encoding="utf-8") for file in TRUTH):
+        reasons.append(f"it mentions {PROJECT}, a path of this machine that means nothing to readers")
+    return reasons + [reason for host in analysis.hosts for reason in _gaps(host, analysis)]
+
+
+def _gaps(host: HostAnalysis, analysis: RunAnalysis) -> list[str]:
+    """Lanes of the manifest with fewer records on this host than they should have."""
+    counts = {lane.name: len(lane.samples) for lane in host.lanes}
+    wanted = {lane.name: lane.iterations or analysis.manifest.iterations for lane in analysis.manifest.lanes}
+    return [
+        f"lane {lane} has {counts.get(lane, 0)} of {count} iterations on {host.host}: continue the run"
+        for lane, count in wanted.items()
+        if counts.get(lane, 0) < count
+    ]
+
+
+def update_readme(readme: Path, analyses: dict[Path, RunAnalysis]) -> None:
+    """Rewrite README's section between the two marks from the published runs.
+
+    :param analyses: published folder → what it says
+    :raises ReportError: if README or its marks are missing
+    """
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ReportError(f"{readme} needs one line {BEGIN} and below it one line {END}; the table goes between them")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    section = "\n\n".join(_section(folder, analysis, readme.parent) for folder, analysis in analyses.items())
+    section = section or "No run has been published yet."
+    readme.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
+
+
+def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:
+    place = folder.relative_to(root).as_posix()
+    commit = (analysis.manifest.git.sha or "")[:12]
+    title = analysis.manifest.description or folder.name
+    source = f"[records]({place}/records.jsonl) · [report]({place}/report.md) · [manifest]({place}/manifest.json)"
+    heading = f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"
+    tables = [_table(host, analysis, f"{place}/records.jsonl").markdown() for host in analysis.hosts]
+    return "\n\n".join([heading, *tables])
+
+
+def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
+    headings = ["lane", f"median, {analysis.metric_name}", "p90", "n", "failed", "× faster than baseline (95 %)"]
+    if any(lane.floor for lane in host.lanes):
+        headings.append("floor")
+    return Table(headings, [_row(lane, records, "floor" in headings) for lane in host.lanes])
+
+
+def _row(lane: LaneResult, records: str, with_floor: bool) -> list[str]:
+    name = f"{lane.name} (baseline)" if lane.is_baseline else lane.name
+    median = "–" if lane.median is None else f"[{human_seconds(lane.median)}]({records})"
+    p90 = "–" if lane.p90 is None else human_seconds(lane.p90)
+    row = [name, median, p90, str(lane.n), str(lane.n_failed), "1" if lane.is_baseline else _speedup(lane)]
+    if with_floor:
+        row.append("–" if lane.floor is None else human_seconds(lane.floor))
+    return row
+
+
+def _speedup(lane: LaneResult) -> str:
+    if lane.speedup is None:
+        return "–"
+    interval = lane.speedup.interval
+    bounds = "" if interval is None else f" ({times(interval.low)} … {times(interval.high)})"
+    return times(lane.speedup.value) + bounds

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpuckpt_report import analysis, database
+from gpuckpt_report.store import RunFolder
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def fake_run(tmp_path):
+    """A function that writes a synthetic run, ingests it, and returns its folder."""
+    import synthetic
+
+    def make(records=None, name="fake-run", **manifest_changes):
+        records = synthetic.run_records() if records is None else records
+        run = RunFolder(synthetic.write_run(tmp_path / "runs" / name, records, **manifest_changes))
+        assert run.ingest().rejected == []
+        return run
+
+    return make
+
+
+@pytest.fixture
+def analyse():
+    """A function that analyses a run in a database of its own."""
+    return lambda run: analysis.analyse(database.open_database("sqlite://"), run)

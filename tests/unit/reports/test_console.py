@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from gpuckpt_report import console
+from gpuckpt_report.progress import Progress
+
+SCHEDULE = [
+    {"seq": 1, "lane": "cold", "iteration": 1, "warmup": True},
+    {"seq": 2, "lane": "cold", "iteration": 1, "warmup": False},
+    {"seq": 3, "lane": "podman-stock", "iteration": 1, "warmup": False},
+    {"seq": 4, "lane": "podman-stock", "iteration": 2, "warmup": False},
+]
+
+
+def event(name, **data):
+    return {"event": name, "event_data": data}
+
+
+def ok(result, action="ckpt_restore"):
+    return event("runner_on_ok", host="node1", res=result, task_action=action)
+
+
+def measured(lane, seconds, **changes):
+    kind = "cold" if lane == "cold" else "restore"
+    return ok({"record": {"kind": kind, "lane": lane, "status": "ok", "warmup": False, "t": {"T4": seconds}} | changes})
+
+
+@pytest.fixture
+def benchmark():
+    progress = Progress()
+    progress.feed(ok({"ansible_facts": {"schedule": SCHEDULE, "other": [1, 2]}}, "ansible.builtin.set_fact"))
+    progress.feed(measured("cold", 9.0, warmup=True))
+    progress.feed(measured("cold", 2.0))
+    progress.feed(measured("podman-stock", None, status="failed"))
+    return progress
+
+
+def test_lanes_are_counted_from_schedule_and_records(benchmark):
+    host = benchmark.hosts["node1"]
+    cold, stock = host.lanes["cold"], host.lanes["podman-stock"]
+    assert (host.done, host.total) == (3, 4)
+    assert (cold.done, cold.total, cold.failed, cold.median) == (1, 1, 0, 2.0)
+    assert (stock.done, stock.total, stock.failed, stock.median) == (1, 2, 1, None)
+
+
+def test_outcomes_carry_the_count_while_measuring(benchmark):
+    assert benchmark.measuring
+    tell = ok({"msg": "cold: first token after 2.000 s"}, "ansible.builtin.debug")
+    assert benchmark.feed(tell) == ["[node1 3/4] cold: first token after 2.000 s"]
+    benchmark.feed(measured("podman-stock", 0.5))
+    assert not benchmark.measuring
+    assert benchmark.feed(ok({"msg": ["a", "b"]}, "ansible.builtin.debug")) == ["a", "b"]
+
+
+def test_steering_tasks_are_not_logged():
+    progress = Progress()
+    assert progress.feed(event("playbook_on_task_start", task="Build CRIU", role="criu", task_action="ckpt_build")) == [
+        "  criu · Build CRIU"
+    ]
+    assert progress.feed(event("playbook_on_task_start", task="x", task_action="ansible.builtin.include_tasks")) == []
+
+
+def test_failures_are_logged_with_the_last_lines_of_stderr_unless_ignored():
+    progress = Progress()
+    progress.feed(event("playbook_on_task_start", task="Mount", task_action="mount"))
+    failure = {"host": "node1", "res": {"msg": "no room", "stderr": "\n".join(f"line {n}" for n in range(9))}}
+    lines = progress.feed(event("runner_on_failed", **failure))
+    assert lines[0] == "  FAILED node1, Mount: no room"
+    assert lines[1:] == [f"    line {n}" for n in range(4, 9)]
+    assert progress.feed(event("runner_on_failed", ignore_errors=True, **failure)) == []
+
+
+def test_recap_names_every_host():
+    stats = event("playbook_on_stats", ok={"a": 3, "b": 1}, failures={"b": 1}, dark={"c": 1})
+    assert Progress().feed(stats) == [
+        "a: ok 3, changed 0, failed 0, unreachable 0, rescued 0",
+        "b: ok 1, changed 0, failed 1, unreachable 0, rescued 0",
+        "c: ok 0, changed 0, failed 0, unreachable 1, rescued 0",
+    ]
+
+
+def test_terminal_shows_log_and_table(benchmark):
+    screen = io.StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    with console._view(terminal, benchmark) as show:
+        show(["PLAY one", "  FAILED node1, x [y]: z"])
+    text = re.sub(r"\x1b\[[^a-zA-Z]*[a-zA-Z]", "", screen.getvalue())
+    assert "FAILED node1, x [y]: z" in text
+    assert "node1: 3 of 4" in text
+    assert re.search(r"cold\s+1/1\s+0\s+2\.00\s+2\.00", text)
+
+
+def test_unknown_play_and_usage(capsys):
+    assert console.main(["brew"]) == console.EXIT_USAGE
+    assert "there is no play 'brew'" in capsys.readouterr().err
+    assert console.main(["--help"]) == 0
+    assert "bench" in capsys.readouterr().out
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with one real play, so that ansible-runner and ansible-playbook really run."""
+    (tmp_path / "playbooks").mkdir()
+    (tmp_path / "ansible.cfg").write_text("[defaults]\nlocalhost_warning = False\n")
+    (tmp_path / "hello.yml").write_text("- import_playbook: playbooks/hello.yml\n")
+    (tmp_path / "playbooks" / "hello.yml").write_text(
+        """
+- name: Greet
+  hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - name: Say it
+      ansible.builtin.debug:
+        msg: "hello {{ who }}"
+    - name: Stop
+      ansible.builtin.fail:
+        msg: enough
+      when: who == 'nobody'
+"""
+    )
+    monkeypatch.setattr(console, "PROJECT", tmp_path)
+    monkeypatch.setattr(console, "RUNNER_FILES", tmp_path / ".ansible" / "runner")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("who", "status"), [("big world", 0), ("nobody", 2)])
+def test_a_real_play_runs_and_its_status_comes_back(project, capfd, monkeypatch, who, status):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert console.main(["hello", "-e", f'{{"who": "{who}"}}']) == status
+    output = capfd.readouterr().out
+    assert f"hello {who}" in output
+    assert ("FAILED localhost, Stop: enough" in output) == bool(status)
+    kept = [path for path in (project / ".ansible").rglob("*") if path.is_file()]
+    assert any(path.name == "stdout" for path in kept)
+    assert not any("hf_secret" in path.read_text() for path in kept)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import synthetic
+
+from gpuckpt_report import database
+from gpuckpt_report.errors import ReportError
+from gpuckpt_report.schema import Record
+from gpuckpt_report.store import RunFolder, find_run
+
+
+def parsed(document):
+    return Record.model_validate_json(json.dumps(document))
+
+
+def append_one(path, seq):
+    """Runs in a process of its own."""
+    return RunFolder(path).append([parsed(synthetic.record(seq, "cold", seq, 1.0 + seq))]).added
+
+
+def test_ingest_is_idempotent_and_follows_the_order_of_the_run(fake_run):
+    run = fake_run()
+    records = run.records()
+    assert [record.seq for record in records] == sorted(record.seq for record in records)
+    assert len(records) == 28
+    again = run.ingest()
+    assert (again.added, again.known, again.rejected) == (0, 28, [])
+    assert run.records() == records
+
+
+def test_bad_records_are_set_aside_with_their_reasons_and_the_others_kept(fake_run):
+    run = fake_run()
+    incoming = run.incoming_path / "node1"
+    (incoming / "000090-restore.json").write_text('{"schema_version": 1')
+    (incoming / "000091-restore.json").write_text(json.dumps(synthetic.record(91, "cold", 9, 5.0) | {"bogus": 1}))
+    (incoming / "000092-restore.json").write_text(json.dumps(synthetic.record(92, "cold", 9, 5.0, run_id="other")))
+    (incoming / "000093-restore.json").write_text(json.dumps(synthetic.record(93, "cold", 9, 5.0, host="node2")))
+    (incoming / "000094-cold.json").write_text(json.dumps(synthetic.record(94, "cold", 9, 5.0)))
+    (incoming / "000095-cold.json").write_bytes(b"\xff\xfe")
+    result = run.ingest()
+    assert result.added == 1
+    assert len(result.rejected) == 5
+    for part in (
+        "bogus: unknown key",
+        "belongs to run other",
+        "names host node2, but came from node1",
+        "cannot be read",
+    ):
+        assert any(part in reason for reason in result.rejected)
+    assert (run.rejected_path / "node1" / "000090-restore.json").read_text() == '{"schema_version": 1'
+    assert "unknown key" in (run.rejected_path / "node1" / "000091-restore.json.reasons.txt").read_text()
+
+
+def test_lines_of_a_jsonl_file_are_judged_one_by_one(fake_run, tmp_path):
+    run = fake_run([])
+    lines = [json.dumps(synthetic.record(1, "cold", 1, 5.0)), "{}", json.dumps(synthetic.record(2, "cold", 2, 5.0))]
+    samples = tmp_path / "samples.jsonl"
+    samples.write_text("\n".join(lines) + "\n")
+    result = run.ingest([samples])
+    assert result.added == 2
+    assert "samples.jsonl:2 is not a valid Record" in result.rejected[0]
+
+
+def test_a_measurement_cannot_change_afterwards(fake_run):
+    run = fake_run([synthetic.record(1, "cold", 1, 5.0)])
+    result = run.append([parsed(synthetic.record(1, "cold", 1, 4.0))])
+    assert "differs from the one already stored" in result.rejected[0]
+    assert [record.t.T4 for record in run.records()] == [5.0]
+
+
+def test_an_ok_record_without_the_metric_is_refused(fake_run):
+    run = fake_run([])
+    (run.incoming_path / "node1").mkdir(parents=True)
+    document = synthetic.record(1, "cold", 1, 5.0, t={"T0": 0.0, "T1": 2.0})
+    (run.incoming_path / "node1" / "000001-cold.json").write_text(json.dumps(document))
+    assert "has no T4" in run.ingest().rejected[0]
+    run.manifest_path.write_text(json.dumps(synthetic.manifest(metric="T1")))
+    assert run.ingest().added == 1
+
+
+def test_half_a_line_is_set_aside_and_does_not_swallow_the_next_record(fake_run):
+    run = fake_run([synthetic.record(1, "cold", 1, 5.0)])
+    with run.records_path.open("a") as file:
+        file.write('{"schema_version": 1, "run_')
+    assert run.append([parsed(synthetic.record(2, "cold", 2, 5.0))]).added == 1
+    assert [record.seq for record in run.records()] == [1, 2]
+    assert [path.read_text() for path in run.rejected_path.glob("torn*")] == ['{"schema_version": 1, "run_']
+
+
+def test_writers_side_by_side_lose_nothing(fake_run):
+    run = fake_run([])
+    with ProcessPoolExecutor(4) as pool:
+        assert sum(pool.map(append_one, [run.path] * 24, range(1, 25))) == 24
+    assert sorted(record.seq for record in run.records()) == list(range(1, 25))
+
+
+def test_a_damaged_line_is_named(fake_run):
+    run = fake_run([synthetic.record(1, "cold", 1, 5.0)])
+    with run.records_path.open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(ReportError, match=r"records.jsonl:2 is not a valid Record"):
+        run.records()
+
+
+def test_loading_twice_gives_the_same_database(fake_run):
+    run = fake_run()
+    engine = database.open_database("sqlite://")
+    database.load(engine, run)
+    first = {table.name: database.read(engine, table, "fake-run") for table in (database.RECORDS, *database.DETAILS)}
+    database.load(engine, run)
+    for table in (database.RECORDS, *database.DETAILS):
+        assert database.read(engine, table, "fake-run").equals(first[table.name])
+    assert len(first["records"]) == 28
+    assert len(first["requests"]) == 5
+
+
+def test_a_bad_database_url_is_one_message():
+    with pytest.raises(ReportError, match="cannot open the database"):
+        database.open_database("sqlite:////nowhere/at/all/x.sqlite")
+    with pytest.raises(ReportError, match="cannot open the database"):
+        database.open_database("no-url")
+
+
+def test_runs_are_found_by_id_path_and_latest(fake_run):
+    older = fake_run(name="older", run_id="older", records=[], started_at="2026-01-01T00:00:00Z")
+    newer = fake_run(name="newer", run_id="newer", records=[], started_at="2026-01-03T00:00:00Z")
+    runs = older.path.parent
+    assert find_run("older", runs).path == older.path
+    assert find_run(str(newer.path), runs).path == newer.path
+    assert find_run("latest", runs).path == newer.path
+    with pytest.raises(ReportError, match="newer, older"):
+        find_run("lost", runs)
+    with pytest.raises(ReportError, match="no run in"):
+        find_run("latest", runs / "empty")
