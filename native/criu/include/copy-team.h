@@ -27,6 +27,7 @@ struct copy_team {
 
 	unsigned next;
 	int error;
+	bool short_handed; /* the kernel gave fewer threads than were wanted */
 	int alive[COPY_TEAM_MAX]; /* the kernel clears a slot when its thread is gone */
 };
 
@@ -54,7 +55,6 @@ static inline long team_clone(struct clone_args *args, void (*entry)(struct copy
 	asm volatile("syscall\n\t"
 		     "testq %%rax, %%rax\n\t"
 		     "jnz 1f\n\t"
-		     "xorl %%ebp, %%ebp\n\t"
 		     "movq %[team], %%rdi\n\t"
 		     "call *%[entry]\n\t"
 		     "ud2\n"
@@ -195,6 +195,7 @@ static inline int copy_team_run(struct copy_team *team, unsigned threads, unsign
 	}
 	while (helpers < wanted && team_hire(team, helpers, stacks + helpers * COPY_TEAM_STACK))
 		helpers++;
+	team->short_handed = helpers < wanted;
 
 	team_work(team);
 	for (slot = 0; slot < helpers; slot++)

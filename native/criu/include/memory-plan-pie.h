@@ -64,7 +64,7 @@ static int memory_plan_read_in_parallel(struct task_restore_args *args)
 		pr_err("Can't read pages data (%d)\n", ret);
 		return -1;
 	}
-	if (used < args->memory.threads)
+	if (team.short_handed)
 		pr_info("gpuckpt: %u of %u threads read memory of %d\n", used, args->memory.threads, args->memory.pid);
 	args->memory.threads = used;
 	args->vma_ios_n = 0;
