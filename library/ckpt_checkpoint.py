@@ -201,7 +201,6 @@ def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
     return {"checkpoint": asdict(checkpoint.run(operation, params))}
 
 
-
 def main() -> None:
     """Entry point."""
     run_module("checkpoint", OPTIONS, flow)

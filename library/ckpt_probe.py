@@ -155,7 +155,6 @@ def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-
 def main() -> None:
     """Entry point."""
     run_module("probe", OPTIONS, flow)

@@ -152,7 +152,6 @@ def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-
 def main() -> None:
     """Entry point."""
     run_module("cold", OPTIONS, flow)

@@ -34,6 +34,8 @@ def _tar(commands: Commands, options: list[str]) -> None:
     lines = result.stderr.strip().splitlines()
     if "No space left" in result.stderr:
         raise CkptError(
-            "store_full", "the checkpoint store has no room for the archive; delete old checkpoints, or make it larger.", lines
+            "store_full",
+            "the checkpoint store has no room for the archive; delete old checkpoints, or make it larger.",
+            lines,
         )
     raise CkptError("runtime_failed", f"tar failed ({lines[0] if lines else result.rc}); see the log lines.", lines)

@@ -161,7 +161,7 @@ def _judge_dump(operation: flows.Operation, layout: Layout, result: Result) -> N
     evidence = runtime.evidence("dump", layout)
     record.stats["criu"] = dict(evidence.stats)
     record.stats["podman"] = runtime.command_stats(result)
-    flows.add_criu_phases(record, evidence, criu_log.DUMP_PHASES)
+    flows.add_phases(operation, evidence, result, criu_log.DUMP_PHASES)
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:
         raise flows.explain(evidence, result.stderr, "criu_failed", f"the checkpoint of {operation.spec.name} failed")

@@ -122,9 +122,7 @@ def system_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
     """The module's environment with the C locale and the system's PATH first."""
     environment = dict(os.environ)
     inherited = environment.get("PATH", "")
-    environment.update(
-        PATH=f"{SYSTEM_PATH}:{inherited}" if inherited else SYSTEM_PATH, LC_ALL="C.UTF-8", LANGUAGE="C"
-    )
+    environment.update(PATH=f"{SYSTEM_PATH}:{inherited}" if inherited else SYSTEM_PATH, LC_ALL="C.UTF-8", LANGUAGE="C")
     environment.update(extra or {})
     return environment
 

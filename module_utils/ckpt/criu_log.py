@@ -8,7 +8,6 @@ monotonic clock, which need no alignment.
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -228,15 +227,14 @@ def classify(text: str) -> Signature | None:
     return None
 
 
-def start_of_log(path: str, lines: Sequence[Line]) -> float | None:
-    """CRIU's start on the monotonic clock in seconds: the log's last write less the stamp of its last line."""
-    try:
-        written = os.stat(path).st_mtime
-    except OSError:
-        return None
+def start_of_log(last_write: float, lines: Sequence[Line]) -> float | None:
+    """CRIU's start on the monotonic clock in seconds.
+
+    :param last_write: time of the log's last write, on the clock of the calendar.
+    """
     if not lines:
         return None
-    return written - (time.time() - time.monotonic()) - lines[-1].seconds
+    return last_write - (time.time() - time.monotonic()) - lines[-1].seconds
 
 
 def _matches(line: str, patterns: Sequence[str]) -> bool:

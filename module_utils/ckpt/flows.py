@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ansible.module_utils.ckpt import criu_log, cuda, procfs
-from ansible.module_utils.ckpt.commands import Commands, Job
+from ansible.module_utils.ckpt.commands import Commands, Job, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import Client, Completion
@@ -22,6 +22,7 @@ from ansible.module_utils.ckpt.spec import ServerSpec, parse_server
 ALIVE_CHECK_INTERVAL_S = 1.0
 STATE_POLL_INTERVAL_S = 0.005
 LOG_TAIL_LINES = 12
+NEGLIGIBLE_S = 0.001
 
 
 @dataclass
@@ -51,6 +52,17 @@ def describe_criu(operation: Operation) -> None:
     """Put build and switches into the record."""
     operation.record.build = operation.criu.as_record()
     operation.record.switches = operation.criu.effective_switches()
+
+
+def require_port_free(operation: Operation) -> None:
+    """Raises CkptError (port_taken) if somebody listens on the server's port already."""
+    holder = procfs.port_holder(operation.spec.port)
+    if holder is not None:
+        raise CkptError(
+            "port_taken",
+            f"port {operation.spec.port} of this node is in use by {holder}; "
+            "stop that program, or give the server another port.",
+        )
 
 
 class AliveWatch:
@@ -142,13 +154,20 @@ def same_answer(before: Sequence[str], after: Sequence[str]) -> bool:
     return "".join(before) == "".join(after)
 
 
-def add_criu_phases(record: Record, evidence: Evidence, plan: Sequence[criu_log.Phase]) -> None:
-    """Phases of CRIU's log and of our spans, on the monotonic clock."""
+def add_phases(operation: Operation, evidence: Evidence, result: Result, plan: Sequence[criu_log.Phase]) -> None:
+    """Phases of a checkpoint or restore: of CRIU's log, of our spans, and what the runtime does around CRIU."""
+    record = operation.record
     lines = criu_log.parse(evidence.log)
-    if evidence.started is not None:
+    begin = record.marks["T0"]
+    if evidence.started is not None and begin is not None:
         found = {**criu_log.phases(lines, plan), **criu_log.script_phases(lines)}
         for name, (start, end) in found.items():
             record.phases[name] = (evidence.started + start, evidence.started + end)
+        criu_ended = min(evidence.started + lines[-1].seconds, result.ended)
+        if result.started - begin > NEGLIGIBLE_S:
+            record.phases["unpack"] = (begin, result.started)
+        record.phases["before_criu"] = (result.started, max(result.started, evidence.started))
+        record.phases["after_criu"] = (criu_ended, result.ended)
     for name, (start, end, size) in criu_log.spans(evidence.log).items():
         record.phases[name] = (start, end)
         if name in ("read", "mapped"):
@@ -163,7 +182,9 @@ def explain(evidence: Evidence, stderr: str, fallback: str, message: str) -> Ckp
     if signature is not None:
         return CkptError(signature.reason, f"{message}: {signature.message}.", lines)
     cause = lines[0].strip() if lines else "no error line in its log"
-    return CkptError(fallback, f"{message}: {cause}. See the log lines; `ansible-playbook doctor.yml` may tell more.", lines)
+    return CkptError(
+        fallback, f"{message}: {cause}. See the log lines; `ansible-playbook doctor.yml` may tell more.", lines
+    )
 
 
 def cuda_tasks(operation: Operation, tasks: Sequence[procfs.Task]) -> list[procfs.Task]:

@@ -123,13 +123,13 @@ def require_whole(folder: str) -> Report:
 
 
 def verify(folder: str, report: Report) -> None:
-    """Check the inventory's magic numbers, and each pages image against the pagemaps that point into it."""
+    """Check the inventory's magic number, and each pages image against the pagemaps that point into it."""
     inventory = os.path.join(folder, "inventory.img")
     if not os.path.isfile(inventory):
         report.missing = True
         report.errors.append(f"there is no checkpoint in {folder} (no inventory.img)")
         return
-    if _head(inventory) != (COMMON_MAGIC, INVENTORY_MAGIC):
+    if _magic(inventory) != INVENTORY_MAGIC:
         report.errors.append("inventory.img does not begin as CRIU's inventory does")
     expected: dict[int, int] = {}
     for name, _size in _files(folder):
@@ -201,7 +201,7 @@ def _files(folder: str) -> list[tuple[str, int]]:
         return []
 
 
-def _head(path: str) -> tuple[int, ...]:
+def _magic(path: str) -> int | None:
     with open(path, "rb") as source:
-        head = source.read(8)
-    return struct.unpack("<II", head) if len(head) == 8 else ()
+        head = source.read(4)
+    return int.from_bytes(head, "little") if len(head) == 4 else None

@@ -56,7 +56,9 @@ def run_module(kind: str, options: dict[str, Any], flow: Flow) -> None:
         _note_failure(module, operation, result, error)
     except Exception as error:
         message = f"{type(error).__name__}: {error}; this is a defect of gpuckpt, please report it with the log lines."
-        _note_failure(module, operation, result, CkptError("internal", message, traceback.format_exc().splitlines()[-8:]))
+        _note_failure(
+            module, operation, result, CkptError("internal", message, traceback.format_exc().splitlines()[-8:])
+        )
     if operation is not None:
         _keep_record(module, operation, result)
     module.exit_json(**result)

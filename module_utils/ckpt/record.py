@@ -17,11 +17,26 @@ MARKS = ("T0", "T1", "T2", "T3", "T4", "T5")
 GATES: dict[str, tuple[str, str]] = {
     "exit_zero": ("criu_failed", "the restore command failed"),
     "no_error_line": ("criu_failed", "CRIU exited 0, but its log shows a failed hook or plugin; see the log lines"),
-    "pids_alive": ("pids_missing", "not every process of the checkpoint is alive after the restore; see the server's log"),
-    "cuda_running": ("cuda_not_running", "a CUDA process is not in the state RUNNING after the restore; see CRIU's log"),
-    "image_bytes": ("gpu_bytes_missing", "the images hold fewer bytes than the GPU memory that was in use; the GPU was not saved"),
-    "counter_survived": ("counter_lost", "the request counter in the server's memory did not survive; this is not the same process"),
-    "canary_equal": ("canary_differs", "the canary's tokens differ from those before the checkpoint; the memory is damaged"),
+    "pids_alive": (
+        "pids_missing",
+        "not every process of the checkpoint is alive after the restore; see the server's log",
+    ),
+    "cuda_running": (
+        "cuda_not_running",
+        "a CUDA process is not in the state RUNNING after the restore; see CRIU's log",
+    ),
+    "image_bytes": (
+        "gpu_bytes_missing",
+        "the images hold fewer bytes than the GPU memory that was in use; the GPU was not saved",
+    ),
+    "counter_survived": (
+        "counter_lost",
+        "the request counter in the server's memory did not survive; this is not the same process",
+    ),
+    "canary_equal": (
+        "canary_differs",
+        "the canary's tokens differ from those before the checkpoint; the memory is damaged",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, manifest, pagecache, procfs, slimming
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, manifest, pagecache, slimming
 from ansible.module_utils.ckpt.commands import Job, Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
@@ -69,7 +69,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     if not request.layout.archive:
         images.require_whole(request.layout.images)
     files = runtime.prepare_restore(request)
-    _require_port_free(operation)
+    flows.require_port_free(operation)
     record.page_cache = {
         "asked": params["page_cache"],
         "resident_fraction": pagecache.prepare(params["page_cache"], files),
@@ -124,29 +124,14 @@ def _add_result(operation: flows.Operation, request: RestoreRequest, result: Res
     evidence = runtime.evidence("restore", request.layout)
     record.stats["criu"] = dict(evidence.stats)
     record.stats["podman"] = runtime.command_stats(result)
-    _add_phases(operation, evidence, result)
+    flows.add_phases(operation, evidence, result, criu_log.RESTORE_PHASES)
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:
-        raise flows.explain(
-            evidence, result.stderr, "criu_failed", f"the restore of {request.manifest.name} failed"
-        )
+        raise flows.explain(evidence, result.stderr, "criu_failed", f"the restore of {request.manifest.name} failed")
     failures = criu_log.silent_failures(evidence.log)
-    record.checks["no_error_line"] = not failures
+    # without a log there is no proof that no hook failed
+    record.checks["no_error_line"] = bool(evidence.log) and not failures
     operation.log_lines += failures
-
-
-def _add_phases(operation: flows.Operation, evidence: Any, result: Result) -> None:
-    record = operation.record
-    flows.add_criu_phases(record, evidence, criu_log.RESTORE_PHASES)
-    begin = record.marks["T0"]
-    if begin is None:
-        return
-    if operation.runtime.name == "process" and result.started - begin > 0.001:
-        record.phases["unpack"] = (begin, result.started)
-    last_stamp = max((line.seconds for line in criu_log.parse(evidence.log)), default=None)
-    if operation.runtime.name != "process" and evidence.started is not None and last_stamp is not None:
-        record.phases["runtime_before_criu"] = (begin, max(begin, evidence.started))
-        record.phases["runtime_after_criu"] = (min(evidence.started + last_stamp, result.ended), result.ended)
 
 
 def _prove(operation: flows.Operation, proof: Manifest, cuda_ran: bool | None) -> None:
@@ -165,13 +150,3 @@ def _prove(operation: flows.Operation, proof: Manifest, cuda_ran: bool | None) -
     record.judge()
     if record.failure is not None:
         raise record.failure
-
-
-def _require_port_free(operation: flows.Operation) -> None:
-    holder = procfs.port_holder(operation.spec.port)
-    if holder is not None:
-        raise CkptError(
-            "port_taken",
-            f"port {operation.spec.port} of this node is in use by {holder}; "
-            "stop that program before the restore.",
-        )

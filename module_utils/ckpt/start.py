@@ -6,10 +6,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ansible.module_utils.ckpt import cuda, flows, procfs
+from ansible.module_utils.ckpt import cuda, flows
 from ansible.module_utils.ckpt.commands import Job
 from ansible.module_utils.ckpt.criu import exclusive
-from ansible.module_utils.ckpt.errors import CkptError
 
 
 def run(operation: flows.Operation, params: dict[str, Any]) -> None:
@@ -19,7 +18,8 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     runtime.require()
     flows.describe_criu(operation)
     with exclusive():
-        _require_port_free(operation)
+        runtime.prepare_start()
+        flows.require_port_free(operation)
         record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
         try:
             _measure(operation)
@@ -55,13 +55,3 @@ def _add_serving_phase(operation: flows.Operation, job: Job) -> None:
         return
     operation.record.phases["load"] = (min(job.wait().ended, ready), ready)
     operation.record.phases["first_token"] = (ready, first_token)
-
-
-def _require_port_free(operation: flows.Operation) -> None:
-    holder = procfs.port_holder(operation.spec.port)
-    if holder is not None:
-        raise CkptError(
-            "port_taken",
-            f"port {operation.spec.port} of this node is in use by {holder}; "
-            "stop that program, or give the server another port.",
-        )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,11 +14,11 @@ from ansible.module_utils.ckpt import criu_log, criu_stats, procfs
 from ansible.module_utils.ckpt.commands import Commands, Job, Result
 from ansible.module_utils.ckpt.criu import Criu
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import read_text
 from ansible.module_utils.ckpt.manifest import Layout, Manifest
 from ansible.module_utils.ckpt.spec import ServerSpec
 
 STOP_TIMEOUT_S = 15.0
+LOG_POLL_INTERVAL_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,10 @@ class Runtime(ABC):
     @abstractmethod
     def instance(self) -> Instance:
         """The server as it is now."""
+
+    @abstractmethod
+    def prepare_start(self) -> None:
+        """Before the clock starts. Raises CkptError (runtime_failed) if the server exists already."""
 
     @abstractmethod
     def start(self) -> Job:
@@ -140,14 +146,48 @@ class Runtime(ABC):
             )
 
 
-def read_evidence(log_path: str, stats_path: str) -> Evidence:
+class OpenLog:
+    """Holds a log open from its creation on, so that it can be read after podman has deleted it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._wait_for_file, daemon=True)
+        self._thread.start()
+
+    def read(self) -> tuple[str, float]:
+        """Text and time of the last write; the log is let go."""
+        self._stop.set()
+        self._thread.join()
+        if self._descriptor is None:
+            return "", 0.0
+        with os.fdopen(self._descriptor, "rb") as log:
+            self._descriptor = None
+            return log.read().decode("utf-8", "replace"), os.fstat(log.fileno()).st_mtime
+
+    def _wait_for_file(self) -> None:
+        while self._descriptor is None:
+            try:
+                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                if self._stop.wait(LOG_POLL_INTERVAL_S):
+                    return
+
+
+def read_evidence(log: OpenLog, stats_path: str) -> Evidence:
     """Evidence from a log and a stats image."""
-    text = read_text(log_path)
+    text, last_write = log.read()
     try:
         stats = criu_stats.read_stats(stats_path)
     except ValueError:
         stats = {}
-    return Evidence(text, criu_log.start_of_log(log_path, criu_log.parse(text)), stats)
+    return Evidence(text, criu_log.start_of_log(last_write, criu_log.parse(text)), stats)
+
+
+def criu_traces(folder: str, action: str) -> tuple[str, str]:
+    """Log and stats image that CRIU leaves in its work folder for `dump` or `restore`."""
+    return f"{folder}/{action}.log", f"{folder}/stats-{action}"
 
 
 def still_there(pids: Iterable[int]) -> list[int]:

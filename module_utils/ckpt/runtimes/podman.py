@@ -10,14 +10,16 @@ from typing import Any
 
 from ansible.module_utils.ckpt.commands import Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import remove
+from ansible.module_utils.ckpt.files import read_text, remove
 from ansible.module_utils.ckpt.manifest import Layout
 from ansible.module_utils.ckpt.runtimes.base import (
     DumpRequest,
     Evidence,
     Instance,
+    OpenLog,
     RestoreRequest,
     Runtime,
+    criu_traces,
     read_evidence,
 )
 
@@ -32,6 +34,8 @@ class PodmanRuntime(Runtime):
 
     name = "podman"
     _container_id: str | None = None
+    _userdata: str | None = None
+    _log: OpenLog | None = None
 
     def require(self) -> None:
         self.criu.require(self.commands)
@@ -56,7 +60,7 @@ class PodmanRuntime(Runtime):
         }
         return Instance(True, bool(state["Running"]), state["Pid"] or None, details)
 
-    def start(self) -> Job:
+    def prepare_start(self) -> None:
         present = self._own()
         if present.exists:
             raise CkptError(
@@ -65,6 +69,8 @@ class PodmanRuntime(Runtime):
                 f"{' and is what a checkpoint restores into' if present.details['checkpointed'] else ''}; "
                 "remove it with ckpt_stop, or give this server another name.",
             )
+
+    def start(self) -> Job:
         spec = self.spec
         options = ["--detach", "--name", spec.name, "--label", f"{MANAGED_LABEL}=true", "--workdir", spec.cwd]
         options += [option for key, value in sorted(spec.env.items()) for option in ("--env", f"{key}={value}")]
@@ -88,9 +94,9 @@ class PodmanRuntime(Runtime):
     def prepare_checkpoint(self, request: DumpRequest) -> None:
         for folder in (request.layout.images, request.layout.work):
             os.makedirs(folder, mode=0o700, exist_ok=True)
-        if request.layout.archive:
-            remove(request.layout.archive)
-        else:
+        self._userdata = self._own().details["userdata"]
+        self._forget_traces("dump")
+        if not request.layout.archive:
             self._mount(request.layout.images)
 
     def checkpoint(self, request: DumpRequest) -> Job:
@@ -101,6 +107,7 @@ class PodmanRuntime(Runtime):
             options.append("--tcp-established")
         if request.layout.archive:
             options += ["--export", request.layout.archive, "--compress", COMPRESSION[request.layout.source]]
+        self._watch_log("dump")
         argv = ["podman", "container", "checkpoint", *options, *request.flags, self.spec.name]
         return self.commands.start(argv, CHECKPOINT_TIMEOUT_S)
 
@@ -109,7 +116,8 @@ class PodmanRuntime(Runtime):
         self._unmount()
         if request.layout.archive and not request.leave_running:
             self.remove()
-        return {"container_id": container.details["container_id"], "name": self.spec.name}
+        details = {key: container.details[key] for key in ("container_id", "userdata")}
+        return {**details, "name": self.spec.name}
 
     def abandon_checkpoint(self, request: DumpRequest) -> None:
         self._unmount()
@@ -118,6 +126,7 @@ class PodmanRuntime(Runtime):
             remove(request.layout.archive)
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
+        self._userdata = request.manifest.instance.get("userdata")
         if request.layout.archive:
             if self._own().exists:
                 self.remove()
@@ -136,6 +145,7 @@ class PodmanRuntime(Runtime):
         if KEEP not in request.flags:
             images = self._expendable_copy(request.layout)
         self._unmount()
+        self._forget_traces("restore")
         self._mount(images)
         return [entry.path for entry in os.scandir(images) if entry.is_file()]
 
@@ -143,6 +153,7 @@ class PodmanRuntime(Runtime):
         options = ["--print-stats", *request.flags]
         if request.manifest.tcp_established and "--tcp-established" not in options:
             options.append("--tcp-established")
+        self._watch_log("restore")
         if request.layout.archive:
             target = ["--import", request.layout.archive]
         else:
@@ -150,13 +161,13 @@ class PodmanRuntime(Runtime):
         return self.commands.start(["podman", "container", "restore", *options, *target], CHECKPOINT_TIMEOUT_S)
 
     def evidence(self, action: str, layout: Layout) -> Evidence:
-        userdata = self.instance().details.get("userdata")
-        if userdata is None:
-            return Evidence()
-        found = read_evidence(f"{userdata}/{action}.log", f"{userdata}/stats-{action}")
-        for name in (f"{action}.log", f"stats-{action}"):
-            if os.path.exists(f"{userdata}/{name}"):
-                shutil.copy2(f"{userdata}/{name}", f"{layout.work}/{name}")
+        assert self._log is not None
+        assert self._userdata is not None
+        log, stats = criu_traces(self._userdata, action)
+        found = read_evidence(self._log, stats)
+        for path in (log, stats):
+            if os.path.exists(path):
+                shutil.copy2(path, layout.work)
         return found
 
     def stop(self) -> None:
@@ -201,6 +212,14 @@ class PodmanRuntime(Runtime):
             return {}
         return stats if isinstance(stats, dict) else {}
 
+    def _watch_log(self, action: str) -> None:
+        """Hold CRIU's log open from its beginning: podman deletes it without --keep, and after some failures."""
+        self._log = OpenLog(criu_traces(str(self._userdata), action)[0])
+
+    def _forget_traces(self, action: str) -> None:
+        for path in criu_traces(str(self._userdata), action):
+            remove(path)
+
     def _podman(self, *arguments: str) -> Result:
         return self.commands.run(["podman", *arguments])
 
@@ -231,10 +250,9 @@ class PodmanRuntime(Runtime):
 
     def _unmount(self) -> None:
         point = self._mount_point()
-        while os.path.ismount(point):
+        for _ in range(mounts_at(point)):
             # a process restored from mapped images still has them open: detach, the kernel lets go with the process
-            if self.commands.run(["umount", "--lazy", point]).rc != 0:
-                return
+            self.commands.run(["umount", "--lazy", point])
 
     def _expendable_copy(self, layout: Layout) -> str:
         """Without --keep podman deletes the images after the restore, within the clock: give it a true copy."""
@@ -251,6 +269,11 @@ class PodmanRuntime(Runtime):
             ) from error
         os.chmod(copy, 0o700)
         return copy
+
+
+def mounts_at(point: str, mountinfo: str = "/proc/self/mountinfo") -> int:
+    """How many mounts lie on one another at `point`; a bind of the same filesystem shows here only."""
+    return sum(line.split()[4] == point for line in read_text(mountinfo).splitlines())
 
 
 def _last_error(lines: list[str]) -> str:

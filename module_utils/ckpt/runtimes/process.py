@@ -19,8 +19,10 @@ from ansible.module_utils.ckpt.runtimes.base import (
     DumpRequest,
     Evidence,
     Instance,
+    OpenLog,
     RestoreRequest,
     Runtime,
+    criu_traces,
     read_evidence,
     still_there,
 )
@@ -61,7 +63,7 @@ class ProcessRuntime(Runtime):
         running = task is not None and task.starttime == state["starttime"] and task.state not in ("Z", "X")
         return Instance(True, running, state["pid"] if running else None, state)
 
-    def start(self) -> Job:
+    def prepare_start(self) -> None:
         if self.instance().running:
             raise CkptError(
                 "runtime_failed",
@@ -69,6 +71,8 @@ class ProcessRuntime(Runtime):
             )
         self.remove()
         os.makedirs(os.path.dirname(self._log_path), exist_ok=True)
+
+    def start(self) -> Job:
         job = Job(self.spec.command)
         self.commands.actions.append(list(self.spec.command))
         try:
@@ -134,7 +138,7 @@ class ProcessRuntime(Runtime):
             )
         self._rewind_log(request.manifest.instance.get("log") or {})
         os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
-        for path in (self._state_path, self._pidfile):
+        for path in (self._state_path, self._pidfile, *criu_traces(request.layout.work, "restore")):
             remove(path)
         if request.layout.archive:
             shutil.rmtree(request.layout.images, ignore_errors=True)
@@ -150,7 +154,8 @@ class ProcessRuntime(Runtime):
         return self._criu("restore", options)
 
     def evidence(self, action: str, layout: Layout) -> Evidence:
-        return read_evidence(f"{layout.work}/{action}.log", f"{layout.work}/stats-{action}")
+        log, stats = criu_traces(layout.work, action)
+        return read_evidence(OpenLog(log), stats)
 
     def stop(self) -> None:
         tasks = self.tasks()
