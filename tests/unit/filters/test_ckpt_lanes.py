@@ -3,27 +3,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-
-PLUGINS = Path(__file__).parents[3] / "filter_plugins"
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, PLUGINS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
-
-
-ckpt_lanes = load("ckpt_lanes")
-ckpt_plan = load("ckpt_plan")
+from ckpt_lanes import ckpt_lanes
+from ckpt_plan import ckpt_plan
 
 COLD = {"name": "cold", "start": "cold", "runtime": "podman"}
 STOCK = {"name": "podman-stock", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--keep"]}

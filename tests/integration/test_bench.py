@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A benchmark from end to end on this machine: real containers, real CRIU, real records."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WEIGHTS_MIB
+from plays import STORE, Played, play, records, run
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("provisioned")]
+
+GOOD_LANES = {"cold", "podman-stock", "podman-mapped", "podman-tar-zst", "process-stock", "process-mapped"}
+LANES: list[dict[str, Any]] = [
+    {"name": "cold", "start": "cold", "runtime": "podman"},
+    {"name": "podman-stock", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--keep"]},
+    {
+        "name": "podman-mapped",
+        "start": "restore",
+        "runtime": "podman",
+        "build": "patched",
+        "flags": ["--keep"],
+        "switches": {"CRIU_MAPPED_RESTORE": 1, "CRIU_MAPPED_SCOPE": "all"},
+    },
+    {"name": "podman-tar-zst", "start": "restore", "runtime": "podman", "build": "stock", "source": "tar.zst"},
+    {"name": "process-stock", "start": "restore", "runtime": "process", "build": "stock"},
+    {
+        "name": "process-mapped",
+        "start": "restore",
+        "runtime": "process",
+        "build": "patched",
+        "switches": {"CRIU_MAPPED_RESTORE": 1, "CRIU_MAPPED_SCOPE": "all"},
+    },
+    # made to fail: no such flag
+    {"name": "broken", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--no-such-flag"]},
+]
+WARMUP_REQUESTS = 3
+
+
+def bench(results: Path, check: bool = True, **variables: Any) -> Played:
+    settings = {
+        "gpuckpt_results_dir": str(results),
+        "gpuckpt_run_id": "integration",
+        "gpuckpt_weights_mib": WEIGHTS_MIB,
+        "gpuckpt_lanes": LANES,
+        "gpuckpt_warmup_rounds": 0,
+        "gpuckpt_warmup_requests": WARMUP_REQUESTS,
+    }
+    return play("bench.yml", "--limit", "gpu-nodes", check=check, **{**settings, **variables})
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def first_part(results: Path, provisioned: object) -> list[dict[str, Any]]:
+    """The run's first iteration, its checkpoints kept."""
+    bench(results, gpuckpt_iterations=1, gpuckpt_keep_checkpoints=True)
+    return records(results / "integration")
+
+
+@pytest.fixture(scope="module")
+def whole(results: Path, first_part: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The run, continued to its second iteration."""
+    bench(results, gpuckpt_iterations=2, gpuckpt_continue=True)
+    return records(results / "integration")
+
+
+def measured(found: list[dict[str, Any]], lanes: set[str]) -> list[dict[str, Any]]:
+    return [record for record in found if record["kind"] in ("cold", "restore") and record["lane"] in lanes]
+
+
+def test_each_good_lane_is_measured_once_an_iteration_and_is_ok(whole: list[dict[str, Any]]) -> None:
+    good = measured(whole, GOOD_LANES)
+    assert Counter(record["lane"] for record in good) == dict.fromkeys(GOOD_LANES, 2)
+    assert [record["message"] for record in good if record["status"] != "ok"] == []
+
+
+def test_every_restore_passed_the_truth_gate(whole: list[dict[str, Any]]) -> None:
+    for record in measured(whole, GOOD_LANES - {"cold"}):
+        assert record["canary"]["equal"] is True
+        assert record["canary"]["tokens"]
+        assert record["counter"]["after"] >= record["counter"]["before"] > 0
+        assert record["checks"]["exit_zero"] is True
+        assert record["checks"]["pids_alive"] is True
+
+
+def test_the_moments_come_in_order(whole: list[dict[str, Any]]) -> None:
+    for record in measured(whole, GOOD_LANES):
+        moments = record["t"]
+        assert 0 == moments["T0"] < moments["T1"]
+        assert moments["T0"] < moments["T3"] <= moments["T4"] <= moments["T5"]
+
+
+def test_the_checkpoints_hold_the_weights(whole: list[dict[str, Any]]) -> None:
+    checkpoints = [record for record in whole if record["kind"] == "checkpoint"]
+    assert {record["status"] for record in checkpoints} == {"ok"}
+    for record in checkpoints:
+        size = record["bytes"]["archive"] or record["bytes"]["images_total"]
+        assert size > WEIGHTS_MIB << 20
+
+
+def test_the_warm_up_requests_are_recorded(whole: list[dict[str, Any]]) -> None:
+    probes = [record for record in whole if record["kind"] == "probe"]
+    assert probes
+    for record in probes:
+        assert len(record["requests"]) == WARMUP_REQUESTS
+        assert all(0 < request["ttft_s"] <= request["duration_s"] for request in record["requests"])
+
+
+def test_a_failing_lane_stays_in_the_statistics(whole: list[dict[str, Any]], results: Path) -> None:
+    broken = measured(whole, {"broken"})
+    assert len(broken) == 2
+    assert {record["status"] for record in broken} == {"failed"}
+    assert all(record["reason"] and record["message"] for record in broken)
+    assert "broken" in (results / "integration" / "report.md").read_text(encoding="utf-8")
+
+
+def test_a_continued_run_keeps_its_records_and_its_checkpoints(
+    first_part: list[dict[str, Any]], whole: list[dict[str, Any]]
+) -> None:
+    assert whole[: len(first_part)] == first_part
+    assert all(record["kind"] in ("cold", "restore") for record in whole[len(first_part) :])
+    keys = [(record["host"], record["kind"], record["seq"]) for record in whole]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_manifest_tells_what_ran(whole: list[dict[str, Any]], results: Path) -> None:
+    manifest = json.loads((results / "integration" / "manifest.json").read_text(encoding="utf-8"))
+    assert [lane["name"] for lane in manifest["lanes"]] == [lane["name"] for lane in LANES]
+    assert manifest["hosts"]["localhost"]["host"]
+    assert manifest["finished_at"] > manifest["started_at"]
+
+
+def test_the_report_is_made_and_can_be_made_again(whole: list[dict[str, Any]], results: Path) -> None:
+    again = play("report.yml", gpuckpt_results_dir=str(results))
+    assert "process-mapped" in again.output
+    for name in ("report.html", "report.md", "records.csv"):
+        assert (results / "integration" / name).stat().st_size > 0
+
+
+def test_nothing_is_left_on_the_node(whole: list[dict[str, Any]]) -> None:
+    assert run("podman", "ps", "--all", "--quiet", "--filter", "label=io.gpuckpt.managed=true") == ""
+    assert list(Path(STORE).iterdir()) == []
+    assert not Path("/run/gpuckpt/criu.env").exists()
+
+
+def test_a_run_is_not_overwritten(whole: list[dict[str, Any]], results: Path) -> None:
+    refused = bench(results, check=False)
+    assert refused.status != 0
+    assert "the run integration is there already" in refused.output
+    assert records(results / "integration") == whole
+
+
+def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:
+    wrong = [{"name": "a", "start": "sideways", "runtime": "docker"}]
+    refused = bench(results, check=False, gpuckpt_run_id="wrong", gpuckpt_lanes=wrong)
+    assert refused.status != 0
+    assert "start must be one of" in refused.output
+    assert "runtime must be one of" in refused.output
+    assert not (results / "wrong").exists()
