@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from gpuckpt_report import stats, svg, tables
 from gpuckpt_report.advisor import Advice, advise
-from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
+from gpuckpt_report.analysis import HostAnalysis, RunAnalysis
 from gpuckpt_report.database import MOMENTS, SIZES
 from gpuckpt_report.schema import Record
 from gpuckpt_report.store import RunFolder
@@ -100,11 +100,6 @@ def _csv_row(record: Record, phase_names: Sequence[str]) -> dict[str, Any]:
 def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
     colours = svg.colours_of(phase.name for lane in host.lanes for phase in lane.phases)
     kinds = svg.colours_of(kind for checkpoint in host.checkpoints for kind in checkpoint.images)
-    by_kind = [("Restores", "restore"), ("Cold starts", "cold")]
-    charts = [
-        (title, Markup(svg.phases(f"phases-{kind}-{host.host}", _of_kind(host.lanes, kind), colours)))
-        for title, kind in by_kind
-    ]
     return HostView(
         analysis=host,
         lanes=tables.lanes(host),
@@ -116,7 +111,7 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
         floors=[(name, quantity(value, unit)) for name, (value, unit) in host.floors.items()],
         provenance=_flatten(analysis.manifest.hosts.get(host.host, {})),
         distribution_svg=Markup(svg.distribution(f"distribution-{host.host}", host.lanes, analysis.metric_name)),
-        phase_svgs=[(title, chart) for title, chart in charts if chart],
+        phase_svgs=_phase_charts(host, colours),
         sizes_svg=Markup(svg.sizes(f"sizes-{host.host}", host.checkpoints, kinds)),
     )
 
@@ -138,8 +133,15 @@ def headline(host: HostAnalysis, analysis: RunAnalysis) -> str:
     return ", ".join([sentence, " and ".join(comparisons)] if comparisons else [sentence]) + "."
 
 
-def _of_kind(lanes: Sequence[LaneResult], kind: str) -> list[LaneResult]:
-    return [lane for lane in lanes if lane.kind == kind]
+def _phase_charts(host: HostAnalysis, colours: dict[str, int]) -> list[tuple[str, Markup]]:
+    """A captioned chart for each kind of start and each order of magnitude."""
+    charts = []
+    for title, kind in (("Restores", "restore"), ("Cold starts", "cold")):
+        groups = svg.scale_groups([lane for lane in host.lanes if lane.kind == kind])
+        for number, group in enumerate(groups, start=1):
+            chart = svg.phases(f"phases-{kind}-{number}-{host.host}", group, colours)
+            charts.append((title if number == 1 else f"{title}, the faster ones", Markup(chart)))
+    return charts
 
 
 def _manifest_sections(analysis: RunAnalysis) -> list[tuple[str, list[tuple[str, str]]]]:

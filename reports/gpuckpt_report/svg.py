@@ -22,6 +22,8 @@ PLOT = WIDTH - LABELS - MARGIN
 PALETTE_SIZE = 12
 # Beyond this ratio of the largest to the smallest value, a linear axis would press the small ones into one pixel.
 LOG_FROM_RATIO = 15
+# A phase chart is linear, so that lengths can be added by eye; lanes this many times shorter get a chart of their own.
+SCALE_SPAN = 6
 CHARACTER = 6.6
 BINARY_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
 
@@ -175,11 +177,22 @@ def _distribution_row(drawing: Drawing, axis: Axis, lane: LaneResult, y: float) 
     drawing.text(end, y + 4, human_seconds(lane.median), "value")
 
 
-def phases(chart_id: str, lanes: Sequence[LaneResult], colours: dict[str, int]) -> str:
-    """The phases of each lane's median record on its clock; what runs beside another phase is drawn below it."""
-    shown = [lane for lane in lanes if _placed(lane)]
-    if not shown:
-        return ""
+def scale_groups(lanes: Sequence[LaneResult]) -> list[list[LaneResult]]:
+    """Lanes that are legible on one linear scale, slowest group first; the lanes' order is kept within a group."""
+    rest = [lane for lane in lanes if lane.median is not None and _placed(lane)]
+    groups = []
+    while rest:
+        least = max(lane.median or 0 for lane in rest) / SCALE_SPAN
+        groups.append([lane for lane in rest if (lane.median or 0) >= least])
+        rest = [lane for lane in rest if (lane.median or 0) < least]
+    return groups
+
+
+def phases(chart_id: str, shown: Sequence[LaneResult], colours: dict[str, int]) -> str:
+    """The phases of each lane's median record on its clock; what runs beside another phase is drawn below it.
+
+    :param shown: one of the groups of ``scale_groups``
+    """
     ends = [max([phase.end for phase in _placed(lane)] + [lane.median or 0]) for lane in shown]
     axis = Axis(ends, log=False)
     drawing = Drawing(

@@ -107,7 +107,7 @@ class _GpuMemoryColumn:
 
 
 _OPTIONAL_LANE_COLUMNS = (
-    _Column("command returned s", "T1"),
+    _Column("returned s", "T1"),
     _Column("CUDA running s", "T2"),
     _Column("healthy s", "T3"),
     _GpuMemoryColumn(),
@@ -124,9 +124,7 @@ def _speedup(lane: LaneResult) -> tuple[str, str]:
 
 
 def _failures(lane: LaneResult) -> str:
-    if not lane.n_failed:
-        return "0"
-    return f"{lane.n_failed} ({', '.join(f'{count} {reason}' for reason, count in sorted(lane.failures.items()))})"
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(lane.failures.items())) or "0"
 
 
 def _seconds_interval(interval: stats.Interval | None) -> str:

@@ -55,8 +55,9 @@ def test_charts_are_valid_svg_with_a_title_and_every_sample(rendered):
     charts = [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
     assert [chart.find("desc").get("id") for chart in charts] == [
         "distribution-node1-desc",
-        "phases-restore-node1-desc",
-        "phases-cold-node1-desc",
+        "phases-restore-1-node1-desc",
+        "phases-restore-2-node1-desc",
+        "phases-cold-1-node1-desc",
         "sizes-node1-desc",
     ]
     # 4 lanes of 5 iterations, one of which failed; each dot tells its value
@@ -93,7 +94,7 @@ def test_failures_are_shown_with_reason_log_and_commands(rendered):
     html = (rendered / "report.html").read_text()
     for part in ("canary_differs", "podman container restore x", "(00.020) done"):
         assert part in html
-    assert "1 (1 canary_differs)" in (rendered / "report.md").read_text()
+    assert "| 1 canary_differs |" in (rendered / "report.md").read_text()
 
 
 def test_csv_has_a_row_per_record_with_phases(rendered):
