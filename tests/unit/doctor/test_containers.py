@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+import json
+
+import pytest
+from ansible.module_utils.ckpt import doctor
+from ansible.module_utils.ckpt.doctor import containers
+
+# `runc --version` and `crun --version` of Debian 12.
+RUNC = "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n"
+CRUN = "crun version 1.8.1\nspec: 1.0.0\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +YAJL\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "mode", "state"),
+    [
+        ("runc", RUNC, "hybrid", "ok"),
+        ("crun", CRUN, "v2", "fail"),
+        ("crun", CRUN.replace("+YAJL", "+CRIU +YAJL"), "hybrid", "fail"),
+        ("crun", CRUN.replace("+YAJL", "+CRIU +YAJL"), "v2", "ok"),
+    ],
+)
+def test_runtimes(name, version, mode, state):
+    assert containers.judge_runtime(name, version, mode).state == state
+
+
+def rule(action, *names, **more):
+    return {"names": list(names), "action": action, **more}
+
+
+def profile(*rules, default="SCMP_ACT_ERRNO", errno=38):
+    return {"defaultAction": default, "defaultErrnoRet": errno, "syscalls": list(rules)}
+
+
+CALLS = sorted(containers.IO_URING_CALLS)
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [
+        (profile(), "ok"),
+        (profile(rule("SCMP_ACT_ERRNO", *CALLS, errnoRet=38), errno=1), "ok"),
+        (profile(rule("SCMP_ACT_ERRNO", *CALLS), errno=38), "fail"),  # a rule without errnoRet answers EPERM
+        (profile(rule("SCMP_ACT_ALLOW", "io_uring_enter")), "fail"),
+        (profile(rule("SCMP_ACT_ALLOW", *CALLS, includes={"caps": ["CAP_SYS_ADMIN"]})), "ok"),
+        (profile(default="SCMP_ACT_ALLOW"), "fail"),
+    ],
+)
+def test_profiles(make_node, content, state):
+    patient = doctor.Patient(make_node({"/profile.json": json.dumps(content)}), seccomp_path="/profile.json")
+    assert containers.seccomp(patient).state == state
+
+
+def test_a_broken_profile_is_told(make_node):
+    patient = doctor.Patient(make_node({"/profile.json": "{"}), seccomp_path="/profile.json")
+    assert "is no JSON" in containers.seccomp(patient).detail
+
+
+def test_the_last_file_with_limits_decides():
+    first = '[containers]\ndefault_ulimits = ["nofile=1000:2000", "nproc=1:1"]\n'
+    last = '[containers]\ndefault_ulimits = ["nofile=512:1024"]\n'
+    assert containers.default_nofile([first, "[engine]\n"]) == 2000
+    assert containers.default_nofile([first, last]) == 1024
+    assert containers.default_nofile(["[engine]\n"]) is None

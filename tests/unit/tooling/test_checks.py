@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The runner of the checks: what it lets run side by side, and what it says at the end."""
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def checks(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("checks", ROOT / ".ci" / "checks.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "checks", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "LOGS", tmp_path)
+    return module
+
+
+def command(*lines):
+    return sys.executable, "-c", "\n".join(lines)
+
+
+def note(folder, name):
+    """A command that notes when it began and ended."""
+    return command(
+        "import time",
+        "began = time.monotonic()",
+        "time.sleep(0.3)",
+        f"open({str(folder / name)!r}, 'w').write(f'{{began}} {{time.monotonic()}}')",
+    )
+
+
+def spans(folder, *names):
+    return [tuple(map(float, (folder / name).read_text().split())) for name in names]
+
+
+def test_what_shares_a_resource_takes_turns_and_the_rest_runs_beside_it(checks, tmp_path):
+    make = checks.Check
+    outcomes = checks.run_all(
+        [
+            make("a", "g", note(tmp_path, "a.t"), frozenset({"host"}), tmp_path),
+            make("b", "g", note(tmp_path, "b.t"), frozenset({"host", "containers"}), tmp_path),
+            make("c", "g", note(tmp_path, "c.t"), frozenset(), tmp_path),
+        ],
+        workers=2,
+    )
+    assert [outcome.state for outcome in outcomes] == ["ok"] * 3
+    a, b, c = spans(tmp_path, "a.t", "b.t", "c.t")
+    assert b[0] >= a[1] or a[0] >= b[1]
+    assert c[0] < a[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "state", "detail"),
+    [
+        (("true",), "ok", ""),
+        (("false",), "failed", ""),
+        (command("import sys", "print('no GPU here')", "sys.exit(77)"), "skipped", "no GPU here"),
+    ],
+)
+def test_the_exit_status_decides(checks, tmp_path, argv, state, detail):
+    outcome = checks.run(checks.Check("x", "g", argv, cwd=tmp_path))
+    assert (outcome.state, outcome.detail) == (state, detail)
+
+
+def test_a_check_that_hangs_is_ended_with_what_it_started(checks, tmp_path):
+    started = time.monotonic()
+    outcome = checks.run(checks.Check("x", "g", ("sh", "-c", "sleep 60 & wait"), cwd=tmp_path, limit_s=1))
+    assert outcome.state == "failed"
+    assert time.monotonic() - started < 10
+    assert "ended after 1 s" in (tmp_path / "x.log").read_text()
+
+
+def test_the_summary_counts_in_one_line(checks, capsys):
+    make = checks.Check
+    states = ["ok", "ok", "failed", "skipped"]
+    checks.summary([checks.Outcome(make(str(i), "g", ()), state, 1.0) for i, state in enumerate(states)], 4.0)
+    assert capsys.readouterr().out.splitlines()[-1] == "2 passed, 1 failed, 1 skipped"
+
+
+def test_an_unknown_name_lists_the_known_ones(checks, monkeypatch):
+    monkeypatch.setattr(checks, "ROOT", ROOT)
+    with pytest.raises(SystemExit, match=r"no such check: linty\. There are: .*lint"):
+        checks.select(["linty"])
