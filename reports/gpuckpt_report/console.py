@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuckpt_report.progress import Event, HostProgress, LaneProgress, Progress
-from gpuckpt_report.units import human_seconds, seconds
+from gpuckpt_report.units import seconds
 
 PROJECT = Path(__file__).resolve().parents[2]
 RUNNER_FILES = PROJECT / ".ansible" / "runner"
@@ -147,8 +147,9 @@ class _Panel:
         self.spinner = Spinner("dots")
 
     def __rich__(self) -> Group:
-        elapsed = human_seconds(round(time.monotonic() - self.started))
-        self.spinner.update(text=Text(f"{elapsed}  {self.progress.task}", overflow="ellipsis", no_wrap=True))
+        minutes, rest = divmod(int(time.monotonic() - self.started), 60)
+        text = Text(f"{minutes}:{rest:02} {self.progress.task}", overflow="ellipsis", no_wrap=True)
+        self.spinner.update(text=text)
         return Group(*(_host_table(name, host) for name, host in self.progress.hosts.items()), self.spinner)
 
 

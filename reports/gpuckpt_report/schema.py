@@ -22,7 +22,7 @@ Bytes = Annotated[int, Field(ge=0)]
 Kind = Literal["cold", "restore", "checkpoint", "probe", "floor"]
 MEASURED_KINDS = ("cold", "restore")
 Metric = Literal["T4", "T1"]
-Slimming = Literal["none", "sleep1", "sleep2", "kv-drop"]
+Slimming = Literal["none", "sleep1", "sleep2", "kv-drop", "staged"]
 Source = Literal["store", "disk", "tar", "tar.gz", "tar.zst"]
 Build = Literal["stock", "patched", "distro", "current"]
 Reason = Literal[
