@@ -19,7 +19,7 @@ SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
 STARTS = ("cold", "restore")
 RUNTIMES = ("podman", "process")
 BUILDS = ("stock", "patched", "distro", "current")
-SLIMMING = ("none", "sleep1", "sleep2", "kv-drop")
+SLIMMING = ("none", "sleep1", "sleep2", "kv-drop", "staged")
 SOURCES = ("store", "disk", "tar", "tar.gz", "tar.zst")
 PAGE_CACHE = ("warm", "dropped")
 

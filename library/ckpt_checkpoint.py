@@ -62,7 +62,7 @@ options:
   slimming:
     description: How the server is made small before the dump. V(sleep1), V(sleep2) and V(kv-drop) use vLLM's sleep interface.
     type: str
-    choices: [none, sleep1, sleep2, kv-drop]
+    choices: [none, sleep1, sleep2, kv-drop, staged]
     default: none
   leave_running:
     description: Let the server go on after the dump.

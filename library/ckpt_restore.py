@@ -65,7 +65,7 @@ options:
   slimming:
     description: The slimming that the checkpoint was taken with; the wake-up is part of the measured time.
     type: str
-    choices: [none, sleep1, sleep2, kv-drop]
+    choices: [none, sleep1, sleep2, kv-drop, staged]
     default: none
   page_cache:
     description: State of the images in the page cache before the restore, brought about and proven (mincore).

@@ -63,10 +63,11 @@ class Client:
         except ImportError:
             raise CkptError(
                 "bad_input",
-                "the Python of this node has no httpx; install it (package python3-httpx, or the role inference_server).",
+                "the Python of this node has no httpx; install it "
+                "(package python3-httpx, or the role inference_server).",
             ) from None
         self._httpx = httpx
-        self._spec = spec
+        self.spec = spec
         self._http = httpx.Client(
             base_url=spec.base_url,
             timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=5.0),
@@ -79,7 +80,7 @@ class Client:
         """Whether the server answers 200 now."""
         timeout = self._httpx.Timeout(HEALTH_READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
-            return bool(self._http.get(self._spec.health_path, timeout=timeout).status_code == 200)
+            return bool(self._http.get(self.spec.health_path, timeout=timeout).status_code == 200)
         except self._httpx.HTTPError:
             return False
 
@@ -89,7 +90,7 @@ class Client:
         `check` is called between polls, and raises what should end the wait.
         Raises CkptError (server_unhealthy) after the timeout.
         """
-        limit = self._spec.health_timeout_s if timeout_s is None else timeout_s
+        limit = self.spec.health_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit
         while time.monotonic() < deadline:
             if self.healthy():
@@ -98,14 +99,14 @@ class Client:
             time.sleep(POLL_INTERVAL_S)
         raise CkptError(
             "server_unhealthy",
-            f"{self._spec.base_url}{self._spec.health_path} did not answer 200 within {limit:g} s; "
+            f"{self.spec.base_url}{self.spec.health_path} did not answer 200 within {limit:g} s; "
             "see the server's log lines, or raise server.health_timeout_s.",
         )
 
     def complete(self, canary: Canary) -> Completion:
         """Send a completion and stream the answer. Raises CkptError (server_unhealthy) if it fails."""
         body = {
-            "model": self._spec.model,
+            "model": self.spec.model,
             "prompt": canary.prompt,
             "max_tokens": canary.max_tokens,
             "temperature": canary.temperature,
@@ -115,7 +116,7 @@ class Client:
         stream = _Stream()
         requested = time.monotonic()
         try:
-            with self._http.stream("POST", self._spec.completions_path, json=body) as response:
+            with self._http.stream("POST", self.spec.completions_path, json=body) as response:
                 if response.status_code != 200:
                     raise self._refused(response.status_code, response.read())
                 for event in _events(response.iter_lines()):
@@ -132,10 +133,10 @@ class Client:
     def counter(self) -> int | None:
         """Finished requests as the server counts them in memory; None if it does not say."""
         try:
-            response = self._http.get(self._spec.counter_path)
+            response = self._http.get(self.spec.counter_path)
         except self._httpx.HTTPError:
             return None
-        return metric_total(response.text, self._spec.counter_metric) if response.status_code == 200 else None
+        return metric_total(response.text, self.spec.counter_metric) if response.status_code == 200 else None
 
     def counter_reaches(self, expected: int, timeout_s: float = 2.0) -> int | None:
         """The counter, read until it reaches `expected` or the time is over (some servers count with a delay)."""
@@ -161,7 +162,7 @@ class Client:
         text = content.decode("utf-8", "replace").strip()[:300]
         return CkptError(
             "server_unhealthy",
-            f"{path or self._spec.completions_path} answered {status}: {text or 'without a text'}; "
+            f"{path or self.spec.completions_path} answered {status}: {text or 'without a text'}; "
             "check server.model and what the server supports.",
         )
 

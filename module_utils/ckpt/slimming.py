@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Making a server small before its checkpoint, and whole again after the restore.
 
-vLLM's development interface does it (VLLM_SERVER_DEV_MODE=1); the reference server speaks the same one.
+vLLM's development interface does it (VLLM_SERVER_DEV_MODE=1); the reference server speaks the same one. What a mode asks
+for is the server's to say (`sleep` in its specification); the tables below hold for those that say nothing.
 """
 
 from __future__ import annotations
@@ -27,17 +28,27 @@ AFTER: dict[str, tuple[Request, ...]] = {
     "sleep2": (("/wake_up?tags=weights", None), RELOAD, ("/wake_up?tags=kv_cache", None)),
     "kv-drop": (("/wake_up?tags=kv_cache", None),),
 }
-MODES = tuple(BEFORE)
+# has no table: only a server that says how can write its weights to a file of the checkpoint store
+STAGED = "staged"
+MODES = (*BEFORE, STAGED)
 
 
 def slim(client: Client, mode: str) -> None:
     """Make the server small. Raises CkptError if it refuses."""
-    _send(client, BEFORE[mode], "server_unhealthy", "slimming")
+    _send(client, _requests(client, mode, "before", BEFORE), "server_unhealthy", "slimming")
 
 
 def wake(client: Client, mode: str) -> None:
     """Make the server whole. Raises CkptError (wake_failed) if it refuses."""
-    _send(client, AFTER[mode], "wake_failed", "the wake-up")
+    _send(client, _requests(client, mode, "after", AFTER), "wake_failed", "the wake-up")
+
+
+def _requests(client: Client, mode: str, when: str, table: dict[str, tuple[Request, ...]]) -> tuple[Request, ...]:
+    if mode in client.spec.sleep:
+        return tuple((path, body) for path, body in client.spec.sleep[mode][when])
+    if mode not in table:
+        raise CkptError("bad_input", f"the server {client.spec.name} does not know the slimming `{mode}`; choose another.")
+    return table[mode]
 
 
 def _send(client: Client, requests: tuple[Request, ...], reason: str, what: str) -> None:

@@ -51,6 +51,8 @@ class ServerSpec:
     privileged: bool = False
     gpu: bool = False
     canary: Canary = field(default_factory=Canary)
+    # slimming mode → "before" and "after" → requests (path, JSON body or None)
+    sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
 
     @property
     def base_url(self) -> str:
@@ -87,6 +89,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     values["env"] = _environment(raw.get("env") or {}, errors)
     values["privileged"] = _boolean(raw, "privileged", errors)
     values["gpu"] = _boolean(raw, "gpu", errors)
+    values["sleep"] = _sleep(raw.get("sleep") or {}, errors)
     values["canary"] = _canary(raw.get("canary") or {}, str(raw.get("kind")), errors)
     if errors:
         raise CkptError("bad_input", f"the server's description is wrong: {'; '.join(errors)}.")
@@ -160,3 +163,14 @@ def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
     except (TypeError, ValueError):
         errors.append("server.canary has a value of the wrong type")
         return Canary()
+
+
+def _sleep(value: Any, errors: list[str]) -> dict[str, dict[str, list[tuple[str, Any]]]]:
+    try:
+        return {
+            str(mode): {when: [(str(path), body) for path, body in steps[when]] for when in ("before", "after")}
+            for mode, steps in value.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        errors.append("server.sleep must map a slimming mode to `before` and `after`, each a list of [path, body]")
+        return {}
