@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuckpt_report import stats
-from gpuckpt_report.analysis import CheckpointSize, HostAnalysis, LaneResult, ProbeResult
+from gpuckpt_report.analysis import UNATTRIBUTED, CheckpointSize, HostAnalysis, LaneResult, ProbeResult
 from gpuckpt_report.units import human_bytes, seconds, times
 
 
@@ -56,7 +56,8 @@ def phases(host: HostAnalysis) -> Table | None:
     columns = [lane for lane in host.lanes if lane.phases]
     if not columns:
         return None
-    names = dict.fromkeys(phase.name for lane in columns for phase in lane.phases)
+    distinct = dict.fromkeys(phase.name for lane in columns for phase in lane.phases)
+    names = sorted(distinct, key=lambda name: name == UNATTRIBUTED)
     medians = {lane.name: {phase.name: phase.median for phase in lane.phases} for lane in columns}
     rows = [[name, *(seconds(medians[lane.name].get(name)) for lane in columns)] for name in names]
     return Table(["phase", *(lane.name for lane in columns)], rows)
