@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the modules write is what the controller reads: both sides define it on their own, and must agree."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+from ansible.module_utils.ckpt import errors, record
+from ckpt_lanes import ckpt_lanes
+
+from gpuckpt_report import schema
+
+IDENTITY = {"run_id": "r1", "host": "node1", "seq": 3, "lane": "podman-stock", "iteration": 1, "warmup": False}
+
+
+@pytest.fixture
+def built():
+    """A record of the modules' own making, as far as a restore fills it."""
+    made = record.Record("restore", IDENTITY)
+    for number, name in enumerate(record.MARKS):
+        made.mark(name, 100.0 + number)
+    made.phases = {"criu": (100.0, 101.0), "health": (101.0, 103.0)}
+    made.images, made.images_total = {"pages": 5, "mm": 1}, 6
+    made.requests = [{"ttft_s": 0.1, "duration_s": 0.2, "tokens": 3}]
+    made.checks |= {"exit_zero": True, "cuda_running": None}
+    return made
+
+
+def parse(made):
+    return schema.Record.model_validate_json(json.dumps(made.as_dict([["criu", "restore"]])))
+
+
+def test_a_record_of_the_modules_is_valid_and_keeps_its_figures(built):
+    parsed = parse(built)
+    assert (parsed.t.T0, parsed.t.T4, parsed.status) == (0.0, 4.0, "ok")
+    assert parsed.phases["unattributed"].end == pytest.approx(1.0)
+    assert parsed.bytes.images == {"pages": 5, "mm": 1}
+
+
+@pytest.mark.parametrize("gate", record.GATES)
+def test_every_gate_that_fails_makes_a_valid_failed_record(built, gate):
+    built.checks[gate] = False
+    built.judge()
+    parsed = parse(built)
+    assert (parsed.status, parsed.reason) == ("failed", record.GATES[gate][0])
+
+
+def test_a_record_with_a_failed_gate_that_nobody_judged_is_refused(built):
+    built.checks["canary_equal"] = False
+    with pytest.raises(schema.ValidationError, match="truth gate"):
+        parse(built)
+
+
+@pytest.mark.parametrize("kind", ["cold", "checkpoint", "probe"])
+def test_a_record_that_failed_before_it_began_is_valid(kind):
+    made = record.Record(kind, IDENTITY)
+    made.failure = errors.CkptError("port_taken", "port 18080 is taken: stop what listens there")
+    assert parse(made).reason == "port_taken"
+
+
+def test_the_list_of_reasons_is_one():
+    assert set(get_args(schema.Reason)) == set(errors.REASONS)
+
+
+def test_lanes_that_the_filter_completes_are_valid():
+    lanes = [
+        {"name": "cold", "start": "cold", "runtime": "podman"},
+        {"name": "a", "start": "restore", "runtime": "podman"},
+    ]
+    completed = ckpt_lanes(lanes)
+    parsed = [schema.Lane.model_validate(lane) for lane in completed]
+    assert [lane.baseline for lane in parsed] == [False, True]
