@@ -11,11 +11,14 @@ from typing import Any
 
 Spec = dict[str, Any]
 
+# What tells one checkpoint from another, beside the server and the run
+TAKEN_WITH = ("runtime", "slimming", "source", "checkpoint")
+
 
 def ckpt_plan(
     lanes: list[Spec], server: Spec, run_id: str, store_path: str, disk_path: str, image_bytes: int = 0
 ) -> Spec:
-    """Return ``{"lanes": {name: …}, "checkpoints": [...], "store_bytes": n, "disk_bytes": n}``.
+    """Return ``{"lanes": {name: …}, "instances": [...], "store_bytes": n, "disk_bytes": n}``.
 
     Restore lanes that agree in server, runtime, slimming, source and checkpoint share one golden checkpoint. Its
     identifier carries a digest of all that and of the run: a checkpoint found under that name is the right one.
@@ -32,26 +35,48 @@ def ckpt_plan(
     for lane in lanes:
         spec = _lane_server(server, lane["server"])
         if lane["start"] == "cold":
-            placed[lane["name"]] = {
-                **lane,
-                "server": {**spec, "name": f"{spec['name']}-{lane['name']}"},
-                "checkpoint_id": None,
-            }
+            placed[lane["name"]] = {**lane, "server": _named(spec, lane["name"]), "checkpoint_id": None}
             continue
-        wanted = {"server": spec, **{key: lane[key] for key in ("runtime", "slimming", "source", "checkpoint")}}
-        identifier = f"{_readable_name(lane)}-{_digest({**wanted, 'run_id': run_id})}"
-        named = {**spec, "name": f"{spec['name']}-{identifier}"}
+        wanted = {"run_id": run_id, "server": spec, **{key: lane[key] for key in TAKEN_WITH}}
+        identifier = f"{_readable_name(lane)}-{_digest(wanted)}"
         folder = posixpath.join(disk_path if lane["source"] == "disk" else store_path, identifier)
-        checkpoints.setdefault(identifier, {**wanted, "id": identifier, "dir": folder, "server": named, "lanes": []})
-        checkpoints[identifier]["lanes"].append(lane["name"])
+        instance = _instance_name(lane, wanted, identifier)
+        named = _named(spec, instance)
+        checkpoint: Spec = {"id": identifier, "dir": folder, "instance": instance, "server": named, "lanes": []}
+        checkpoint |= {"number": len(checkpoints), **{key: lane[key] for key in TAKEN_WITH}}
+        checkpoints.setdefault(identifier, checkpoint)["lanes"].append(lane["name"])
         placed[lane["name"]] = {**lane, "server": named, "checkpoint_id": identifier, "checkpoint_dir": folder}
     on_disk = sum(1 for checkpoint in checkpoints.values() if checkpoint["source"] == "disk")
     return {
         "lanes": placed,
-        "checkpoints": list(checkpoints.values()),
+        "instances": _instances(list(checkpoints.values())),
         "store_bytes": (len(checkpoints) - on_disk) * int(image_bytes),
         "disk_bytes": on_disk * int(image_bytes),
     }
+
+
+def _instance_name(lane: Spec, wanted: Spec, identifier: str) -> str:
+    """Which server a checkpoint is taken of: one of its own, but for archives, which carry their container along."""
+    if not lane["source"].startswith("tar"):
+        return identifier
+    shared = {key: value for key, value in wanted.items() if key not in ("source", "checkpoint")}
+    return f"{lane['runtime']}-archives-{_digest(shared)}"
+
+
+def _instances(checkpoints: list[Spec]) -> list[Spec]:
+    """Servers to start, each with the checkpoints that are taken of it, one after another."""
+    instances: dict[str, Spec] = {}
+    for checkpoint in checkpoints:
+        shared = {key: checkpoint[key] for key in ("server", "runtime")}
+        instance = instances.setdefault(
+            checkpoint["instance"], {"id": checkpoint["instance"], **shared, "checkpoints": []}
+        )
+        instance["checkpoints"].append(checkpoint)
+    return list(instances.values())
+
+
+def _named(server: Spec, suffix: str) -> Spec:
+    return {**server, "name": f"{server['name']}-{suffix}"}
 
 
 def _lane_server(server: Spec, overrides: Spec) -> Spec:

@@ -18,6 +18,10 @@ DISK = {"name": "process-disk", "start": "restore", "runtime": "process", "sourc
 SERVER = {"name": "gpuckpt-reference", "command": ["serve"], "canary": {"prompt": "p", "max_tokens": 16}, "port": 18080}
 
 
+def taken(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [checkpoint for instance in result["instances"] for checkpoint in instance["checkpoints"]]
+
+
 def plan(*lanes: dict[str, Any], run_id: str = "r1", image_bytes: int = 0) -> dict[str, Any]:
     result: dict[str, Any] = ckpt_plan(ckpt_lanes(list(lanes)), SERVER, run_id, "/store", "/disk", image_bytes)
     return result
@@ -95,19 +99,27 @@ def test_a_filter_without_a_match_names_the_lanes_there_are() -> None:
 
 def test_lanes_that_agree_share_a_checkpoint_and_others_do_not() -> None:
     result = plan(COLD, STOCK, MAPPED, TAR, {**TAR, "name": "slim", "slimming": "sleep1"})
-    shared = [checkpoint["lanes"] for checkpoint in result["checkpoints"]]
+    shared = [checkpoint["lanes"] for checkpoint in taken(result)]
     assert shared == [["podman-stock", "podman-mapped"], ["podman-tar"], ["slim"]]
     lanes = result["lanes"]
     assert lanes["podman-stock"]["checkpoint_dir"] == lanes["podman-mapped"]["checkpoint_dir"]
     assert lanes["cold"]["checkpoint_id"] is None
-    names = [checkpoint["server"]["name"] for checkpoint in result["checkpoints"]] + [lanes["cold"]["server"]["name"]]
+    names = [checkpoint["server"]["name"] for checkpoint in taken(result)] + [lanes["cold"]["server"]["name"]]
     assert len(set(names)) == len(names)
+
+
+def test_archives_are_taken_of_one_server_and_checkpoints_in_place_of_their_own() -> None:
+    result = plan(STOCK, TAR, {**TAR, "name": "zst", "source": "tar.zst"}, DISK)
+    assert [len(instance["checkpoints"]) for instance in result["instances"]] == [1, 2, 1]
+    archives = result["instances"][1]
+    assert {result["lanes"][lane]["server"]["name"] for lane in ("podman-tar", "zst")} == {archives["server"]["name"]}
+    assert [checkpoint["number"] for checkpoint in taken(result)] == [0, 1, 2, 3]
 
 
 def test_a_checkpoint_of_another_run_has_another_name() -> None:
     first, again, other = plan(STOCK), plan(STOCK), plan(STOCK, run_id="r2")
     assert first == again
-    assert first["checkpoints"][0]["id"] != other["checkpoints"][0]["id"]
+    assert taken(first)[0]["id"] != taken(other)[0]["id"]
 
 
 def test_space_is_counted_where_the_images_go() -> None:
@@ -118,7 +130,7 @@ def test_space_is_counted_where_the_images_go() -> None:
 
 def test_overrides_merge_and_extra_arguments_are_appended() -> None:
     changed = {**STOCK, "server": {"extra_args": ["--fast"], "canary": {"max_tokens": 4}, "port": 18081}}
-    server = plan(changed)["checkpoints"][0]["server"]
+    server = plan(changed)["instances"][0]["server"]
     assert server["command"] == ["serve", "--fast"]
     assert server["canary"] == {"prompt": "p", "max_tokens": 4}
     assert server["port"] == 18081
