@@ -121,7 +121,7 @@ class Workload:
             start_new_session=True,
         )
         self.pids = [process.pid]
-        wait_until(lambda: all(self.socket(n).exists() for n in range(processes)), "the workload's sockets")
+        wait_until(lambda: all(self.answers(n) for n in range(processes)), "the workload's answers")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
         self.pids += [int(pid) for pid in children.split()]
         return self
@@ -135,13 +135,24 @@ class Workload:
             client.settimeout(timeout_s)
             client.connect(str(self.socket(index)))
             with client.makefile() as stream:
-                return dict(pair.split("=") for pair in stream.readline().split())
+                # To the end: the workload has closed its side then, and holds no file that it did not before.
+                return dict(pair.split("=") for pair in stream.read().split())
+
+    def answers(self, index: int) -> bool:
+        try:
+            return bool(self.ask(index))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
 
     def digests(self) -> list[str]:
         return [self.ask(index)["digest"] for index in range(len(self.pids))]
 
     def alive(self) -> list[int]:
         return [pid for pid in self.pids if Path(f"/proc/{pid}/exe").is_symlink() and exists(pid)]
+
+    def assert_gone(self) -> None:
+        """Nothing of a failed restore may be left; CRIU does not wait for those it kills."""
+        wait_until(lambda: not self.alive(), "the end of all processes of the failed restore")
 
     def stop(self) -> None:
         for pid in self.pids:

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <getopt.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,6 +179,8 @@ static void serve(const char *path, unsigned int seed)
 	CUcontext context;
 	CUdevice device;
 
+	/* A client that gave up waiting must not end us. */
+	signal(SIGPIPE, SIG_IGN);
 	open_driver();
 	must(cuda.init(0), "cuInit");
 	must(cuda.device_get(&device, 0), "cuDeviceGet");
