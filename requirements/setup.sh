@@ -55,4 +55,4 @@ say 'the report package, editable'
     --no-index --no-deps --no-build-isolation --editable "$root"
 
 "$venv/bin/python" "$root/requirements/fetch_collections.py"
-say "ready: $("$venv/bin/ansible" --version | head -n 1)"
+say "ready: $("$venv/bin/ansible" --version | sed -n 1p)"
