@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuckpt_report import analysis, compare, database, publish, render, tables
+from gpuckpt_report import analysis, compare, create, database, publish, render, tables
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.publish import PROJECT
 from gpuckpt_report.store import RunFolder, find_run
@@ -33,6 +33,24 @@ def ingest(arguments: argparse.Namespace) -> int:
     for reason in result.rejected:
         print(f"rejected: {reason}", file=sys.stderr)
     return EXIT_REJECTED if result.rejected else 0
+
+
+def create_run(arguments: argparse.Namespace) -> int:
+    """Make a run of a .jsonl file of records, as native benchmarks write them."""
+    pairs = [pair.partition("=") for pair in arguments.provenance]
+    if not all(path for _, _, path in pairs):
+        raise ReportError("--provenance takes HOST=FILE")
+    run = create.create(
+        arguments.runs,
+        arguments.samples,
+        metric=arguments.metric,
+        seed=arguments.seed,
+        description=arguments.description,
+        provenance={host: Path(path) for host, _, path in pairs},
+        project=PROJECT,
+    )
+    print(run.path)
+    return 0
 
 
 def render_run(arguments: argparse.Namespace) -> int:
@@ -116,6 +134,12 @@ def parser() -> argparse.ArgumentParser:
     _run_command(commands, "compare", compare_runs).add_argument("other", help="the later run")
     publishing = _run_command(commands, "publish", publish_run)
     publishing.add_argument("name", help="folder to make in reports/published")
+    creating = _command(commands, "create", create_run)
+    creating.add_argument("samples", type=Path, help="file with one record a line")
+    creating.add_argument("--metric", choices=("T4", "T1"), default="T1", help="headline figure (default: %(default)s)")
+    creating.add_argument("--seed", default="0", help="what ordered the samples (default: %(default)s)")
+    creating.add_argument("--description", help="title of the run")
+    creating.add_argument("--provenance", action="append", default=[], metavar="HOST=FILE", help="JSON about a host")
     table = _command(commands, "readme-table", readme_table)
     table.add_argument("--readme", type=Path, default=PROJECT / "README.md", help="default: %(default)s")
     for command in (publishing, table):

@@ -95,7 +95,7 @@ class RunFolder:
         rejected: list[str] = []
         files = [(path.parent.name, path) for path in sorted(self.incoming_path.glob("*/*.json*"))]
         for host, path in files + [(None, path) for path in extra_files]:
-            good, errors = _read_file(path, manifest, host)
+            good, errors = _fitting_records(path, manifest, host)
             accepted += good
             if errors:
                 self._set_aside(path, host, errors)
@@ -149,26 +149,38 @@ def parse(model: type[ModelT], text: str, origin: str) -> ModelT:
         raise ReportError("\n  ".join([f"{origin} is not a valid {model.__name__}:", *explain(error)])) from None
 
 
-def _read_file(path: Path, manifest: RunManifest, host: str | None) -> tuple[list[Record], list[str]]:
-    """Return the valid records of a .json (one) or .jsonl (one per line) file, and the errors of the others."""
+def read_records(path: Path) -> tuple[list[Record], list[str]]:
+    """Return the valid records of a .json (one) or .jsonl (one a line) file, and what is wrong with the others."""
+    numbered, errors = _numbered_records(path)
+    return [record for _, record in numbered], errors
+
+
+def _numbered_records(path: Path) -> tuple[list[tuple[str, Record]], list[str]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         return [], [f"{path}: cannot be read: {error}"]
-    documents = text.splitlines() if path.suffix == ".jsonl" else [text]
+    lines = path.suffix == ".jsonl"
     records, errors = [], []
-    for number, document in enumerate(documents, start=1):
-        origin = f"{path}:{number}" if path.suffix == ".jsonl" else str(path)
+    for number, document in enumerate(text.splitlines() if lines else [text], start=1):
+        origin = f"{path}:{number}" if lines else str(path)
         try:
-            record = parse(Record, document, origin)
+            records.append((origin, parse(Record, document, origin)))
         except ReportError as error:
             errors.append(str(error))
-            continue
+    return records, errors
+
+
+def _fitting_records(path: Path, manifest: RunManifest, host: str | None) -> tuple[list[Record], list[str]]:
+    """Return the records of a file that belong to the run, and what is wrong with the others."""
+    numbered, errors = _numbered_records(path)
+    records = []
+    for origin, record in numbered:
         misfit = _misfit(record, manifest, host)
-        if misfit:
-            errors.append(f"{origin}: {misfit}")
-        else:
+        if misfit is None:
             records.append(record)
+        else:
+            errors.append(f"{origin}: {misfit}")
     return records, errors
 
 

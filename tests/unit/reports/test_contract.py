@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 from typing import get_args
 
+import ckpt_lanes
 import pytest
 from ansible.module_utils.ckpt import errors, record
-from ckpt_lanes import ckpt_lanes
 
 from gpuckpt_report import schema
 
@@ -64,11 +64,23 @@ def test_the_list_of_reasons_is_one():
     assert set(get_args(schema.Reason)) == set(errors.REASONS)
 
 
+@pytest.mark.parametrize(
+    ("model", "choices"),
+    [
+        (schema.Slimming, ckpt_lanes.SLIMMING),
+        (schema.Source, ckpt_lanes.SOURCES),
+        (schema.Build, ckpt_lanes.BUILDS),
+    ],
+)
+def test_choices_of_a_lane_are_those_of_the_filter(model, choices):
+    assert get_args(model) == choices
+
+
 def test_lanes_that_the_filter_completes_are_valid():
     lanes = [
         {"name": "cold", "start": "cold", "runtime": "podman"},
         {"name": "a", "start": "restore", "runtime": "podman"},
     ]
-    completed = ckpt_lanes(lanes)
+    completed = ckpt_lanes.ckpt_lanes(lanes)
     parsed = [schema.Lane.model_validate(lane) for lane in completed]
     assert [lane.baseline for lane in parsed] == [False, True]
