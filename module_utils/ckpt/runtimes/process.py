@@ -10,7 +10,7 @@ import subprocess
 from contextlib import suppress
 from typing import Any
 
-from ansible.module_utils.ckpt import archive, procfs
+from ansible.module_utils.ckpt import archive, procfs, remaps
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
@@ -30,6 +30,8 @@ from ansible.module_utils.ckpt.runtimes.base import (
 INSTANCES = "/run/gpuckpt/instances"
 GHOST_LIMIT_BYTES = 1 << 30
 DUMP_TIMEOUT_S = 900.0
+# in the checkpoint's work folder: copies of files that a restore takes away from the host
+LINKS = "links"
 
 
 class ProcessRuntime(Runtime):
@@ -116,6 +118,7 @@ class ProcessRuntime(Runtime):
 
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
         pid = self.instance().details.get("pid")
+        remaps.keep(request.layout.images, f"{request.layout.work}/{LINKS}")
         if request.layout.archive:
             archive.pack(self.commands, request.layout.images, request.layout.archive)
             shutil.rmtree(request.layout.images)
@@ -138,6 +141,7 @@ class ProcessRuntime(Runtime):
             )
         self._rewind_log(request.manifest.instance.get("log") or {})
         os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
+        remaps.put_back(f"{request.layout.work}/{LINKS}")
         for path in (self._state_path, self._pidfile, *criu_traces(request.layout.work, "restore")):
             remove(path)
         if request.layout.archive:
