@@ -21,7 +21,7 @@ STEERING_ACTIONS = (
     "debug",
     "meta",
 )
-STDERR_LINES_SHOWN = 5
+LOG_LINES_SHOWN = 5
 SCHEDULE_KEYS = {"seq", "lane", "iteration", "warmup"}
 
 
@@ -87,7 +87,7 @@ class Progress:
         yield f"PLAY {self.play}"
 
     def _on_task(self, _: Event, data: Event) -> Iterator[str]:
-        self.task = " · ".join(part for part in (data.get("role"), data.get("name") or data.get("task")) if part)
+        self.task = data.get("name") or data.get("task", "")
         steering = str(data.get("task_action", "")).rpartition(".")[2] in STEERING_ACTIONS
         if not steering and not self.measuring:
             yield f"  {self.task}"
@@ -109,7 +109,9 @@ class Progress:
             return
         result = data.get("res") or {}
         yield f"  FAILED {data.get('host', '')}, {self.task}: {result.get('msg', 'no message')}"
-        yield from (f"    {line}" for line in str(result.get("stderr", "")).splitlines()[-STDERR_LINES_SHOWN:])
+        # modules of this project choose the lines that matter themselves
+        lines = result.get("log_lines") or str(result.get("stderr", "")).splitlines()
+        yield from (f"    {line}" for line in lines[-LOG_LINES_SHOWN:])
 
     def _on_stats(self, _: Event, data: Event) -> Iterator[str]:
         hosts = sorted({host for kind in ("ok", "changed", "failures", "dark") for host in data.get(kind) or {}})

@@ -60,9 +60,10 @@ def test_outcomes_carry_the_count_while_measuring(benchmark):
 
 def test_steering_tasks_are_not_logged():
     progress = Progress()
-    assert progress.feed(event("playbook_on_task_start", task="Build CRIU", role="criu", task_action="ckpt_build")) == [
-        "  criu · Build CRIU"
-    ]
+    start = event(
+        "playbook_on_task_start", task="criu : Build CRIU", role="criu", task_action="ansible.builtin.command"
+    )
+    assert progress.feed(start) == ["  criu : Build CRIU"]
     assert progress.feed(event("playbook_on_task_start", task="x", task_action="ansible.builtin.include_tasks")) == []
 
 
@@ -74,6 +75,8 @@ def test_failures_are_logged_with_the_last_lines_of_stderr_unless_ignored():
     assert lines[0] == "  FAILED node1, Mount: no room"
     assert lines[1:] == [f"    line {n}" for n in range(4, 9)]
     assert progress.feed(event("runner_on_failed", ignore_errors=True, **failure)) == []
+    failure["res"]["log_lines"] = ["Error (criu): the line that matters"]
+    assert progress.feed(event("runner_on_failed", **failure))[1:] == ["    Error (criu): the line that matters"]
 
 
 def test_recap_names_every_host():
