@@ -131,9 +131,11 @@ class Progress:
         self.hosts[host] = progress
 
     def _take_record(self, host: str, record: Event) -> None:
-        progress = self.hosts.setdefault(host, HostProgress())
+        progress = self.hosts.get(host)
+        lane = progress.lanes.get(record["lane"]) if progress is not None else None
+        if progress is None or lane is None:
+            return  # a start that only prepares a checkpoint is measured too, but is no entry of the schedule
         progress.done += 1
-        lane = progress.lanes.setdefault(record["lane"], LaneProgress())
         if record.get("warmup"):
             return
         seconds = _ready(record)

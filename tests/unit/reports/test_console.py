@@ -49,6 +49,12 @@ def test_lanes_are_counted_from_schedule_and_records(benchmark):
     assert (stock.done, stock.total, stock.failed, stock.median) == (1, 2, 1, None)
 
 
+def test_starts_that_are_no_entry_of_the_schedule_do_not_count(benchmark):
+    benchmark.feed(measured("", 5.0))
+    assert benchmark.hosts["node1"].done == 3
+    assert benchmark.hosts["node1"].lanes.keys() == {"cold", "podman-stock"}
+
+
 def test_outcomes_carry_the_count_while_measuring(benchmark):
     assert benchmark.measuring
     tell = ok({"msg": "cold: first token after 2.000 s"}, "ansible.builtin.debug")
