@@ -46,11 +46,12 @@ class LaneProgress:
 
 @dataclass
 class HostProgress:
-    """Lanes of one host, and how much of its schedule is over, warm-up included."""
+    """Lanes of one host, how much of its schedule is over (warm-up included), and whether the last outcome was told."""
 
     lanes: dict[str, LaneProgress] = field(default_factory=dict)
     total: int = 0
     done: int = 0
+    untold: bool = False
 
 
 class Progress:
@@ -97,11 +98,12 @@ class Progress:
         for value in (result.get("ansible_facts") or {}).values():
             if _is_schedule(value):
                 self._take_schedule(host, value)
-        if _is_measurement(result.get("record")):
+        measurement = _is_measurement(result.get("record"))
+        if measurement:
             self._take_record(host, result["record"])
         if str(data.get("task_action", "")).endswith("debug") and "msg" in result:
             yield from _debug_lines(result["msg"], self._counted(host))
-        elif result.get("changed") and not self.measuring:
+        elif result.get("changed") and not measurement and not self.measuring:
             yield f"    changed: {host}"
 
     def _on_failed(self, _: Event, data: Event) -> Iterator[str]:
@@ -136,6 +138,7 @@ class Progress:
         if progress is None or lane is None:
             return  # a start that only prepares a checkpoint is measured too, but is no entry of the schedule
         progress.done += 1
+        progress.untold = True
         if record.get("warmup"):
             return
         seconds = _ready(record)
@@ -145,8 +148,12 @@ class Progress:
             lane.failed += 1
 
     def _counted(self, host: str) -> str:
+        """The count that goes before what the play says of the entry just measured."""
         progress = self.hosts.get(host)
-        return f"[{host} {progress.done}/{progress.total}] " if progress is not None and self.measuring else ""
+        if progress is None or not progress.untold:
+            return ""
+        progress.untold = False
+        return f"[{host} {progress.done}/{progress.total}] "
 
 
 _RECAP = (("ok", "ok"), ("changed", "changed"), ("failed", "failures"), ("unreachable", "dark"), ("rescued", "rescued"))

@@ -55,13 +55,16 @@ def test_starts_that_are_no_entry_of_the_schedule_do_not_count(benchmark):
     assert benchmark.hosts["node1"].lanes.keys() == {"cold", "podman-stock"}
 
 
-def test_outcomes_carry_the_count_while_measuring(benchmark):
+def test_each_outcome_carries_the_count_and_other_messages_do_not(benchmark):
+    def tell(message):
+        return benchmark.feed(ok({"msg": message}, "ansible.builtin.debug"))
+
+    assert tell("stock: FAILED") == ["[node1 3/4] stock: FAILED"]
     assert benchmark.measuring
-    tell = ok({"msg": "cold: first token after 2.000 s"}, "ansible.builtin.debug")
-    assert benchmark.feed(tell) == ["[node1 3/4] cold: first token after 2.000 s"]
-    benchmark.feed(measured("podman-stock", 0.5))
+    assert benchmark.feed(measured("podman-stock", 0.5)) == []
     assert not benchmark.measuring
-    assert benchmark.feed(ok({"msg": ["a", "b"]}, "ansible.builtin.debug")) == ["a", "b"]
+    assert tell("stock: first token after 0.500 s") == ["[node1 4/4] stock: first token after 0.500 s"]
+    assert tell(["lane  median", "stock 0.5"]) == ["lane  median", "stock 0.5"]
 
 
 def test_steering_tasks_are_not_logged():
