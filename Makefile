@@ -28,18 +28,20 @@ bench: setup ## provision this machine, benchmark it, write the report
 	@gpuckpt provision $(ARGS)
 	@gpuckpt bench $(ARGS)
 
-.PHONY: deps
+.PHONY: deps sources
 deps: ## system packages that the checks use (apt)
 	@.ci/deps.sh
+sources: deps ## CRIU's release tarball, for the native tests
+	@.ci/sources.sh
 
 .PHONY: test lint test-unit test-native test-integration test-molecule
-test: deps setup-dev ## all that CI runs
+test: sources setup-dev ## all that CI runs
 	@.ci/checks.py
 lint: setup-dev ## every linter
 	@.ci/checks.py lint
 test-unit: setup-dev ## modules, filters, schema, statistics
 	@.ci/checks.py unit
-test-native: deps setup-dev ## CRIU and the CUDA plugin, patched and stock
+test-native: sources setup-dev ## CRIU and the CUDA plugin, patched and stock
 	@.ci/checks.py native
 test-integration: deps setup-dev ## real provisioning and benchmarks on this machine
 	@.ci/checks.py integration

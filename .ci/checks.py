@@ -111,9 +111,7 @@ def all_checks() -> list[Check]:
     """Returns every check, those that share the machine first, since they take longest."""
     pytest = (sys.executable, "-m", "pytest", "-q")
     return [
-        Check(
-            "native", "native", ("make", "--no-print-directory", "-C", "native", "check"), uses=frozenset({"native"})
-        ),
+        Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
         Check(
             "integration",
             "integration",
