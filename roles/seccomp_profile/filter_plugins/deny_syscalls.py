@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -10,16 +11,15 @@ from ansible.errors import AnsibleFilterError
 ENOSYS = 38
 
 
-def deny_syscalls(profile: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return a copy of a seccomp profile in which the named system calls fail with ENOSYS.
+def deny_syscalls(profile_json: str, names: list[str], origin: str) -> dict[str, Any]:
+    """Return the seccomp profile in `profile_json`, changed so that the named system calls fail with ENOSYS.
 
     They are taken out of every other rule, since two rules for one system call contradict each other. ENOSYS, unlike
     EPERM, makes libraries fall back to what they used before the system call existed.
 
-    Raises AnsibleFilterError if `profile` is no seccomp profile in the format of containers.
+    Raises AnsibleFilterError, naming `origin` (where the profile was read), if it is no seccomp profile of containers.
     """
-    if not isinstance(profile, dict) or "defaultAction" not in profile or not isinstance(profile.get("syscalls"), list):
-        raise AnsibleFilterError("deny_syscalls needs a seccomp profile of containers: an object with defaultAction and syscalls")
+    profile = parse(profile_json, origin)
     denied = {
         "names": sorted(names),
         "action": "SCMP_ACT_ERRNO",
@@ -32,6 +32,20 @@ def deny_syscalls(profile: dict[str, Any], names: list[str]) -> dict[str, Any]:
     }
     others = [{**rule, "names": [name for name in rule["names"] if name not in names]} for rule in profile["syscalls"]]
     return {**profile, "syscalls": [denied, *(rule for rule in others if rule["names"])]}
+
+
+def parse(profile_json: str, origin: str) -> dict[str, Any]:
+    """Return the profile as an object; raise AnsibleFilterError if it is none."""
+    try:
+        profile = json.loads(profile_json)
+    except ValueError:
+        profile = None
+    if not isinstance(profile, dict) or "defaultAction" not in profile or not isinstance(profile.get("syscalls"), list):
+        raise AnsibleFilterError(
+            f"{origin} is no seccomp profile of containers (a JSON object with defaultAction and syscalls); "
+            "name another by seccomp_profile_base"
+        )
+    return profile
 
 
 class FilterModule:
