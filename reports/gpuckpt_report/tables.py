@@ -116,7 +116,7 @@ _OPTIONAL_LANE_COLUMNS = (
 
 
 def _speedup(lane: LaneResult) -> tuple[str, str]:
-    if lane.is_baseline:
+    if lane.is_baseline and lane.n:
         return "1", "–"
     if lane.speedup is None:
         return "–", "–"
