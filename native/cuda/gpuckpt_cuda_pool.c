@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -31,7 +32,8 @@ static int pool_socket = -1;
 
 static void exec_pool(int socket)
 {
-	char *const args[] = { POOL_COMMAND, "--once", NULL };
+	const char *contexts = getenv("CRIU_CUDA_POOL_CONTEXTS");
+	char *const args[] = { POOL_COMMAND, "--once", contexts && *contexts == '0' ? "--no-contexts" : NULL, NULL };
 	sigset_t none;
 	int null;
 

@@ -134,6 +134,7 @@ class Workload:
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(timeout_s)
             client.connect(str(self.socket(index)))
+            client.sendall(b"digest\n")
             with client.makefile() as stream:
                 # To the end: the workload has closed its side then, and holds no file that it did not before.
                 return dict(pair.split("=") for pair in stream.read().split())

@@ -5,7 +5,8 @@
  *   gpu_workload --mib N --socket PATH [--processes P]
  *
  * Fills N MiB on the first GPU with a pattern, counts up every 10 ms, and answers each connection to the unix socket
- * PATH with one line: counter=C mib=N digest=D free_mib=F. The digest is computed from the GPU's memory at that moment.
+ * PATH. To "digest" it answers counter=C mib=N digest=D free_mib=F, the digest computed from the GPU's memory at that
+ * moment; to anything else counter=C word=W, W being one word read from the GPU: the quickest proof of life.
  * With P processes, number 1 and up are children that answer at PATH.1, PATH.2, ...
  */
 #define _GNU_SOURCE
@@ -152,7 +153,16 @@ static uint64_t digest_gpu(void)
 static void answer(int client, unsigned long counter)
 {
 	size_t free_bytes, total;
+	char question[16] = "";
+	uint64_t word;
 
+	if (read(client, question, sizeof(question) - 1) < 0)
+		return;
+	if (strncmp(question, "digest", 6)) {
+		must(cuda.to_host(&word, allocations[0], sizeof(word)), "cuMemcpyDtoH");
+		dprintf(client, "counter=%lu word=%016lx\n", counter, word);
+		return;
+	}
 	must(cuda.mem_info(&free_bytes, &total), "cuMemGetInfo");
 	dprintf(client, "counter=%lu mib=%lu digest=%016lx free_mib=%zu\n", counter, mib, digest_gpu(),
 		free_bytes / MIB);

@@ -155,8 +155,13 @@ def test_a_process_goes_back_to_the_state_it_was_found_in(workload, criu, before
 
 
 def test_a_process_without_a_gpu_never_meets_the_driver(workload, criu):
-    sleeper = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    sleeper = subprocess.Popen(
+        ["sleep", "1000"],
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     workload.pids = [sleeper.pid]
     dump = criu.dump(GPUCKPT_LIBCUDA="/nonexistent/libcuda.so.1", CRIU_CUDA_BACKEND="driver-api")
     assert dump.returncode == 0, dump.log
@@ -238,8 +243,13 @@ def test_a_refusing_post_dump_script_keeps_the_tree_running(workload, criu, tmp_
 
 
 def test_a_process_with_a_gpu_but_no_cuda_state_is_refused(workload, criu):
-    holder = subprocess.Popen(["sleep", "1000"], start_new_session=True, stdin=workload.device.open(),
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    holder = subprocess.Popen(
+        ["sleep", "1000"],
+        start_new_session=True,
+        stdin=workload.device.open(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     workload.pids = [holder.pid]
     dump = criu.dump()
     assert dump.returncode != 0

@@ -1,0 +1,528 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Measures checkpoint and restore of a process with GPU data, by bare CRIU, variant by variant, interleaved.
+
+One JSON line per operation is appended to --out (the first line of a run is its manifest); a table of medians follows on
+standard output. An operation counts as ok only when criu exited 0, the driver says RUNNING, the digest of the GPU's
+memory is the one from before the dump, and the counter went on. Needs root, no network, only the standard library.
+
+    gpu_bench.py --stock HOME --patched HOME --workload gpu_workload --out samples.jsonl --gib 8 --rounds 10
+"""
+
+import argparse
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+CRIU_OPTIONS = ("--network-lock", "skip", "-v4")
+SPAN = re.compile(
+    r"gpuckpt: span name=(?P<name>\S+) pid=(?P<pid>\d+) start=(?P<start>[\d.]+) end=(?P<end>[\d.]+)"
+    r" bytes=(?P<bytes>\d+) note=(?P<note>\S+)"
+)
+COMMAND = {"CRIU_CUDA_BACKEND": "cuda-checkpoint"}
+DRIVER_API = {"CRIU_CUDA_BACKEND": "driver-api"}
+MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
+THREADS = {"CRIU_RESTORE_THREADS": "8"}
+POOL = {"CRIU_CUDA_CONTEXT_POOL": "1"}
+QUICK_FREEZE = {"CRIU_FREEZE_POLL_MS": "1"}
+ALL = DRIVER_API | MAPPED | THREADS | QUICK_FREEZE
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run CRIU: a build, its switches, and whether a resident pool runs beside it."""
+
+    build: str
+    environment: dict[str, str]
+    resident_pool: bool = False
+
+
+VARIANTS = {
+    "stock": Variant("stock", {}),
+    "patched-off": Variant("patched", COMMAND),
+    "driver-api": Variant("patched", DRIVER_API),
+    "mapped": Variant("patched", COMMAND | MAPPED),
+    "threads": Variant("patched", COMMAND | THREADS),
+    "pool": Variant("patched", COMMAND | POOL),
+    "resident": Variant("patched", COMMAND, resident_pool=True),
+    "all": Variant("patched", ALL),
+    "all+driver-scope": Variant("patched", ALL | {"CRIU_MAPPED_SCOPE": "driver"}),
+    "all+pool": Variant("patched", ALL | POOL),
+    "all+pool-init": Variant("patched", ALL | POOL | {"CRIU_CUDA_POOL_CONTEXTS": "0"}),
+    "all+resident": Variant("patched", ALL, resident_pool=True),
+}
+
+
+class BenchError(Exception):
+    """Something that the bench itself needs did not work; the message says what."""
+
+
+def run(command: list[object], environment: dict[str, str], timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def reap(pids: list[int], timeout_s: float = 60) -> None:
+    """Ends processes and waits until their pids are free again. They are our children: we are a subreaper."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + timeout_s
+    for pid in pids:
+        while Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+            if time.monotonic() > deadline:
+                raise BenchError(f"pid {pid} does not end")
+            time.sleep(0.005)
+
+
+@dataclass
+class Workload:
+    """gpu_workload with its sockets."""
+
+    binary: Path
+    folder: Path
+    environment: dict[str, str]
+    mib: int
+    processes: int = 1
+    pids: list[int] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    counter: int = 0
+
+    def start(self) -> None:
+        """Starts it and waits until the data is on the GPU. Raises BenchError."""
+        command = [self.binary, "--mib", self.mib, "--socket", self.folder / "socket", "--processes", self.processes]
+        with (self.folder / "workload.log").open("w") as log:
+            process = subprocess.Popen(
+                [str(word) for word in command],
+                env={**os.environ, **self.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 240
+        while not self.digests:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(f"the workload does not start: {(self.folder / 'workload.log').read_text()}")
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                self.digests = [self.ask(index, "digest")["digest"] for index in range(self.processes)]
+            time.sleep(0.05)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        self.pids = [process.pid, *map(int, children.split())]
+        self.counter = int(self.ask(0, "ping")["counter"])
+
+    def ask(self, index: int, question: str, timeout_s: float = 120) -> dict[str, str]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(timeout_s)
+            client.connect(str(self.folder / ("socket" if index == 0 else f"socket.{index}")))
+            client.sendall(f"{question}\n".encode())
+            with client.makefile() as stream:
+                return dict(pair.split("=") for pair in stream.read().split())
+
+
+@dataclass
+class Bench:
+    """Where everything lies, and what is common to all operations."""
+
+    homes: dict[str, Path]
+    workload: Workload
+    folder: Path
+    environment: dict[str, str]
+    out: Path
+    deadline: float
+
+    def record(self, **values: object) -> None:
+        with self.out.open("a") as stream:
+            stream.write(json.dumps(values, sort_keys=True) + "\n")
+
+    def criu(self, variant: Variant, command: str, images: Path, *arguments: object) -> tuple[int, float, str]:
+        """Runs criu. Returns its exit code, its wall time in seconds, and its log."""
+        home = self.homes[variant.build]
+        log = images / f"{command}.log"
+        log.unlink(missing_ok=True)
+        environment = {
+            **self.environment,
+            **variant.environment,
+            "CRIU_LIBS_DIR": str(home / "lib/criu"),
+            "PATH": f"{home}/bin:{os.environ['PATH']}",
+        }
+        words = [home / "libexec/criu", command, "-D", images, "-o", log, *CRIU_OPTIONS, *arguments]
+        start = time.monotonic()
+        done = run(words, environment)
+        return done.returncode, time.monotonic() - start, log.read_text(errors="replace") if log.exists() else ""
+
+    def states(self) -> list[str]:
+        command = [self.homes["patched"] / "bin/cuda-checkpoint", "--get-state", "--pid"]
+        return [run([*command, pid], self.environment).stdout.strip() for pid in self.workload.pids]
+
+    @contextlib.contextmanager
+    def beside(self, variant: Variant) -> Iterator[None]:
+        """The resident pool, where the variant has one."""
+        if not variant.resident_pool:
+            yield
+            return
+        command = [self.homes["patched"] / "bin/gpuckpt-pool", "--status-file", self.folder / "pool.status"]
+        pool = subprocess.Popen(
+            [str(word) for word in command], env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL
+        )
+        try:
+            status = [command[0], "--status", *command[1:]]
+            while run(status, self.environment).returncode != 0:
+                if pool.poll() is not None:
+                    raise BenchError("the resident pool ended")
+                time.sleep(0.05)
+            yield
+        finally:
+            pool.terminate()
+            pool.wait(30)
+
+
+def spans_of(log: str) -> list[dict[str, object]]:
+    return [
+        {
+            "name": m["name"],
+            "pid": int(m["pid"]),
+            "start": float(m["start"]),
+            "end": float(m["end"]),
+            "bytes": int(m["bytes"]),
+            "note": m["note"],
+        }
+        for m in SPAN.finditer(log)
+    ]
+
+
+def image_bytes(images: Path) -> int:
+    return sum(path.stat().st_size for path in images.iterdir() if path.suffix == ".img")
+
+
+def gpu_used_mib() -> int | None:
+    """What nvidia-smi says, or None where it is missing."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    done = run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"], {})
+    return int(done.stdout.split()[0]) if done.returncode == 0 else None
+
+
+def gpu_used_after_stop(before: int | None) -> int | None:
+    """GPU memory in use once it has fallen to what it was before, or after 10 s."""
+    deadline = time.monotonic() + 10
+    while True:
+        used = gpu_used_mib()
+        if used is None or before is None or used <= before or time.monotonic() > deadline:
+            return used
+        time.sleep(0.1)
+
+
+def proof(bench: Bench, returncode: int) -> tuple[str, dict[str, float], dict[str, object]]:
+    """Why the restored tree is not what it was, or an empty string; times since the call; facts for the record."""
+    start = time.monotonic()
+    if returncode != 0:
+        return f"criu exited {returncode}", {}, {}
+    workload = bench.workload
+    try:
+        alive = [int(workload.ask(index, "ping")["counter"]) for index in range(workload.processes)]
+        times = {"answer_s": time.monotonic() - start}
+        states = bench.states()
+        answers = [workload.ask(index, "digest") for index in range(workload.processes)]
+    except (OSError, KeyError) as error:
+        return f"the restored workload does not answer: {error}", {}, {}
+    times["digest_s"] = time.monotonic() - start
+    facts = {"states": states, "free_mib": int(answers[0]["free_mib"]), **footprint(workload.pids[0])}
+    if states != ["running"] * workload.processes:
+        return f"CUDA states {states}", times, facts
+    if [answer["digest"] for answer in answers] != workload.digests:
+        return "the digest of the GPU memory changed", times, facts
+    if alive[0] < workload.counter:
+        return "the counter went back", times, facts
+    return "", times, facts
+
+
+def footprint(pid: int) -> dict[str, object]:
+    """What a leak would add to: open files, threads, and files mapped."""
+    maps = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
+    return {
+        "fds": len(list(Path(f"/proc/{pid}/fd").iterdir())),
+        "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
+        "mapped_files": len({line[5] for line in maps if len(line) > 5 and line[5].startswith("/")}),
+    }
+
+
+def restore_once(bench: Bench, name: str, images: Path, gpu_before: int | None, **labels: object) -> bool:
+    """One restore with its proof and record; the tree is ended again."""
+    variant = VARIANTS[name]
+    with bench.beside(variant):
+        returncode, seconds, log = bench.criu(variant, "restore", images, "-d")
+        reason, times, facts = proof(bench, returncode)
+        reap(bench.workload.pids)
+    after = gpu_used_after_stop(gpu_before)
+    if not reason and gpu_before is not None and after is not None and after > gpu_before:
+        reason = f"GPU memory in use grew from {gpu_before} to {after} MiB"
+    bench.record(
+        kind="restore",
+        variant=name,
+        ok=not reason,
+        reason=reason,
+        criu_s=seconds,
+        ready_s=seconds + times.get("answer_s", 0) if times else None,
+        digest_s=times.get("digest_s"),
+        gpu_used_mib={"before": gpu_before, "after": after},
+        spans=spans_of(log),
+        log_tail=log[-3000:] if reason else "",
+        **facts,
+        **labels,
+    )
+    print(f"{labels} restore {name}: {seconds:.3f} s {reason or 'ok'}", flush=True)
+    return not reason
+
+
+def dump_once(bench: Bench, name: str, images: Path, **labels: object) -> bool:
+    """One dump of the running tree, which ends with it."""
+    images.mkdir(parents=True)
+    returncode, seconds, log = bench.criu(VARIANTS[name], "dump", images, "-t", bench.workload.pids[0])
+    size = image_bytes(images)
+    expected = bench.workload.mib * bench.workload.processes << 20
+    reason = f"criu exited {returncode}" if returncode else ""
+    if not reason and size < expected:
+        reason = f"{size} bytes of images for {expected} bytes of GPU data"
+    bench.record(
+        kind="dump",
+        variant=name,
+        ok=not reason,
+        reason=reason,
+        criu_s=seconds,
+        image_bytes=size,
+        spans=spans_of(log),
+        log_tail=log[-3000:] if reason else "",
+        **labels,
+    )
+    print(f"{labels} dump {name}: {seconds:.3f} s {size} bytes {reason or 'ok'}", flush=True)
+    if not reason:
+        reap(bench.workload.pids)
+    return not reason
+
+
+def schedule(names: list[str], rounds: int, seed: int) -> list[tuple[int, str]]:
+    """Every variant once per round, in an order that the seed decides; round 0 is warm-up."""
+    shuffled = random.Random(seed)
+    plan = []
+    for index in range(rounds + 1):
+        order = names[:]
+        shuffled.shuffle(order)
+        plan += [(index, name) for name in order]
+    return plan
+
+
+def measure_restores(bench: Bench, images: Path, args: argparse.Namespace, gpu_before: int | None) -> None:
+    for index, name in schedule(args.variants, args.rounds, args.seed):
+        if time.monotonic() > bench.deadline:
+            print("the time limit is reached: the rest of the schedule is left out", flush=True)
+            return
+        restore_once(bench, name, images, gpu_before, gib=args.gib, round=index, warmup=index == 0)
+
+
+def measure_dumps(bench: Bench, images: Path, args: argparse.Namespace) -> None:
+    scratch = bench.folder / "scratch"
+    for index, name in schedule(args.dump_variants, args.dump_rounds, args.seed):
+        if time.monotonic() > bench.deadline:
+            print("the time limit is reached: the rest of the dumps is left out", flush=True)
+            return
+        # Restored by copying, so that each dump meets memory of its own, whoever made it.
+        returncode, _, log = bench.criu(VARIANTS["driver-api"], "restore", images, "-d")
+        if returncode:
+            raise BenchError(f"the restore before a dump failed:\n{log[-2000:]}")
+        for process in range(bench.workload.processes):
+            bench.workload.ask(process, "ping")
+        if not dump_once(bench, name, scratch, gib=args.gib, round=index, warmup=index == 0):
+            reap(bench.workload.pids)
+        shutil.rmtree(scratch)
+
+
+def leak_check(bench: Bench, images: Path, args: argparse.Namespace, gpu_before: int | None) -> bool:
+    """Many restores with the pool: every one must find and leave the same."""
+    labels = {"gib": args.gib, "warmup": False, "leak_check": True}
+    done = [
+        restore_once(bench, args.leak_variant, images, gpu_before, round=index, **labels) for index in range(args.leak)
+    ]
+    records = [json.loads(line) for line in bench.out.read_text().splitlines()][-args.leak :]
+    keys = ("fds", "threads", "mapped_files", "free_mib")
+    seen = {tuple(record.get(key) for key in keys) for record in records}
+    print(f"leak check, {args.leak} restores: {dict(zip(keys, next(iter(seen)))) if len(seen) == 1 else seen}")
+    return all(done) and len(seen) == 1
+
+
+def probe(bench: Bench) -> dict[str, object]:
+    """What the driver answers about a process that has nothing to do with CUDA, and how long queries take."""
+    command = bench.homes["patched"] / "bin/cuda-checkpoint"
+    start = time.monotonic()
+    stranger = run([command, "--get-restore-tid", "--pid", os.getpid()], bench.environment)
+    return {
+        "stranger": {"rc": stranger.returncode, "stderr": stranger.stderr.strip(), "s": time.monotonic() - start},
+        "help": run([command, "--help"], bench.environment).stdout.splitlines()[0],
+    }
+
+
+def manifest(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
+    gpu = ["nvidia-smi", "--query-gpu=name,uuid,driver_version,persistence_mode,memory.total", "--format=csv,noheader"]
+    return {
+        "kind": "manifest",
+        "arguments": {name: str(value) for name, value in vars(args).items()},
+        "builds": {name: json.loads((home / "BUILD.json").read_text()) for name, home in bench.homes.items()},
+        "gpu": run(gpu, {}).stdout.strip() if shutil.which("nvidia-smi") else "none (fake driver)",
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "variants": {name: VARIANTS[name].environment for name in args.variants},
+        "probe": probe(bench),
+    }
+
+
+def summarise(out: Path) -> None:
+    """Medians per kind and variant, warm-up left out, failures counted."""
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    samples = [r for r in records if r["kind"] != "manifest" and not r["warmup"] and not r.get("leak_check")]
+    print(f"\n{'kind':8} {'gib':>6} {'variant':18} {'n':>3} {'bad':>3} {'criu s':>8} {'ready s':>8}  spans (median s)")
+    for kind, gib, name in sorted({(r["kind"], r["gib"], r["variant"]) for r in samples}):
+        group = [r for r in samples if (r["kind"], r["gib"], r["variant"]) == (kind, gib, name)]
+        good = [r for r in group if r["ok"]]
+        ready = [r["ready_s"] for r in good if r.get("ready_s")]
+        print(
+            f"{kind:8} {gib:6} {name:18} {len(group):3} {len(group) - len(good):3}"
+            f" {median([r['criu_s'] for r in good]):>8} {median(ready):>8}  {span_medians(good)}"
+        )
+
+
+def median(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f}" if values else "-"
+
+
+def span_medians(records: list[dict]) -> str:
+    names = sorted({span["name"] for record in records for span in record["spans"]})
+    parts = []
+    for name in names:
+        # Spans of one name overlap when processes are handled at once: the time they cover together is what counts.
+        covered = [
+            max(s["end"] for s in spans) - min(s["start"] for s in spans)
+            for record in records
+            if (spans := [s for s in record["spans"] if s["name"] == name])
+        ]
+        parts.append(f"{name}={median(covered)}")
+    return " ".join(parts)
+
+
+def variant_list(text: str) -> list[str]:
+    names = text.split(",") if text else []
+    unknown = [name for name in names if name not in VARIANTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown variants {', '.join(unknown)}; known: {', '.join(VARIANTS)}")
+    return names
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stock", type=Path, required=True, help="folder of the stock build (bin, lib, libexec)")
+    parser.add_argument("--patched", type=Path, required=True, help="folder of the patched build")
+    parser.add_argument("--workload", type=Path, required=True, help="the gpu_workload program")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines are appended here")
+    parser.add_argument("--gib", type=float, default=8, help="GiB of GPU data, per process")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=10, help="after one warm-up round")
+    parser.add_argument("--variants", type=variant_list, default=list(VARIANTS), help=", ".join(VARIANTS))
+    parser.add_argument("--dump-rounds", type=int, default=0)
+    parser.add_argument("--dump-variants", type=variant_list, default=["stock", "patched-off", "all"])
+    parser.add_argument("--leak", type=int, default=0, help="restores of the leak check")
+    parser.add_argument("--leak-variant", default="all+pool", choices=sorted(VARIANTS))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--limit-s", type=float, default=540, help="start no further operation after this time")
+    parser.add_argument("--images", type=Path, default=Path("/dev/shm"), help="folder on a tmpfs for the images")
+    parser.add_argument("--tmpfs", metavar="SIZE", help="mount a tmpfs of this size on the images' folder meanwhile")
+    parser.add_argument("--fake", type=Path, metavar="LIBCUDA", help="run on the tests' fake driver instead of a GPU")
+    return parser.parse_args()
+
+
+@contextlib.contextmanager
+def image_folder(args: argparse.Namespace) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="gpu-bench-", dir=args.images))
+    try:
+        if args.tmpfs:
+            mount = ["mount", "-t", "tmpfs", "-o", f"size={args.tmpfs},mode=0700,nosuid,nodev", "gpu-bench", folder]
+            done = run(mount, {})
+            if done.returncode:
+                raise BenchError(f"cannot mount a tmpfs: {done.stderr.strip()}; leave --tmpfs out")
+        yield folder
+    finally:
+        if args.tmpfs:
+            run(["umount", folder], {})
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def fake_environment(args: argparse.Namespace, folder: Path) -> dict[str, str]:
+    if not args.fake:
+        return {}
+    (folder / "gpu").mkdir()
+    return {
+        "GPUCKPT_LIBCUDA": str(args.fake.resolve()),
+        "GPUCKPT_FAKE_DIR": str(folder / "gpu"),
+        "GPUCKPT_FAKE_TOTAL_MB": "16384",
+        "CRIU_FAULT": "138",
+    }
+
+
+def main() -> int:
+    args = parse()
+    if os.geteuid() != 0:
+        print("gpu_bench: run as root: CRIU needs it", file=sys.stderr)
+        return 2
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    ok = True
+    with image_folder(args) as folder:
+        environment = fake_environment(args, folder)
+        workload = Workload(args.workload, folder, environment, int(args.gib * 1024), args.processes)
+        homes = {"stock": args.stock.resolve(), "patched": args.patched.resolve()}
+        bench = Bench(homes, workload, folder, environment, args.out, time.monotonic() + args.limit_s)
+        bench.record(**manifest(bench, args))
+        before = gpu_used_mib()
+        try:
+            workload.start()
+            if not dump_once(bench, "driver-api", folder / "images", gib=args.gib, round=-1, warmup=True):
+                raise BenchError("the first dump failed; its log's end is in the record")
+            measure_restores(bench, folder / "images", args, before)
+            measure_dumps(bench, folder / "images", args)
+            if args.leak:
+                ok = leak_check(bench, folder / "images", args, before)
+        except BenchError as error:
+            print(f"gpu_bench: {error}", file=sys.stderr)
+            ok = False
+        finally:
+            reap(workload.pids)
+    summarise(args.out)
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
