@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+BIN = ROOT / ".venv" / "bin"
+PYTHON = str(BIN / "python")
 LOGS = ROOT / "build" / "checks"
 SKIPPED = 77
 TAIL_LINES = 60
@@ -79,8 +81,8 @@ def lint_checks() -> list[Check]:
         "types": (".ci/types.sh",),
         "shell": ("shellcheck", *shell_scripts()),
         "native": ("clang-format", "--style=file:native/.clang-format", "--dry-run", "--Werror", *c_sources),
-        "modules": (sys.executable, ".ci/validate_modules.py"),
-        "readmes": (sys.executable, ".ci/role_readmes.py", "--check"),
+        "modules": (PYTHON, ".ci/validate_modules.py"),
+        "readmes": (PYTHON, ".ci/role_readmes.py", "--check"),
     }
     return [Check(f"lint-{name}", "lint", argv) for name, argv in commands.items()]
 
@@ -109,7 +111,7 @@ def runs_on_host(scenario: Path) -> bool:
 
 def all_checks() -> list[Check]:
     """Returns every check, those that share the machine first, since they take longest."""
-    pytest = (sys.executable, "-m", "pytest", "-q")
+    pytest = (PYTHON, "-m", "pytest", "-q")
     return [
         Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
         Check(
@@ -133,7 +135,7 @@ def run(check: Check) -> Outcome:
         process = subprocess.Popen(
             check.argv,
             cwd=check.cwd,
-            env=os.environ | PLAIN,
+            env=os.environ | PLAIN | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -215,6 +217,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the checks and end")
     parser.add_argument("--workers", type=int, default=2, help="checks at once (2)")
     options = parser.parse_args()
+    if not BIN.is_dir():
+        raise SystemExit("checks: no virtual environment: run `make setup-dev` first")
     checks = select(options.names)
     if options.list:
         print("\n".join(f"{check.group:<12} {check.name}" for check in checks))

@@ -72,7 +72,18 @@ def driver(node: Node) -> dict[str, object] | None:
     return kernel_module(node.read(DRIVER_FILE) or "")
 
 
-def library_versions(node: Node, folders: tuple[str, ...] = LIBRARY_FOLDERS) -> dict[str, str]:
+def linker_folders(text: str) -> list[str]:
+    """Returns the folders in which `ldconfig -p` finds libcuda."""
+    return [os.path.dirname(path) for path in re.findall(r"^\s*libcuda\.so\S* .*=> (\S+)$", text, re.M)]
+
+
+def installed_libraries(node: Node) -> dict[str, str]:
+    """Returns the version of each libcuda that the dynamic linker or a usual folder has, by its real path."""
+    folders = dict.fromkeys([*linker_folders(node.run("ldconfig", "-p").stdout), *LIBRARY_FOLDERS])
+    return library_versions(node, tuple(folders))
+
+
+def library_versions(node: Node, folders: tuple[str, ...]) -> dict[str, str]:
     """Returns the version in the name of each libcuda.so.VERSION of the folders, by its real path."""
     versions = {}
     for folder in folders:

@@ -10,6 +10,7 @@ from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, 
 from ansible.module_utils.ckpt.gpu_inspection import (
     cdi_specifications,
     device_users,
+    installed_libraries,
     legacy_hooks,
     library_versions,
     processes_named,
@@ -58,7 +59,7 @@ def libraries(patient: Patient) -> Verdict:
     """libcuda is of the version of the loaded kernel module."""
     if patient.driver is None:
         return skip("no driver is loaded")
-    return judge_libraries(str(patient.driver["version"]), library_versions(patient.node), patient.gpus[1])
+    return judge_libraries(str(patient.driver["version"]), installed_libraries(patient.node), patient.gpus[1])
 
 
 def judge_libraries(loaded: str, found: dict[str, str], complaint: str) -> Verdict:
@@ -78,7 +79,7 @@ def judge_libraries(loaded: str, found: dict[str, str], complaint: str) -> Verdi
         return warn(f"libcuda of other versions too: {', '.join(others)}", "Remove what is left of the other driver.")
     if not found:
         return warn(
-            "libcuda.so lies in none of the usual folders",
+            "neither the dynamic linker nor a usual folder has libcuda",
             "Install the driver's compute libraries, or tell ldconfig of them.",
         )
     return ok(loaded)

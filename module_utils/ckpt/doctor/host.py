@@ -183,6 +183,6 @@ def port(patient: Patient) -> Verdict:
     if holder:
         return fail(
             f"{patient.port} is taken by {holder}",
-            "End that process, or give the server another port (gpuckpt_server.port).",
+            "End that process, or give the server another port (inference_server_port).",
         )
     return ok(f"{patient.port} is free")

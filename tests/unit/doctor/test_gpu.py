@@ -73,6 +73,15 @@ def test_a_library_of_another_version_than_the_kernel_module_fails():
     assert "Reboot" in verdict.mend
 
 
+def test_the_linkers_folders_are_searched_too(make_node):
+    # a line of `ldconfig -p` on Ubuntu 24.04
+    listed = (
+        "1412 libs found in cache `/etc/ld.so.cache'\n\tlibcuda.so.1 (libc6,x86-64) => /mnt/driver/lib/libcuda.so.1\n"
+    )
+    node = make_node({"/mnt/driver/lib/libcuda.so.580.159.04": ""}, {"ldconfig -p": (0, listed)})
+    assert list(gpu_inspection.installed_libraries(node).values()) == ["580.159.04"]
+
+
 def test_nvidia_smi_failing_fails_even_where_the_files_agree():
     assert gpu.judge_libraries("1.2", {"/a": "1.2"}, "Unable to determine the device handle").state == "fail"
 

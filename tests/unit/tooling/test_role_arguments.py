@@ -9,6 +9,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/tasks/main.yml"))
 CHANGING_PHASES = {"install", "configure"}
+# It writes a folder on the controller and touches no node: there is nothing to take back.
+ON_THE_CONTROLLER = {"bundle"}
 
 
 def load(path):
@@ -59,5 +61,5 @@ def test_phases_exist(role):
 
 def test_a_role_that_changes_a_node_can_take_it_back(role):
     phases = specs(role)["main"].get("options", {}).get(f"{role.name}_phases", {}).get("choices", [])
-    if CHANGING_PHASES & set(phases):
+    if role.name not in ON_THE_CONTROLLER and CHANGING_PHASES & set(phases):
         assert {"verify", "rollback"} <= set(phases)

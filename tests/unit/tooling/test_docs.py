@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the documents point at exists."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+MODULES = sorted(path.stem for path in ROOT.glob("library/*.py"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(page):
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_readme_has_a_place_for_the_headline():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.index("<!-- headline:begin -->") < text.index("<!-- headline:end -->")
+
+
+def test_ansible_doc_shows_every_module():
+    command = ["ansible-doc", "--type", "module", "--json", *MODULES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+
+
+def test_make_help_names_the_two_commands():
+    text = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "make bench " in text
+    assert "make test " in text
