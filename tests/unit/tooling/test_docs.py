@@ -4,6 +4,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ def test_the_readme_has_a_place_for_the_headline():
 
 
 def test_ansible_doc_shows_every_module():
-    command = ["ansible-doc", "--type", "module", "--json", *MODULES]
+    command = [str(Path(sys.executable).with_name("ansible-doc")), "--type", "module", "--json", *MODULES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
