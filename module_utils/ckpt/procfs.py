@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ansible.module_utils.ckpt.files import read_text
@@ -15,6 +17,7 @@ TCP_CLOSE_WAIT = "08"
 TCP_LISTEN = "0A"
 OPEN_TCP_STATES = {TCP_ESTABLISHED, TCP_CLOSE_WAIT, "02", "03", "04", "05", "09", "0B"}
 REAP_TIMEOUT_S = 10.0
+PR_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,27 @@ def tree(root: int, proc: str = "/proc") -> list[Task]:
     return found
 
 
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that `wait_gone` can reap them.
+
+    A restored tree is CRIU's orphan; the PID 1 of a small machine may take more than a second to notice that it ended.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap(pid: int) -> None:
+    """Collect a process that ended, if it is a child of this one."""
+    with suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
 def wait_gone(pids: Iterable[int], timeout_s: float = REAP_TIMEOUT_S) -> list[int]:
     """Wait until no process, not even a zombie, has one of these numbers. Returns those that are still there."""
     remaining = list(pids)
     deadline = time.monotonic() + timeout_s
     while remaining:
+        for pid in remaining:
+            reap(pid)
         remaining = [pid for pid in remaining if os.path.exists(f"/proc/{pid}")]
         if not remaining or time.monotonic() >= deadline:
             break
