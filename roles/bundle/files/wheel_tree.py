@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make the trimmed vLLM tree: a folder to put on PYTHONPATH of a node whose own Python has PyTorch.
+"""Make a tree of Python distributions: a folder to put on PYTHONPATH of a node that cannot install anything.
 
-The three steps are three commands, so that only the first depends on the day it is run:
+What the tree holds is named by a profile (trees/*.toml) and a lock file of pinned requirements with digests, so that the
+same tree comes out on any day. Distributions that the node's own Python has are left out.
 
-    vllm_tree.py lock  LOCK             resolve with pip's configured index; write versions and SHA-256 digests
-    vllm_tree.py fetch LOCK WHEELS      download exactly those wheels (pip checks the digests)
-    vllm_tree.py tree  WHEELS TREE      unpack what vllm_tree.toml keeps, and check that no requirement was lost
+    wheel_tree.py lock  PROFILE LOCK             resolve with pip's configured index; write versions and SHA-256 digests
+    wheel_tree.py fetch PROFILE LOCK WHEELS      download exactly those wheels (pip checks the digests)
+    wheel_tree.py tree  PROFILE WHEELS TREE      unpack what the profile keeps, and check that no requirement was lost
 
 Needs Python >= 3.11, `packaging`, and pip in the interpreter that runs it.
 """
@@ -31,18 +32,15 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-PROFILE = Path(__file__).with_name("vllm_tree.toml")
-
-
 class TreeError(Exception):
     """Something the user must mend; the text says what and how."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What vllm_tree.toml says: names are canonical, `drop` holds globs on paths in the tree."""
+    """What a profile says: names are canonical, `drop` holds globs on paths in the tree."""
 
-    requirement: str
+    requirement: str  # empty: the lock file is made elsewhere
     python: str
     glibc_minor: int
     provided: frozenset[str]
@@ -50,18 +48,24 @@ class Profile:
     drop: tuple[str, ...]
 
     @classmethod
-    def read(cls, path: Path = PROFILE) -> Profile:
+    def read(cls, path: Path) -> Profile:
         """Read the profile at `path`."""
         data = tomllib.loads(path.read_text())
-        names = [name for group in data["left_out"].values() for name in group]
+        names = [name for group in data.get("left_out", {}).values() for name in group]
         return cls(
-            requirement=data["tree"]["requirement"],
+            requirement=data["tree"].get("requirement", ""),
             python=data["tree"]["python"],
             glibc_minor=data["tree"]["glibc_minor"],
             provided=frozenset(canonicalize_name(name) for name in data["provided"]["names"]),
             left_out=frozenset(canonicalize_name(name) for name in names),
-            drop=tuple(glob for group in data["drop"].values() for glob in group),
+            drop=tuple(glob for group in data.get("drop", {}).values() for glob in group),
         )
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Values of the markers on the node."""
+        version = {"python_version": self.python, "python_full_version": f"{self.python}.0"}
+        return {**default_environment(), **version, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
 
     def keeps(self, name: str) -> bool:
         """Say whether the distribution `name` belongs into the tree (whole names: httpx2 is not httpx)."""
@@ -115,15 +119,33 @@ def lock(profile: Profile, path: Path) -> None:
         target = ["--ignore-installed", "--target", scratch, "--dry-run", "--report", str(report)]
         run_pip(["install", *target, *pip_target(profile.python, profile.glibc_minor), profile.requirement])
         lines = locked_lines(json.loads(report.read_text()), profile)
-    head = f"# {profile.requirement} for CPython {profile.python}, made by `vllm_tree.py lock`; see vllm_tree.toml"
+    head = f"# {profile.requirement} for CPython {profile.python}, made by `wheel_tree.py lock`"
     path.write_text("\n".join([head, *lines]) + "\n")
 
 
+def wanted_lines(lock_text: str, profile: Profile) -> list[str]:
+    """Return the pinned requirements of a lock file that hold on the node and that the tree keeps, without markers."""
+    lines = []
+    for line in lock_text.replace("\\\n", " ").splitlines():
+        pinned, _, digests = line.partition("--hash=")
+        if not digests or pinned.lstrip().startswith("#"):
+            continue
+        need = Requirement(pinned)
+        applies = need.marker is None or need.marker.evaluate(profile.environment)
+        if applies and profile.keeps(need.name):
+            lines.append(f"{need.name}{need.specifier} --hash={' '.join(digests.split())}")
+    return lines
+
+
 def fetch(profile: Profile, lock_file: Path, wheels: Path) -> None:
-    """Download the wheels that `lock_file` names into `wheels`."""
-    wheels.mkdir(parents=True, exist_ok=True)
-    target = ["--no-deps", "--require-hashes", "--dest", str(wheels), "--requirement", str(lock_file)]
-    run_pip(["download", *pip_target(profile.python, profile.glibc_minor), *target])
+    """Download the wheels that `lock_file` names for the node into `wheels`, which holds nothing else afterwards."""
+    shutil.rmtree(wheels, ignore_errors=True)
+    wheels.mkdir(parents=True)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
+        wanted.write("\n".join(wanted_lines(lock_file.read_text(), profile)) + "\n")
+        wanted.flush()
+        target = ["--no-deps", "--require-hashes", "--dest", str(wheels), "--requirement", wanted.name]
+        run_pip(["download", *pip_target(profile.python, profile.glibc_minor), *target])
 
 
 def members(wheel: zipfile.ZipFile, profile: Profile) -> Iterator[tuple[zipfile.ZipInfo, str]]:
@@ -163,7 +185,7 @@ def missing(metadata: Iterable[str], profile: Profile) -> list[str]:
     """
     parsed = [HeaderParser().parsestr(text) for text in metadata]
     have = {canonicalize_name(str(item["Name"])): str(item["Version"]) for item in parsed}
-    environment = {**default_environment(), "python_version": profile.python, "sys_platform": "linux", "extra": ""}
+    environment = profile.environment
     wrong = []
     for item in parsed:
         for line in item.get_all("Requires-Dist") or []:
@@ -193,34 +215,28 @@ def make_tree(profile: Profile, wheels: Path, tree: Path) -> dict[str, int]:
     sizes = {path.name: unpack(path, tree, profile) for path in found}
     lost = missing((path.read_text(errors="replace") for path in tree.glob("*.dist-info/METADATA")), profile)
     if lost:
-        raise TreeError("requirements lost in trimming, correct vllm_tree.toml: " + "; ".join(lost))
+        raise TreeError("requirements lost in trimming, correct the profile: " + "; ".join(lost))
     return sizes
 
 
 def main() -> int:
     """Run one command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("lock").add_argument("lock", type=Path)
-    step = commands.add_parser("fetch")
-    step.add_argument("lock", type=Path)
-    step.add_argument("wheels", type=Path)
-    step = commands.add_parser("tree")
-    step.add_argument("wheels", type=Path)
-    step.add_argument("tree", type=Path)
+    parser.add_argument("command", choices=["lock", "fetch", "tree"])
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("paths", type=Path, nargs="+")
     arguments = parser.parse_args()
-    profile = Profile.read()
+    commands = {"lock": (lock, 1), "fetch": (fetch, 2), "tree": (make_tree, 2)}
+    action, count = commands[arguments.command]
+    if len(arguments.paths) != count:
+        parser.error(f"{arguments.command} takes {count} path(s) after the profile")
     try:
-        if arguments.command == "lock":
-            lock(profile, arguments.lock)
-        elif arguments.command == "fetch":
-            fetch(profile, arguments.lock, arguments.wheels)
-        else:
-            sizes = make_tree(profile, arguments.wheels, arguments.tree)
-            print(json.dumps({"files": len(sizes), "bytes": sum(sizes.values())}))
-    except TreeError as error:
-        print(f"vllm_tree: {error}", file=sys.stderr)
+        sizes = action(Profile.read(arguments.profile), *arguments.paths)  # type: ignore[operator]
+    except (TreeError, OSError) as error:
+        print(f"wheel_tree: {error}", file=sys.stderr)
         return 1
+    if sizes is not None:
+        print(json.dumps({"wheels": len(sizes), "bytes": sum(sizes.values())}))
     return 0
 
 

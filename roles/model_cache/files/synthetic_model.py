@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write a model of a known architecture with random weights: the size and the work of the real one, without a hub.
+
+The weights depend on the seed alone, so every node makes the same file. Their spread is chosen so that greedy decoding
+wanders over the vocabulary: a model whose answer is one token over and over would not notice damaged memory.
+
+    synthetic_model.py --architecture qwen2-1.5b --seed 1 DEST
+
+Needs torch, transformers, tokenizers and safetensors. DEST appears in one step, with DEST/gpuckpt-model.json written last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+ARCHITECTURES = {
+    "qwen2-1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+    },
+    "qwen2-tiny": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 2048,
+    },
+}
+MAX_POSITIONS = 32768
+ROPE_THETA = 1_000_000.0
+END_OF_TEXT = "<|endoftext|>"
+# Standard deviation of matrices over 1/sqrt(columns), and of embeddings: see the module's text.
+MATRIX_GAIN = 2.0
+EMBEDDING_STD = 0.02
+# Rows of the embedding differ in length (log-normal), so that the best token leads by more than rounding errors.
+EMBEDDING_LOG_SPREAD = 0.6
+MARK = "gpuckpt-model.json"
+
+
+def make_config(architecture: str):  # type: ignore[no-untyped-def]
+    """Return the transformers configuration of an architecture; its last token ends a text."""
+    from transformers import Qwen2Config
+
+    shape = ARCHITECTURES[architecture]
+    last = shape["vocab_size"] - 1
+    return Qwen2Config(
+        **shape,
+        max_position_embeddings=MAX_POSITIONS,
+        rope_theta=ROPE_THETA,
+        tie_word_embeddings=True,
+        bos_token_id=last,
+        eos_token_id=last,
+        architectures=["Qwen2ForCausalLM"],
+        dtype="bfloat16",
+    )
+
+
+def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type-arg]
+    """Return the named tensors (bfloat16), each from its own generator: independent of order and of thread count."""
+    import torch
+    from transformers import Qwen2ForCausalLM
+
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Qwen2ForCausalLM(config).named_parameters()}
+    tensors = {}
+    for name, shape in shapes.items():
+        key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
+        generator = torch.Generator().manual_seed(key)
+        if name.endswith("norm.weight"):
+            tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
+        elif len(shape) == 1:
+            tensors[name] = torch.zeros(shape, dtype=torch.bfloat16)
+        else:
+            values = torch.randn(shape, generator=generator)
+            if "embed_tokens" in name:
+                values *= EMBEDDING_STD * torch.exp(EMBEDDING_LOG_SPREAD * torch.randn((shape[0], 1), generator=generator))
+            else:
+                values *= MATRIX_GAIN / shape[1] ** 0.5
+            tensors[name] = values.to(torch.bfloat16)
+    return tensors
+
+
+def make_tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]
+    """Return a tokenizer of bytes: 256 entries that encode any text, filler up to the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    filler = [f"w{number}" for number in range(vocab_size - 1 - len(alphabet))]
+    vocabulary = {token: number for number, token in enumerate([*alphabet, *filler, END_OF_TEXT])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT, model_max_length=MAX_POSITIONS
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_model(architecture: str, seed: int, folder: Path) -> None:
+    """Write configuration, tokenizer and weights into `folder`, and what they are into gpuckpt-model.json."""
+    from safetensors.torch import save_file
+
+    config = make_config(architecture)
+    config.save_pretrained(folder)
+    make_tokenizer(config.vocab_size).save_pretrained(folder)
+    save_file(make_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    mark = {"source": "synthetic", "architecture": architecture, "seed": seed, "sha256": files}
+    (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n")
+
+
+def is_complete(folder: Path, architecture: str, seed: int) -> bool:
+    """Say whether `folder` holds this model already; sizes and digests are the verify phase's to compare."""
+    try:
+        mark = json.loads((folder / MARK).read_text())
+    except (OSError, ValueError):
+        return False
+    return mark.get("architecture") == architecture and mark.get("seed") == seed
+
+
+def main() -> int:
+    """Write the model unless it is there; print {"changed": …}."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("dest", type=Path)
+    arguments = parser.parse_args()
+    dest = arguments.dest
+    if is_complete(dest, arguments.architecture, arguments.seed):
+        print(json.dumps({"changed": False}))
+        return 0
+    if dest.exists() and any(dest.iterdir()):
+        print(f"synthetic_model: {dest} holds another model; remove it or name another folder", file=sys.stderr)
+        return 1
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
+    try:
+        write_model(arguments.architecture, arguments.seed, scratch)
+        scratch.chmod(0o755)
+        if dest.exists():
+            dest.rmdir()
+        scratch.replace(dest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    print(json.dumps({"changed": True}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
