@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checkpoint and restore real processes with one build of CRIU; shared by the tests and the restore bench."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TARBALL_VARIABLE = "GPUCKPT_CRIU_TARBALL"
+PR_SET_CHILD_SUBREAPER = 36
+SUMMARY = re.compile(
+    r"gpuckpt: memory pid=(\d+) mapped_bytes=(\d+) read_bytes=(\d+) maps=(\d+) threads=(\d+)", re.MULTILINE
+)
+SPAN = re.compile(r"gpuckpt: span name=(\S+) pid=(\d+) start=(\d+\.\d{6}) end=(\d+\.\d{6}) bytes=(\d+) note=(\S+)$", re.M)
+
+
+class HarnessError(Exception):
+    """Something around the test failed: a build, a start, an answer that does not come."""
+
+
+def become_subreaper() -> None:
+    """Makes restored trees children of this process, so that it can wait for their end instead of guessing it."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def wait_until(condition, what: str, timeout_s: float = 60.0) -> None:
+    """Polls until condition() holds. Raises HarnessError after timeout_s."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise HarnessError(f"waited {timeout_s} s in vain: {what}")
+        time.sleep(0.002)
+
+
+def kill(pid: int) -> None:
+    """Kills a process that may have gone already."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def reap(pid: int) -> None:
+    """Waits until the id of a killed process is free. Raises HarnessError when it does not end."""
+
+    def gone() -> bool:
+        try:
+            return os.waitpid(pid, os.WNOHANG)[0] == pid
+        except ChildProcessError:
+            return not Path(f"/proc/{pid}").exists()
+
+    wait_until(gone, f"the end of pid {pid}")
+
+
+def descendants(pid: int) -> list[int]:
+    """The pids of a tree, its root first."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += descendants(int(child))
+    return found
+
+
+def find_tarball() -> Path:
+    """CRIU's release tarball: named by the environment, or the one that was fetched. Raises HarnessError."""
+    named = os.environ.get(TARBALL_VARIABLE)
+    tarball = Path(named) if named else next(iter(sorted((ROOT / ".cache/sources").glob("criu_*.tar.xz"))), None)
+    if tarball is None or not tarball.is_file():
+        raise HarnessError(f"no CRIU tarball at {tarball}: run native/fetch.sh, or name one in {TARBALL_VARIABLE}")
+    return tarball
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of criu; duration in seconds."""
+
+    returncode: int
+    log: str
+    seconds: float
+
+    def summary(self, pid: int) -> dict[str, int]:
+        """The memory summary of one restored process; empty where the plan did not act."""
+        for match in SUMMARY.finditer(self.log):
+            of, mapped, read, maps, threads = map(int, match.groups())
+            if of == pid:
+                return {"mapped_bytes": mapped, "read_bytes": read, "maps": maps, "threads": threads}
+        return {}
+
+    @property
+    def mapped_bytes(self) -> int:
+        return sum(int(match.group(2)) for match in SUMMARY.finditer(self.log))
+
+    def notes(self, name: str) -> set[str]:
+        """The notes of all spans of that name."""
+        return {match.group(6) for match in SPAN.finditer(self.log) if match.group(1) == name}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build of CRIU: the folder that native/build.sh made, and its source tree where it was kept."""
+
+    home: Path
+    tree: Path | None = None
+
+    @property
+    def binary(self) -> Path:
+        return self.home / "libexec/criu"
+
+    def run(self, command: str, images: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
+        log = images / f"{command}.log"
+        log.unlink(missing_ok=True)
+        start = time.monotonic()
+        done = subprocess.run(
+            [self.binary, command, "-D", images, "-o", log, "-v4", *arguments],
+            env={**os.environ, "CRIU_LIBS_DIR": str(self.home / "lib/criu"), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=600,
+            check=False,
+        )
+        seconds = time.monotonic() - start
+        return Outcome(done.returncode, log.read_text(errors="replace") if log.exists() else "", seconds)
+
+    def dump(self, target: Target, images: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
+        """Checkpoints the tree, which is then gone (unless --leave-running). Raises HarnessError on failure."""
+        images.mkdir(parents=True, exist_ok=True)
+        outcome = self.run("dump", images, "-t", str(target.pid), *arguments, environment=environment)
+        if outcome.returncode:
+            raise HarnessError(f"dump failed:\n{outcome.log[-3000:]}")
+        if "--leave-running" not in arguments:
+            target.stop()
+        return outcome
+
+    def restore(self, images: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
+        return self.run("restore", images, "-d", *arguments, environment=environment)
+
+    def restored(self, images: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
+        """Restores. Raises HarnessError on failure."""
+        outcome = self.restore(images, *arguments, environment=environment)
+        if outcome.returncode:
+            raise HarnessError(f"restore failed:\n{outcome.log[-3000:]}")
+        return outcome
+
+
+def build(variant: str, with_tree: bool = False) -> Build:
+    """The build of a variant: the one that GPUCKPT_CRIU_<VARIANT> names, or one made here once, named by its inputs."""
+    named = os.environ.get(f"GPUCKPT_CRIU_{variant.upper()}")
+    if named:
+        return Build(Path(named))
+    script = ROOT / "native/build.sh"
+    arguments = ["--variant", variant, "--tarball", str(find_tarball())]
+    digest = subprocess.run([script, "digest", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    home = ROOT / "build/native" / f"{variant}-{digest}"
+    tree = home.with_name(home.name + "-tree")
+    if not (home / "BUILD.json").exists() or (with_tree and not tree.exists()):
+        subprocess.run(["rm", "-rf", home, tree], check=True)
+        keep = ["--tree", str(tree)] if with_tree else []
+        subprocess.run([script, "build", *arguments, "--out", home, *keep], check=True)
+    return Build(home, tree if tree.exists() else None)
+
+
+@dataclass
+class Target:
+    """A process tree that answers SIGUSR1 by replacing its report files ("<number> <digests>")."""
+
+    argv: list[str]
+    reports: list[Path]
+    pids: list[int] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        return self.pids[0]
+
+    def start(self, timeout_s: float = 120.0) -> Target:
+        process = subprocess.Popen(
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.pids = [process.pid]
+        wait_until(lambda: all(report.exists() for report in self.reports), f"{self.argv} to start", timeout_s)
+        self.pids = descendants(process.pid)
+        return self
+
+    def ask(self, timeout_s: float = 120.0) -> list[list[str]]:
+        """The digests that every process of the tree computes now. Raises HarnessError when one does not answer."""
+        for report in self.reports:
+            report.unlink(missing_ok=True)
+        for pid in self.pids:
+            os.kill(pid, signal.SIGUSR1)
+        wait_until(lambda: all(report.exists() for report in self.reports), f"an answer of {self.pids}", timeout_s)
+        return [report.read_text().split()[1:] for report in self.reports]
+
+    def stop(self) -> None:
+        """Ends the tree. A child becomes ours to reap only when its parent has gone: kill all first."""
+        for pid in self.pids:
+            kill(pid)
+        for pid in self.pids:
+            reap(pid)
