@@ -46,7 +46,8 @@ static const char usage[] =
 	"Options:\n"
 	"--pid|-p PID\n"
 	"--timeout|-t MS\tmilliseconds; 0: wait without limit\n"
-	"--device-map|-d OLDUUID=NEWUUID,...\tall GPUs of the process, UUIDs as `nvidia-smi -L` prints them; driver 580 or newer\n";
+	"--device-map|-d OLDUUID=NEWUUID,...\tall GPUs of the process, UUIDs as `nvidia-smi -L` prints them; driver "
+	"580 or newer\n";
 
 static void __attribute__((noreturn)) die(const char *cause)
 {
@@ -78,10 +79,14 @@ static void choose(enum operation operation)
 static void parse(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{ "get-state", no_argument, NULL, 's' },   { "get-restore-tid", no_argument, NULL, 'g' },
-		{ "action", required_argument, NULL, 'a' },  { "toggle", no_argument, NULL, 'T' },
-		{ "pid", required_argument, NULL, 'p' },     { "timeout", required_argument, NULL, 't' },
-		{ "device-map", required_argument, NULL, 'd' }, { "help", no_argument, NULL, 'h' },
+		{"get-state", no_argument, NULL, 's'},
+		{"get-restore-tid", no_argument, NULL, 'g'},
+		{"action", required_argument, NULL, 'a'},
+		{"toggle", no_argument, NULL, 'T'},
+		{"pid", required_argument, NULL, 'p'},
+		{"timeout", required_argument, NULL, 't'},
+		{"device-map", required_argument, NULL, 'd'},
+		{"help", no_argument, NULL, 'h'},
 		{},
 	};
 	int choice;
@@ -210,8 +215,8 @@ static int suspend(void)
 
 static int resume(void)
 {
-	return report(cuda_driver_restore(&driver, options.pid, NULL), "restore") ?:
-		       report(cuda_driver_unlock(&driver, options.pid), "unlock");
+	return report(cuda_driver_restore(&driver, options.pid, NULL), "restore")
+		       ?: report(cuda_driver_unlock(&driver, options.pid), "unlock");
 }
 
 static int toggle(void)

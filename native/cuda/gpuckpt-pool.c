@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/file.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -39,7 +38,7 @@ static struct {
 	bool status;
 	bool contexts;
 	const char *status_file;
-} options = { .contexts = true, .status_file = STATUS_FILE };
+} options = {.contexts = true, .status_file = STATUS_FILE};
 
 struct device_job {
 	pthread_t thread;
@@ -55,15 +54,17 @@ static struct timespec init_start, init_end;
 static char failure[512]; /* empty: ready. Written by the initialising thread before it signals. */
 static int finished = -1; /* eventfd */
 
-static const char usage[] = "Usage:\n"
-			    "  gpuckpt-pool [--no-contexts] [--status-file FILE]   hold the GPUs until SIGTERM\n"
-			    "  gpuckpt-pool --once [--no-contexts]                 hold them while standard output stays open\n"
-			    "  gpuckpt-pool --status [--status-file FILE]          print the state of the running pool\n"
-			    "\n"
-			    "  --no-contexts       initialise the driver only: no context, no GPU memory\n"
-			    "  --status-file FILE  default " STATUS_FILE "\n"
-			    "\n"
-			    "CUDA_VISIBLE_DEVICES limits the GPUs. --status exits with 0 (ready), 1 (starting, failed) or 3 (not running).\n";
+static const char usage[] =
+	"Usage:\n"
+	"  gpuckpt-pool [--no-contexts] [--status-file FILE]   hold the GPUs until SIGTERM\n"
+	"  gpuckpt-pool --once [--no-contexts]                 hold them while standard output stays open\n"
+	"  gpuckpt-pool --status [--status-file FILE]          print the state of the running pool\n"
+	"\n"
+	"  --no-contexts       initialise the driver only: no context, no GPU memory\n"
+	"  --status-file FILE  default " STATUS_FILE "\n"
+	"\n"
+	"CUDA_VISIBLE_DEVICES limits the GPUs. --status exits with 0 (ready), 1 (starting, failed) or 3 (not "
+	"running).\n";
 
 static void fail(const char *format, ...)
 {
@@ -173,7 +174,7 @@ static void describe(char *text, size_t size)
 static void notify_systemd(const char *state)
 {
 	const char *path = getenv("NOTIFY_SOCKET");
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	size_t length;
 	int fd;
 
@@ -195,15 +196,17 @@ static void notify_systemd(const char *state)
 /* The status file is locked for as long as a pool lives: a stale one tells nothing. */
 static int open_status_file(void)
 {
+	struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 	int fd;
 
 	fd = open(options.status_file, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
 	if (fd < 0) {
-		fprintf(stderr, "gpuckpt-pool: cannot create %s: %s; create its folder or name another with --status-file\n",
+		fprintf(stderr,
+			"gpuckpt-pool: cannot create %s: %s; create its folder or name another with --status-file\n",
 			options.status_file, strerror(errno));
 		return -1;
 	}
-	if (flock(fd, LOCK_EX | LOCK_NB)) {
+	if (fcntl(fd, F_OFD_SETLK, &whole)) {
 		fprintf(stderr, "gpuckpt-pool: another pool holds %s; stop it first\n", options.status_file);
 		close(fd);
 		return -1;
@@ -219,12 +222,13 @@ static void write_status(int fd, const char *text)
 
 static int print_status(void)
 {
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 	int fd = open(options.status_file, O_RDONLY | O_CLOEXEC);
 	char text[640];
 	ssize_t length;
 
-	/* Whoever gets the lock knows that no pool holds it. */
-	if (fd < 0 || !flock(fd, LOCK_SH | LOCK_NB)) {
+	/* Only asked, not taken: a pool that starts at this moment must not find the file locked. */
+	if (fd < 0 || fcntl(fd, F_OFD_GETLK, &lock) || lock.l_type == F_UNLCK) {
 		puts("not running");
 		return EXIT_NOT_RUNNING;
 	}
@@ -269,9 +273,9 @@ static void announce(int status_fd)
 static int hold(int signals, int status_fd)
 {
 	struct pollfd fds[] = {
-		{ .fd = finished, .events = POLLIN },
-		{ .fd = signals, .events = POLLIN },
-		{ .fd = options.once ? STDOUT_FILENO : -1, .events = POLLIN | POLLRDHUP },
+		{.fd = finished, .events = POLLIN},
+		{.fd = signals, .events = POLLIN},
+		{.fd = options.once ? STDOUT_FILENO : -1, .events = POLLIN | POLLRDHUP},
 	};
 
 	for (;;) {
@@ -320,9 +324,9 @@ static int run(void)
 static void parse(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{ "once", no_argument, NULL, 'o' },	     { "status", no_argument, NULL, 's' },
-		{ "no-contexts", no_argument, NULL, 'n' },   { "status-file", required_argument, NULL, 'f' },
-		{ "help", no_argument, NULL, 'h' },	     {},
+		{"once", no_argument, NULL, 'o'},        {"status", no_argument, NULL, 's'},
+		{"no-contexts", no_argument, NULL, 'n'}, {"status-file", required_argument, NULL, 'f'},
+		{"help", no_argument, NULL, 'h'},        {},
 	};
 	int choice;
 

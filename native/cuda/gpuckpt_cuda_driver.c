@@ -12,9 +12,9 @@ struct symbol {
 	size_t offset; /* of the pointer in struct cuda_driver */
 };
 
-#define SYMBOL(_name, _member)                                        \
-	{                                                             \
-		.name = _name, .offset = offsetof(struct cuda_driver, _member) \
+#define SYMBOL(_name, _member)                                                                                         \
+	{                                                                                                              \
+		.name = _name, .offset = offsetof(struct cuda_driver, _member)                                         \
 	}
 
 static const struct symbol common_symbols[] = {
@@ -114,14 +114,14 @@ bool cuda_driver_unreachable(CUresult result)
 
 const char *cuda_state_name(CUprocessState state)
 {
-	static const char *const names[] = { "running", "locked", "checkpointed", "failed" };
+	static const char *const names[] = {"running", "locked", "checkpointed", "failed"};
 
 	return (unsigned int)state < sizeof(names) / sizeof(names[0]) ? names[state] : "unknown";
 }
 
 CUresult cuda_driver_lock(const struct cuda_driver *driver, pid_t pid, unsigned int timeout_ms)
 {
-	CUcheckpointLockArgs args = { .timeoutMs = timeout_ms };
+	CUcheckpointLockArgs args = {.timeoutMs = timeout_ms};
 
 	return driver->lock(pid, &args);
 }
@@ -207,7 +207,8 @@ int cuda_device_map_parse(const char *text, struct cuda_device_map *map, char *w
 			rest = NULL;
 		if (!rest || (*rest && *rest != ',')) {
 			snprintf(why, why_size,
-				 "device map '%s' is not of the form OLDUUID=NEWUUID,... (UUIDs as nvidia-smi -L prints them)",
+				 "device map '%s' is not of the form OLDUUID=NEWUUID,... (UUIDs as nvidia-smi -L "
+				 "prints them)",
 				 text);
 			return -1;
 		}

@@ -58,8 +58,8 @@ static int join_job(struct cuda_job *job, const struct timespec *deadline)
 {
 	if (!job->started)
 		return 0;
-	return deadline ? pthread_clockjoin_np(job->thread, NULL, CLOCK_MONOTONIC, deadline) :
-			  pthread_join(job->thread, NULL);
+	return deadline ? pthread_clockjoin_np(job->thread, NULL, CLOCK_MONOTONIC, deadline)
+			: pthread_join(job->thread, NULL);
 }
 
 static void finish_job(struct cuda_job *job, const struct timespec *deadline)

@@ -41,9 +41,9 @@ struct task {
 	pid_t pid;
 	int restore_tid;
 	CUprocessState initial; /* as we found it */
-	CUprocessState state;	/* as far as we brought it */
-	bool failed;		/* a call failed: ask nothing more of it in this hook */
-	bool hung;		/* a call did not come back: ask nothing more at all */
+	CUprocessState state;   /* as far as we brought it */
+	bool failed;            /* a call failed: ask nothing more of it in this hook */
+	bool hung;              /* a call did not come back: ask nothing more at all */
 	bool thread_resumed;
 	k_rtsigset_t sigset;
 	struct range_list memory; /* before the checkpoint */
@@ -147,9 +147,9 @@ static int read_options(void)
 {
 	return read_backend() || read_pool_switch() || read_device_map() ||
 			       read_seconds("CRIU_CUDA_TIMEOUT_S", &options.timeout_s, DEFAULT_TIMEOUT_S) ||
-			       read_seconds("CRIU_CUDA_POOL_WAIT_S", &options.pool_wait_s, DEFAULT_POOL_WAIT_S) ?
-		       -1 :
-		       0;
+			       read_seconds("CRIU_CUDA_POOL_WAIT_S", &options.pool_wait_s, DEFAULT_POOL_WAIT_S)
+		       ? -1
+		       : 0;
 }
 
 /* --- spans --- */
@@ -221,7 +221,7 @@ static int add_task(pid_t pid, int restore_tid, CUprocessState state)
 		return -1;
 	}
 	tasks = grown;
-	tasks[nr_tasks++] = (struct task){ .pid = pid, .restore_tid = restore_tid, .initial = state, .state = state };
+	tasks[nr_tasks++] = (struct task){.pid = pid, .restore_tid = restore_tid, .initial = state, .state = state};
 	return 0;
 }
 
@@ -443,7 +443,10 @@ static int consider_all(const struct pid_list *pids)
 int gpuckpt_cuda_pause(pid_t pid)
 {
 	static const struct driver_call lock = {
-		.span = "cuda-lock", .verb = "lock", .run = cuda_call_lock, .reaches = CU_PROCESS_STATE_LOCKED,
+		.span = "cuda-lock",
+		.verb = "lock",
+		.run = cuda_call_lock,
+		.reaches = CU_PROCESS_STATE_LOCKED,
 	};
 	struct pid_list tree = {};
 	int ret;
@@ -543,7 +546,8 @@ int gpuckpt_cuda_refuse_unsaved(pid_t pid)
 		pr_err("pid %d has %s open and the driver cannot be asked about it: %s\n", pid, device,
 		       result_name(result));
 	else
-		pr_err("pid %d has %s open, but no CUDA state that could be saved (NVML, graphics, or a fork of a CUDA process?); close it before the checkpoint\n",
+		pr_err("pid %d has %s open, but no CUDA state that could be saved (NVML, graphics, or a fork of a CUDA "
+		       "process?); close it before the checkpoint\n",
 		       pid, device);
 	return -1;
 }
@@ -662,7 +666,8 @@ static int restore_tree(void)
 	struct pstree_item *item;
 	int ret = 0;
 
-	for_each_pstree_item(item) {
+	for_each_pstree_item(item)
+	{
 		if (ret)
 			return ret;
 		if (task_alive(item))
@@ -731,7 +736,8 @@ static void put_back(void)
 
 	for (n = 0; n < nr_tasks; n++)
 		if (tasks[n].failed || has_to_go_back(&tasks[n]))
-			pr_err("pid %d stays in CUDA state %s and will hang at its next CUDA call; try cuda-checkpoint --action restore (if checkpointed) and unlock, else restart it\n",
+			pr_err("pid %d stays in CUDA state %s and will hang at its next CUDA call; try cuda-checkpoint "
+			       "--action restore (if checkpointed) and unlock, else restart it\n",
 			       tasks[n].pid, cuda_state_name(tasks[n].state));
 }
 

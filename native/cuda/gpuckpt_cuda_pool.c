@@ -33,7 +33,7 @@ static int pool_socket = -1;
 static void exec_pool(int socket)
 {
 	const char *contexts = getenv("CRIU_CUDA_POOL_CONTEXTS");
-	char *const args[] = { POOL_COMMAND, "--once", contexts && *contexts == '0' ? "--no-contexts" : NULL, NULL };
+	char *const args[] = {POOL_COMMAND, "--once", contexts && *contexts == '0' ? "--no-contexts" : NULL, NULL};
 	sigset_t none;
 	int null;
 
@@ -101,7 +101,7 @@ static void drop_pool(void)
 /* Reads until the end of a line, the end of the stream, or the deadline. The length, or -1. */
 static int read_line(char *line, size_t size, unsigned int wait_ms)
 {
-	struct pollfd fd = { .fd = pool_socket, .events = POLLIN };
+	struct pollfd fd = {.fd = pool_socket, .events = POLLIN};
 	struct timespec now, deadline;
 	size_t length = 0;
 
@@ -139,8 +139,8 @@ static bool report_ready(const char *line)
 	long start_us, end_us;
 	int devices, contexts;
 
-	if (sscanf(line, "ready devices=%d contexts=%d start=%ld.%6ld end=%ld.%6ld", &devices, &contexts,
-		   &start.tv_sec, &start_us, &end.tv_sec, &end_us) != 6)
+	if (sscanf(line, "ready devices=%d contexts=%d start=%ld.%6ld end=%ld.%6ld", &devices, &contexts, &start.tv_sec,
+		   &start_us, &end.tv_sec, &end_us) != 6)
 		return false;
 	start.tv_nsec = start_us * 1000;
 	end.tv_nsec = end_us * 1000;

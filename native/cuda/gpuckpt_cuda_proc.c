@@ -164,7 +164,7 @@ static int append_range(struct range_list *list, uint64_t start, uint64_t end)
 	grown = realloc(list->ranges, (list->count + 1) * sizeof(*grown));
 	if (!grown)
 		return -1;
-	grown[list->count++] = (struct address_range){ start, end };
+	grown[list->count++] = (struct address_range){start, end};
 	list->ranges = grown;
 	return 0;
 }

@@ -1,23 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Real CRIU, stock and patched, on a real process tree whose CUDA driver is a fake (fake_libcuda.c): no GPU needed."""
 
-import ctypes
 import os
 import re
-import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from criu_harness import Build, become_subreaper, descendants, kill, reap, wait_until
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[2]
-TARBALL_VARIABLE = "GPUCKPT_CRIU_TARBALL"
-PR_SET_CHILD_SUBREAPER = 36
 # CRIU's own switch that enables the CUDA plugin on a machine without a GPU.
 FORCE_CUDA_PLUGIN = "138"
 SPAN = re.compile(
@@ -36,33 +31,6 @@ class Span:
     end: float
     bytes: int
     note: str
-
-
-def wait_until(condition, what: str, timeout_s: float = 15.0) -> None:
-    """Polls until condition() holds; fails the test when it does not within timeout_s."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"waited {timeout_s} s in vain: {what}")
-        time.sleep(0.01)
-
-
-def reap(pid: int) -> None:
-    """Ends and reaps a process; restored ones are ours because this process is a subreaper."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            if os.waitpid(pid, os.WNOHANG)[0] == pid:
-                return
-        except ChildProcessError:
-            if not Path(f"/proc/{pid}").exists():
-                return
-        time.sleep(0.005)
-    pytest.fail(f"pid {pid} does not end")
 
 
 @dataclass
@@ -122,8 +90,7 @@ class Workload:
         )
         self.pids = [process.pid]
         wait_until(lambda: all(self.answers(n) for n in range(processes)), "the workload's answers")
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-        self.pids += [int(pid) for pid in children.split()]
+        self.pids = descendants(process.pid)
         return self
 
     def socket(self, index: int) -> Path:
@@ -156,6 +123,8 @@ class Workload:
         wait_until(lambda: not self.alive(), "the end of all processes of the failed restore")
 
     def stop(self) -> None:
+        for pid in self.pids:
+            kill(pid)
         for pid in self.pids:
             reap(pid)
 
@@ -224,45 +193,15 @@ class Criu:
         )
         text = log.read_text(errors="replace") if log.exists() else ""
         if command == "dump" and done.returncode == 0 and "--leave-running" not in arguments:
-            for pid in self.workload.pids:
-                reap(pid)
+            self.workload.stop()
         return Outcome(done.returncode, text)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _subreaper() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("CRIU needs root")
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def build(variant: str) -> Path:
-    """The build of a variant, made once: native/build.sh names it by its inputs."""
-    tarball = os.environ.get(TARBALL_VARIABLE) or next(iter((ROOT / ".cache/sources").glob("criu_*.tar.xz")), None)
-    if tarball is None:
-        pytest.fail(f"no CRIU tarball: fetch it (docs/native.md) or name it in {TARBALL_VARIABLE}")
-    arguments = ["--variant", variant, "--tarball", str(tarball)]
-    script = ROOT / "native/build.sh"
-    digest = subprocess.run([script, "digest", *arguments], check=True, capture_output=True, text=True).stdout.strip()
-    home = ROOT / "build/cuda-tests" / f"{variant}-{digest}"
-    if not (home / "BUILD.json").exists():
-        subprocess.run(["rm", "-rf", home], check=True)
-        subprocess.run([script, "build", *arguments, "--out", home], check=True)
-    return home
-
-
-@pytest.fixture(scope="session")
-def patched() -> Path:
-    return build("patched")
-
-
-@pytest.fixture(scope="session")
-def stock() -> Path:
-    return build("stock")
 
 
 @pytest.fixture(scope="session")
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    if os.geteuid() != 0:
+        pytest.skip("CRIU needs root")
+    become_subreaper()
     folder = tmp_path_factory.mktemp("tools")
     subprocess.run(["make", "--quiet", "-C", HERE, f"O={folder}", "all"], check=True)
     return Tools(folder)
@@ -280,10 +219,10 @@ def workload(tools: Tools, tmp_path: Path) -> Iterator[Workload]:
 
 
 @pytest.fixture
-def criu(patched: Path, workload: Workload, tmp_path: Path) -> Criu:
-    return Criu(patched, workload, tmp_path / "images")
+def criu(patched_build: Build, workload: Workload, tmp_path: Path) -> Criu:
+    return Criu(patched_build.home, workload, tmp_path / "images")
 
 
 @pytest.fixture
-def stock_criu(stock: Path, workload: Workload, tmp_path: Path) -> Criu:
-    return Criu(stock, workload, tmp_path / "images")
+def stock_criu(stock_build: Build, workload: Workload, tmp_path: Path) -> Criu:
+    return Criu(stock_build.home, workload, tmp_path / "images")

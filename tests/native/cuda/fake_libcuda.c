@@ -5,8 +5,8 @@
  *
  * A target that calls cuInit gets a restore thread and a control block at a fixed address. Whoever checkpoints it finds
  * that block by process_vm_readv, as the real driver finds its own by other means; CRIU carries it in the images. "GPU
- * memory" is a file per allocation. A checkpoint makes the restore thread read the files into fresh anonymous memory and
- * delete them; a restore writes them again: the target's address space grows and shrinks as under the real driver.
+ * memory" is a file per allocation. A checkpoint makes the restore thread read the files into fresh anonymous memory
+ * and delete them; a restore writes them again: the target's address space grows and shrinks as under the real driver.
  *
  * Environment:
  *   GPUCKPT_FAKE_DIR         folder of the "GPU memory" (required in the target)
@@ -58,7 +58,7 @@ struct block {
 	int32_t tid;
 	int32_t state;
 	int32_t command;
-	uint32_t asked;	   /* number of commands so far */
+	uint32_t asked;    /* number of commands so far */
 	uint32_t answered; /* number of answers so far */
 	int32_t result;
 	int32_t device_fd;
@@ -74,7 +74,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void sleep_ms(long ms)
 {
-	struct timespec wait = { ms / 1000, ms % 1000 * 1000000 };
+	struct timespec wait = {ms / 1000, ms % 1000 * 1000000};
 
 	while (nanosleep(&wait, &wait) && errno == EINTR)
 		;
@@ -307,14 +307,14 @@ EXPORT CUresult cuGetErrorName(CUresult result, const char **name)
 		CUresult result;
 		const char *name;
 	} names[] = {
-		{ CUDA_SUCCESS, "CUDA_SUCCESS" },
-		{ CUDA_ERROR_INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE" },
-		{ CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY" },
-		{ CUDA_ERROR_NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED" },
-		{ CUDA_ERROR_NO_DEVICE, "CUDA_ERROR_NO_DEVICE" },
-		{ CUDA_ERROR_OPERATING_SYSTEM, "CUDA_ERROR_OPERATING_SYSTEM" },
-		{ CUDA_ERROR_NOT_READY, "CUDA_ERROR_NOT_READY" },
-		{ CUDA_ERROR_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED" },
+		{CUDA_SUCCESS, "CUDA_SUCCESS"},
+		{CUDA_ERROR_INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE"},
+		{CUDA_ERROR_OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY"},
+		{CUDA_ERROR_NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED"},
+		{CUDA_ERROR_NO_DEVICE, "CUDA_ERROR_NO_DEVICE"},
+		{CUDA_ERROR_OPERATING_SYSTEM, "CUDA_ERROR_OPERATING_SYSTEM"},
+		{CUDA_ERROR_NOT_READY, "CUDA_ERROR_NOT_READY"},
+		{CUDA_ERROR_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED"},
 	};
 
 	for (size_t n = 0; n < sizeof(names) / sizeof(names[0]); n++)
@@ -472,9 +472,9 @@ static long innermost_pid(pid_t pid, pid_t tid)
 
 static bool exchange(pid_t pid, struct block *copy, bool write)
 {
-	struct iovec local = { copy, sizeof(*copy) }, remote = { (void *)BLOCK_ADDRESS, sizeof(*copy) };
-	ssize_t done = write ? process_vm_writev(pid, &local, 1, &remote, 1, 0) :
-			       process_vm_readv(pid, &local, 1, &remote, 1, 0);
+	struct iovec local = {copy, sizeof(*copy)}, remote = {(void *)BLOCK_ADDRESS, sizeof(*copy)};
+	ssize_t done = write ? process_vm_writev(pid, &local, 1, &remote, 1, 0)
+			     : process_vm_readv(pid, &local, 1, &remote, 1, 0);
 
 	return done == sizeof(*copy);
 }

@@ -125,7 +125,7 @@ static void fill_gpu(unsigned int seed)
 /* Order matters: four interleaved polynomial sums, so that the compiler can keep four of them in flight. */
 static uint64_t digest_words(const uint64_t *words, size_t count, uint64_t digest)
 {
-	uint64_t sums[4] = { digest, 1, 2, 3 };
+	uint64_t sums[4] = {digest, 1, 2, 3};
 
 	for (size_t n = 0; n + 4 <= count; n += 4)
 		for (int lane = 0; lane < 4; lane++)
@@ -170,7 +170,7 @@ static void answer(int client, unsigned long counter)
 
 static int listen_at(const char *path)
 {
-	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (strlen(path) >= sizeof(address.sun_path))
@@ -184,7 +184,7 @@ static int listen_at(const char *path)
 
 static void serve(const char *path, unsigned int seed)
 {
-	struct pollfd server = { .events = POLLIN };
+	struct pollfd server = {.events = POLLIN};
 	unsigned long counter = 0;
 	CUcontext context;
 	CUdevice device;
@@ -230,9 +230,9 @@ static void fork_others(const char *path, int processes, char *own_path, size_t 
 int main(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{ "mib", required_argument, NULL, 'm' },
-		{ "socket", required_argument, NULL, 's' },
-		{ "processes", required_argument, NULL, 'p' },
+		{"mib", required_argument, NULL, 'm'},
+		{"socket", required_argument, NULL, 's'},
+		{"processes", required_argument, NULL, 'p'},
 		{},
 	};
 	const char *path = NULL;
