@@ -62,7 +62,13 @@ class Criu:
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run one command of CRIU and return what it printed."""
         return subprocess.run(
-            [self.front, *arguments], env=self.env, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
+            [self.front, *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT_S,
+            check=False,
         )
 
     def version(self) -> str:
@@ -76,7 +82,9 @@ class Criu:
         if result.returncode != 0:
             log = self.images / f"{name}.log"
             text = log.read_text(errors="replace") if log.exists() else result.stderr
-            raise TrialFailed(name, [line for line in text.splitlines() if "Error" in line][:10] or text.splitlines()[-5:])
+            raise TrialFailed(
+                name, [line for line in text.splitlines() if "Error" in line][:10] or text.splitlines()[-5:]
+            )
 
 
 def check(criu: Criu) -> None:
