@@ -174,7 +174,7 @@ checkpoint:
 from dataclasses import asdict
 from typing import Any
 
-from ansible.module_utils.ckpt import flows, checkpoint
+from ansible.module_utils.ckpt import checkpoint, flows
 from ansible.module_utils.ckpt.manifest import SOURCES
 from ansible.module_utils.ckpt.module import run_module
 from ansible.module_utils.ckpt.slimming import MODES

@@ -34,6 +34,9 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
             _describe_tasks(operation, manifest)
             _preflight(operation, params, layout, manifest)
             _dump(operation, params, layout, manifest)
+        except CkptError as error:
+            error.message += f" {_leave_serving(operation, params['slimming'])}"
+            raise
         except BaseException:
             _leave_serving(operation, params["slimming"])
             raise
@@ -96,8 +99,8 @@ def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layou
     if holders:
         raise CkptError(
             "io_uring",
-            f"process {holders[0]} of the server holds an io_uring descriptor, which CRIU cannot dump; deny io_uring to "
-            "the server (role seccomp_profile, or sysctl kernel.io_uring_disabled=2) and start it again.",
+            f"process {holders[0]} of the server holds an io_uring descriptor, which CRIU cannot dump; "
+            "deny io_uring to the server (role seccomp_profile, or sysctl kernel.io_uring_disabled=2) and start it again.",
         )
     connections = [] if params["tcp_established"] else _connections_after_a_while(pids)
     if connections:
@@ -143,9 +146,9 @@ def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, ma
     runtime.prepare_checkpoint(request)
     try:
         with lane_settings(operation.criu):
-            record.mark("T0", time.monotonic())
             result = runtime.checkpoint(request).wait()
-            record.mark("T1", result.ended)
+        record.mark("T0", result.started)
+        record.mark("T1", result.ended)
         _judge_dump(operation, layout, result)
         _measure_images(operation, layout, manifest)
         manifest.instance = runtime.finish_checkpoint(request)
@@ -184,20 +187,22 @@ def _measure_images(operation: flows.Operation, layout: Layout, manifest: Manife
         if not record.checks["image_bytes"]:
             raise CkptError(
                 "gpu_bytes_missing",
-                f"the images hold {record.images_total >> 20} MiB, less than the {manifest.gpu_bytes >> 20} MiB that were "
-                "in use on the GPU: the CUDA plugin did not save it; see that plugin and cuda-checkpoint are of this build.",
+                f"the images hold {record.images_total >> 20} MiB, less than the {manifest.gpu_bytes >> 20} MiB that "
+                "were in use on the GPU: the CUDA plugin did not save it; see that plugin and cuda-checkpoint are of "
+                "one build.",
             )
 
 
-def _leave_serving(operation: flows.Operation, mode: str) -> None:
-    """After a failure: the server answers as before, or it is removed so that nothing is stuck."""
+def _leave_serving(operation: flows.Operation, mode: str) -> str:
+    """After a failure: the server answers as before, or it is removed so that nothing is stuck. Says which."""
     runtime = operation.runtime
     operation.record.log_tail = runtime.log_tail()
     if runtime.instance().running:
         try:
             slimming.wake(operation.client, mode)
             operation.client.wait_healthy(runtime.require_alive, timeout_s=10.0)
-            return
+            return "The server goes on serving."
         except CkptError as error:
-            operation.log_lines.append(f"the server did not recover ({error.message}) and was removed")
+            operation.log_lines.append(f"the server did not recover: {error.message}")
     runtime.remove()
+    return "The server had ended or did not answer any more, and was removed."

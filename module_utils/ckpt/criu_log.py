@@ -8,13 +8,14 @@ monotonic clock, which need no alignment.
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 STAMP = re.compile(r"^\((\d+\.\d+)\)\s+(.*)$")
-SPAN = re.compile(r"gpuckpt: span (?P<fields>name=\S+ .*)$")
+SPAN = re.compile(r"gpuckpt: span (?P<fields>name=\S+ .*)$", re.MULTILINE)
 ERROR = re.compile(r"\bError \(")
 SCRIPTS = re.compile(r"^Running ([a-z-]+) scripts$")
 
@@ -48,7 +49,7 @@ def _chain(*steps: tuple[str, Landmark] | Landmark) -> tuple[Phase, ...]:
     """Phases that follow one another: name and start of each, then the end of the last."""
     marks = [step if isinstance(step, Landmark) else step[1] for step in steps]
     names = [step[0] for step in steps if not isinstance(step, Landmark)]
-    return tuple(Phase(name, start, end) for name, start, end in zip(names, marks, marks[1:]))
+    return tuple(Phase(name, start, end) for name, start, end in zip(names, marks, marks[1:], strict=False))
 
 
 # In a tree of several processes `memory` spans all of them, and so holds the inspection of the later ones.
@@ -117,9 +118,7 @@ SIGNATURES = (
         "(the log names the number), then restore again",
     ),
     Signature(
-        r"(Can't read|Unexpected EOF on|Can't open file|Can't open|Bad magic|Unable to open|image corrupted|Short read).*"
-        r"(img|image|page)|Can't read (mapping|page)|Unexpected end of file|EOF on \S+|page-read.*short|"
-        r"Error reading.*pages|preadv.*(0|short)|Can't preadv",
+        r"Error \(criu/(image|protobuf|pagemap)\.c|No (core|mm|pagemap|pstree) image|\.img.*No such file",
         "images_truncated",
         "the images of the checkpoint are incomplete or damaged; take the checkpoint again",
     ),
@@ -182,7 +181,7 @@ def phases(lines: Sequence[Line], plan: Sequence[Phase]) -> dict[str, tuple[floa
 def script_phases(lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
     """Action scripts that ran, as `script_<hook>`: from their line to the next stamped one."""
     found = {}
-    for line, following in zip(lines, lines[1:]):
+    for line, following in itertools.pairwise(lines):
         match = SCRIPTS.match(line.text)
         if match and following.seconds - line.seconds >= 0.001:
             found[f"script_{match.group(1).replace('-', '_')}"] = (line.seconds, following.seconds)
@@ -195,7 +194,7 @@ def spans(text: str) -> dict[str, tuple[float, float, int]]:
     Several of one name (one for each process) become one, from the first start to the last end, bytes added up.
     """
     found: dict[str, tuple[float, float, int]] = {}
-    for match in SPAN.finditer(text.replace("\r", "")) if "gpuckpt: span" in text else ():
+    for match in SPAN.finditer(text):
         fields = dict(part.split("=", 1) for part in match.group("fields").split() if "=" in part)
         try:
             start, end, size = float(fields["start"]), float(fields["end"]), int(fields.get("bytes") or 0)
@@ -222,7 +221,7 @@ def classify(text: str) -> Signature | None:
     """The cause that a failed run's log names; the earliest error line that is known decides."""
     for line in error_lines(text) or text.splitlines()[-20:]:
         for signature in SIGNATURES:
-            if re.search(signature.pattern, line):
+            if re.search(signature.pattern, line, re.IGNORECASE):
                 return signature
     return None
 
@@ -238,7 +237,7 @@ def start_of_log(last_write: float, lines: Sequence[Line]) -> float | None:
 
 
 def _matches(line: str, patterns: Sequence[str]) -> bool:
-    return any(re.search(pattern, line) for pattern in patterns)
+    return any(re.search(pattern, line, re.IGNORECASE) for pattern in patterns)
 
 
 def _find(lines: Sequence[Line], mark: Landmark) -> float | None:

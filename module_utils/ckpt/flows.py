@@ -22,7 +22,6 @@ from ansible.module_utils.ckpt.spec import ServerSpec, parse_server
 ALIVE_CHECK_INTERVAL_S = 1.0
 STATE_POLL_INTERVAL_S = 0.005
 LOG_TAIL_LINES = 12
-NEGLIGIBLE_S = 0.001
 
 
 @dataclass
@@ -158,14 +157,13 @@ def add_phases(operation: Operation, evidence: Evidence, result: Result, plan: S
     """Phases of a checkpoint or restore: of CRIU's log, of our spans, and what the runtime does around CRIU."""
     record = operation.record
     lines = criu_log.parse(evidence.log)
-    begin = record.marks["T0"]
-    if evidence.started is not None and begin is not None:
+    if operation.runtime.unpacked is not None:
+        record.phases["unpack"] = operation.runtime.unpacked
+    if evidence.started is not None:
         found = {**criu_log.phases(lines, plan), **criu_log.script_phases(lines)}
         for name, (start, end) in found.items():
             record.phases[name] = (evidence.started + start, evidence.started + end)
         criu_ended = min(evidence.started + lines[-1].seconds, result.ended)
-        if result.started - begin > NEGLIGIBLE_S:
-            record.phases["unpack"] = (begin, result.started)
         record.phases["before_criu"] = (result.started, max(result.started, evidence.started))
         record.phases["after_criu"] = (criu_ended, result.ended)
     for name, (start, end, size) in criu_log.spans(evidence.log).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from ansible.module_utils.ckpt.errors import CkptError
@@ -46,7 +46,7 @@ class Record:
     def __init__(self, kind: str, identity: Mapping[str, Any]) -> None:
         self.kind = kind
         self.identity = dict(identity)
-        self.started_at = datetime.now(timezone.utc).isoformat(timespec="microseconds")
+        self.started_at = datetime.now(UTC).isoformat(timespec="microseconds")
         self.marks: dict[str, float | None] = dict.fromkeys(MARKS)
         self.phases: dict[str, tuple[float, float]] = {}
         self.images: dict[str, int] = {}

@@ -76,8 +76,8 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     with lane_settings(operation.criu):
-        record.mark("T0", time.monotonic())
         job = runtime.restore(request)
+        record.mark("T0", runtime.unpacked[0] if runtime.unpacked else job.started)
         try:
             cuda_ran = _serve(operation, params, job, proof)
         finally:
@@ -99,7 +99,7 @@ def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: 
             record.phases["wake"] = (begin, time.monotonic())
         completion = flows.send_canary(operation)
         record.phases["first_token"] = (completion.requested, completion.first_token)
-    except _RestoreFailed:
+    except _RestoreFailedError:
         return None
     finally:
         cuda_ran = watch_cuda.stop()
@@ -108,13 +108,13 @@ def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: 
     return cuda_ran
 
 
-class _RestoreFailed(Exception):
+class _RestoreFailedError(Exception):
     """The restore command failed; its log tells why."""
 
 
 def _raise_if_failed(job: Job) -> None:
     if job.wait().rc != 0:
-        raise _RestoreFailed
+        raise _RestoreFailedError
 
 
 def _add_result(operation: flows.Operation, request: RestoreRequest, result: Result) -> None:

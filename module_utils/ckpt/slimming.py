@@ -47,7 +47,9 @@ def _requests(client: Client, mode: str, when: str, table: dict[str, tuple[Reque
     if mode in client.spec.sleep:
         return tuple((path, body) for path, body in client.spec.sleep[mode][when])
     if mode not in table:
-        raise CkptError("bad_input", f"the server {client.spec.name} does not know the slimming `{mode}`; choose another.")
+        raise CkptError(
+            "bad_input", f"the server {client.spec.name} does not know the slimming `{mode}`; choose another."
+        )
     return table[mode]
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from ansible.module_utils.ckpt import cuda, flows
@@ -34,8 +33,8 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
 
 def _measure(operation: flows.Operation) -> None:
     record, runtime = operation.record, operation.runtime
-    record.mark("T0", time.monotonic())
     job = runtime.start()
+    record.mark("T0", job.started)
     with flows.AliveWatch(runtime, job, lambda ended: runtime.check_start(ended.wait())) as watch:
         record.mark("T3", operation.client.wait_healthy(watch.check))
     flows.send_canary(operation)

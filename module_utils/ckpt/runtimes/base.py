@@ -63,6 +63,8 @@ class Runtime(ABC):
     """Starts, checkpoints, restores and stops one server."""
 
     name: str
+    # when the runtime itself unpacked an archive for the restore (monotonic s)
+    unpacked: tuple[float, float] | None = None
 
     def __init__(self, spec: ServerSpec, criu: Criu, commands: Commands) -> None:
         self.spec = spec

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from typing import Any
 
 from ansible.module_utils.ckpt.commands import Job, Result, tail
@@ -24,6 +25,8 @@ from ansible.module_utils.ckpt.runtimes.base import (
 )
 
 MANAGED_LABEL = "io.gpuckpt.managed"
+# An image may carry the label above and hand it on to any container; this one is set by `podman run` alone.
+SERVER_LABEL = "io.gpuckpt.server"
 COMPRESSION = {"tar": "none", "tar.gz": "gzip", "tar.zst": "zstd"}
 CHECKPOINT_TIMEOUT_S = 900.0
 KEEP = "--keep"
@@ -54,8 +57,8 @@ class PodmanRuntime(Runtime):
         labels = container["Config"].get("Labels") or {}
         details = {
             "container_id": container["Id"],
-            "userdata": os.path.dirname(container["OCIConfigPath"]),
-            "managed": labels.get(MANAGED_LABEL) == "true",
+            "userdata": container["StaticDir"],
+            "managed": labels.get(SERVER_LABEL) == self.spec.name,
             "checkpointed": bool(state.get("Checkpointed")),
         }
         return Instance(True, bool(state["Running"]), state["Pid"] or None, details)
@@ -72,7 +75,8 @@ class PodmanRuntime(Runtime):
 
     def start(self) -> Job:
         spec = self.spec
-        options = ["--detach", "--name", spec.name, "--label", f"{MANAGED_LABEL}=true", "--workdir", spec.cwd]
+        options = ["--detach", "--name", spec.name, "--workdir", spec.cwd]
+        options += ["--label", f"{MANAGED_LABEL}=true", "--label", f"{SERVER_LABEL}={spec.name}"]
         options += [option for key, value in sorted(spec.env.items()) for option in ("--env", f"{key}={value}")]
         if spec.env_secret_file:
             options += ["--env-file", spec.env_secret_file]
@@ -154,10 +158,8 @@ class PodmanRuntime(Runtime):
         if request.manifest.tcp_established and "--tcp-established" not in options:
             options.append("--tcp-established")
         self._watch_log("restore")
-        if request.layout.archive:
-            target = ["--import", request.layout.archive]
-        else:
-            target = [str(self._container_id)]
+        archive = request.layout.archive
+        target = ["--import", archive] if archive else [str(self._container_id)]
         return self.commands.start(["podman", "container", "restore", *options, *target], CHECKPOINT_TIMEOUT_S)
 
     def evidence(self, action: str, layout: Layout) -> Evidence:
@@ -166,7 +168,8 @@ class PodmanRuntime(Runtime):
         log, stats = criu_traces(self._userdata, action)
         found = read_evidence(self._log, stats)
         for path in (log, stats):
-            if os.path.exists(path):
+            # copies for the reader; podman has deleted the originals, or the store is full
+            with suppress(OSError):
                 shutil.copy2(path, layout.work)
         return found
 
@@ -229,7 +232,7 @@ class PodmanRuntime(Runtime):
         if container.exists and not container.details["managed"]:
             raise CkptError(
                 "runtime_failed",
-                f"the container {self.spec.name} was not made by gpuckpt (no label {MANAGED_LABEL}=true) and is left "
+                f"the container {self.spec.name} was not made by gpuckpt (no label {SERVER_LABEL}) and is left "
                 "alone; give the server another name.",
             )
         return container

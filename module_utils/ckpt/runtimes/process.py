@@ -7,10 +7,11 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from contextlib import suppress
 from typing import Any
 
-from ansible.module_utils.ckpt import archive, procfs, remaps
+from ansible.module_utils.ckpt import archive, images, procfs, remaps
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
@@ -39,6 +40,8 @@ class ProcessRuntime(Runtime):
 
     name = "process"
     _child: subprocess.Popen[bytes] | None = None
+    # numbers that were free before our restore: whoever has them afterwards is ours, finished or not
+    _restoring: tuple[int, ...] = ()
 
     @property
     def _state_path(self) -> str:
@@ -151,10 +154,15 @@ class ProcessRuntime(Runtime):
 
     def restore(self, request: RestoreRequest) -> Job:
         layout = request.layout
+        self._restoring = tuple(task["pid"] for task in request.manifest.tasks)
+        procfs.adopt_orphans()
         options = [*self._common_options(layout, "restore", request.manifest.tcp_established), "--restore-detached"]
         options += ["--pidfile", self._pidfile, *request.flags]
         if layout.archive:
+            began = time.monotonic()
             archive.unpack(self.commands, layout.archive, layout.images)
+            images.require_whole(layout.images)
+            self.unpacked = (began, time.monotonic())
         return self._criu("restore", options)
 
     def evidence(self, action: str, layout: Layout) -> Evidence:
@@ -162,13 +170,13 @@ class ProcessRuntime(Runtime):
         return read_evidence(OpenLog(log), stats)
 
     def stop(self) -> None:
-        tasks = self.tasks()
-        for task in reversed(tasks):
+        pids = {task.pid for task in self.tasks()} | set(self._restoring)
+        for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(task.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         if self._child is not None:
             self._child.wait()
-        left = still_there(task.pid for task in tasks)
+        left = still_there(pids)
         if left:
             raise CkptError(
                 "runtime_failed",

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Real servers, real CRIU, real podman: the ckpt_* modules run as Ansible runs them, without Ansible around."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from support import Call, Result
+
+ROOT = Path(__file__).resolve().parents[3]
+SERVER = ROOT / "roles" / "inference_server" / "files" / "gpuckpt_reference_server.py"
+IMAGE = "localhost/gpuckpt-reference:latest"
+WEIGHTS_MIB = 16
+RUN_MODULE = """
+import json, runpy, sys
+import ansible.module_utils
+from ansible.module_utils.testing import patch_module_args
+ansible.module_utils.__path__.append(sys.argv[1])
+with patch_module_args(json.load(sys.stdin)):
+    runpy.run_path(sys.argv[2], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="session")
+def call(provisioned: object) -> Call:
+    """Run a module with options; returns its result."""
+
+    def run(module: str, **options: Any) -> Result:
+        process = subprocess.run(
+            [sys.executable, "-c", RUN_MODULE, str(ROOT / "module_utils"), str(ROOT / "library" / f"{module}.py")],
+            input=json.dumps(options),
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert process.stdout.strip(), process.stderr
+        return json.loads(process.stdout.strip().splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small weights file."""
+    path = tmp_path_factory.mktemp("weights") / "weights.bin"
+    subprocess.run([sys.executable, SERVER, "--weights", path, "--make-weights", str(WEIGHTS_MIB)], check=True)
+    return path
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def store() -> Iterator[Path]:
+    """A folder on the checkpoint store."""
+    folder = Path("/mnt/checkpoint-ram") / f"modules-test-{os.getpid()}"
+    folder.mkdir(mode=0o700)
+    yield folder
+    subprocess.run(["rm", "-rf", folder], check=True)
+
+
+@pytest.fixture
+def process_server(call: Call, weights: Path, port: int, tmp_path: Path) -> Iterator[Result]:
+    """Options for the reference server as a plain process; stopped at the end."""
+    server = {
+        "name": f"modules-test-{port}",
+        "kind": "reference",
+        "model": "gpuckpt-reference",
+        "port": port,
+        "command": ["/usr/bin/python3", str(SERVER), f"--weights={weights}", f"--port={port}"],
+        "stdout": str(tmp_path / "server.log"),
+        "health_timeout_s": 30,
+    }
+    yield {"runtime": "process", "server": server}
+    call("ckpt_stop", runtime="process", server=server)
+
+
+@pytest.fixture
+def podman_server(call: Call, weights: Path, port: int) -> Iterator[Result]:
+    """Options for the reference server in a container; removed at the end."""
+    server = {
+        "name": f"modules-test-{port}",
+        "kind": "reference",
+        "model": "gpuckpt-reference",
+        "port": port,
+        "image": IMAGE,
+        "podman_args": ["--network=host", "-v", f"{weights.parent}:/weights:ro", "-v", f"{SERVER.parent}:/server:ro"],
+        "command": ["/usr/bin/python3", f"/server/{SERVER.name}", "--weights=/weights/weights.bin", f"--port={port}"],
+        "health_timeout_s": 30,
+    }
+    yield {"runtime": "podman", "server": server}
+    call("ckpt_stop", runtime="podman", server=server)
+
+
+@pytest.fixture(params=["process", "podman"])
+def server(request: pytest.FixtureRequest) -> Result:
+    """Both runtimes, one after the other."""
+    return request.getfixturevalue(f"{request.param}_server")

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A server is checkpointed once and restored twice, and every record proves that it is the same server."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+from support import STOCK, Call, Result, identity
+
+from gpuckpt_report.schema import Record
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize(
+    ("source", "flags"),
+    [("store", ["--keep"]), ("store", []), ("tar", []), ("tar.gz", []), ("tar.zst", ["--ignore-static-ip"])],
+)
+def test_podman_round_trip(call: Call, podman_server: Result, store: Path, source: str, flags: list[str]) -> None:
+    round_trip(call, podman_server, store, source, flags)
+
+
+@pytest.mark.parametrize("source", ["store", "tar", "tar.zst"])
+def test_process_round_trip(call: Call, process_server: Result, store: Path, source: str) -> None:
+    round_trip(call, process_server, store, source, [])
+
+
+def round_trip(call: Call, server: Result, store: Path, source: str, flags: list[str]) -> None:
+    checkpoint = {"dir": str(store / "golden"), "source": source}
+    assert call("ckpt_start", **server)["record"]["status"] == "ok"
+    probe = call("ckpt_probe", **server, requests=3)["record"]
+    assert len(probe["requests"]) == 3
+    assert probe["counter"]["after"] == probe["counter"]["before"] + 3
+    dump = call("ckpt_checkpoint", **server, criu=STOCK, checkpoint=checkpoint)
+    assert dump["record"]["status"] == "ok"
+    assert dump["record"]["bytes"]["images"]["pages"] > 16 << 20
+    for iteration in (1, 2):
+        path = store / f"{iteration}.json"
+        result = call(
+            "ckpt_restore",
+            **server,
+            criu=STOCK,
+            checkpoint=checkpoint,
+            flags=flags,
+            stop_after=True,
+            record=identity("lane", iteration),
+            record_path=str(path),
+        )
+        prove(result["record"], dump["record"])
+        assert json.loads(path.read_text()) == result["record"]
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def prove(record: Result, dump: Result) -> None:
+    """The record of a restore that worked, as the controller accepts it."""
+    Record.model_validate_json(json.dumps(record))
+    assert record["status"] == "ok", record["message"]
+    assert [name for name, passed in record["checks"].items() if passed] == [
+        "exit_zero",
+        "no_error_line",
+        "pids_alive",
+        "counter_survived",
+        "canary_equal",
+    ]
+    assert record["canary"]["tokens"] == dump["canary"]["tokens"]
+    assert record["counter"]["after"] == dump["counter"]["before"] + 1
+    times = record["t"]
+    assert 0 < times["T3"] < times["T4"] < times["T5"]
+    assert times["T1"] > 0
+    assert {"criu_setup", "read_images", "fork_and_files", "memory_and_threads", "finish"} <= set(record["phases"])
+    assert record["phases"]["unattributed"]["end"] < times["T4"] / 2
+
+
+@pytest.mark.parametrize("mode", ["sleep1", "sleep2", "kv-drop"])
+def test_slimming_makes_it_smaller_and_wakes_within_the_clock(
+    call: Call, process_server: Result, store: Path, mode: str
+) -> None:
+    call("ckpt_start", **process_server)
+    plain = call(
+        "ckpt_checkpoint", **process_server, criu=STOCK, checkpoint={"dir": str(store / "plain")}, leave_running=True
+    )["record"]
+    slim = call(
+        "ckpt_checkpoint", **process_server, criu=STOCK, checkpoint={"dir": str(store / "slim")}, slimming=mode
+    )["record"]
+    saved = plain["bytes"]["images_total"] - slim["bytes"]["images_total"]
+    assert saved > (28 << 20 if mode == "sleep2" else 12 << 20)
+    restored = call(
+        "ckpt_restore", **process_server, criu=STOCK, checkpoint={"dir": str(store / "slim")}, slimming=mode
+    )["record"]
+    assert restored["status"] == "ok"
+    wake = restored["phases"]["wake"]
+    assert restored["t"]["T3"] <= wake["start"] < wake["end"] <= restored["t"]["T4"]
+
+
+def test_dropped_page_cache_is_proven_on_a_disk(call: Call, process_server: Result, tmp_path: Path) -> None:
+    if os.stat(tmp_path).st_dev == os.stat("/dev/shm").st_dev:
+        pytest.skip("the temporary folder is no disk")
+    checkpoint = {"dir": str(tmp_path / "golden"), "source": "disk"}
+    call("ckpt_start", **process_server)
+    call("ckpt_checkpoint", **process_server, criu=STOCK, checkpoint=checkpoint)
+    record = call("ckpt_restore", **process_server, criu=STOCK, checkpoint=checkpoint, page_cache="dropped")["record"]
+    assert record["status"] == "ok"
+    assert record["page_cache"]["resident_fraction"] < 0.01
+
+
+def test_leave_running_keeps_the_server_answering(call: Call, server: Result, store: Path) -> None:
+    call("ckpt_start", **server)
+    result = call(
+        "ckpt_checkpoint", **server, criu=STOCK, checkpoint={"dir": str(store / "golden")}, leave_running=True
+    )
+    assert result["record"]["status"] == "ok"
+    assert httpx.get(f"http://127.0.0.1:{server['server']['port']}/health").status_code == 200
+
+
+def test_stop_deletes_a_checkpoint_and_is_idempotent(call: Call, process_server: Result, store: Path) -> None:
+    folder = store / "golden"
+    call("ckpt_start", **process_server)
+    call("ckpt_checkpoint", **process_server, criu=STOCK, checkpoint={"dir": str(folder)})
+    options = {**process_server, "checkpoint": {"dir": str(folder)}, "delete_checkpoint": True}
+    assert call("ckpt_stop", **options, _ansible_check_mode=True)["changed"]
+    assert folder.is_dir()
+    assert call("ckpt_stop", **options)["changed"]
+    assert not folder.exists()
+    assert not call("ckpt_stop", **options)["changed"]

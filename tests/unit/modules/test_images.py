@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sizes, soundness and statistics of recorded images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.ckpt import criu_stats, images
+from ansible.module_utils.ckpt.errors import CkptError
+
+PAGES_BYTES = 44560384
+
+
+@pytest.fixture
+def checkpoint(criu: Path, tmp_path: Path) -> Path:
+    """A recorded checkpoint, its pages image as a hole of the right size."""
+    for name in ("inventory.img", "pagemap-25925.img"):
+        shutil.copy(criu / name, tmp_path)
+    (tmp_path / "pages-1.img").touch()
+    os.truncate(tmp_path / "pages-1.img", PAGES_BYTES)
+    return tmp_path
+
+
+def test_a_whole_checkpoint(checkpoint: Path) -> None:
+    report = images.require_whole(str(checkpoint))
+    assert report.pagemap_bytes == PAGES_BYTES
+    assert report.bytes_by_kind == {"pages": PAGES_BYTES, "pagemap": 2131, "tree": 86}
+
+
+@pytest.mark.parametrize("size", [0, PAGES_BYTES - 1, PAGES_BYTES + 4096])
+def test_a_pages_image_of_the_wrong_size(checkpoint: Path, size: int) -> None:
+    os.truncate(checkpoint / "pages-1.img", size)
+    with pytest.raises(CkptError, match=r"pages-1\.img holds") as caught:
+        images.require_whole(str(checkpoint))
+    assert caught.value.reason == "images_truncated"
+
+
+def test_a_missing_pages_image(checkpoint: Path) -> None:
+    (checkpoint / "pages-1.img").unlink()
+    with pytest.raises(CkptError, match=r"pages-1\.img is missing"):
+        images.require_whole(str(checkpoint))
+
+
+@pytest.mark.parametrize("keep", [4, 9, 60, 2130])
+def test_a_pagemap_cut_short(checkpoint: Path, keep: int) -> None:
+    os.truncate(checkpoint / "pagemap-25925.img", keep)
+    with pytest.raises(CkptError) as caught:
+        images.require_whole(str(checkpoint))
+    assert caught.value.reason == "images_truncated"
+
+
+def test_an_inventory_that_is_none(checkpoint: Path) -> None:
+    (checkpoint / "inventory.img").write_bytes(b"nonsense")
+    with pytest.raises(CkptError, match="inventory"):
+        images.require_whole(str(checkpoint))
+
+
+def test_no_checkpoint_at_all(tmp_path: Path) -> None:
+    with pytest.raises(CkptError) as caught:
+        images.require_whole(str(tmp_path / "nowhere"))
+    assert caught.value.reason == "images_missing"
+
+
+def test_pages_in_a_parent_take_no_room() -> None:
+    assert images._present_bytes({1: 4096, 2: 3, 4: images.PE_PRESENT}) == 3 * images.PAGE_BYTES
+    assert images._present_bytes({1: 4096, 2: 3, 4: images.PE_PARENT}) == 0
+    assert images._present_bytes({1: 4096, 2: 3, 3: 1}) == 0
+    assert images._present_bytes({1: 4096, 2: 0, 4: images.PE_PRESENT, 5: 1 << 33}) == (1 << 33) * images.PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("pages-1.img", "pages"),
+        ("pagemap-shmem-7.img", "pagemap"),
+        ("core-12.img", "core"),
+        ("tmpfs-dev-40.tar.gz.img", "rootfs"),
+        ("ip6tables-9.img", "network"),
+        ("never-seen.img", "other"),
+    ],
+)
+def test_kinds(name: str, kind: str) -> None:
+    assert images.kind_of(name) == kind
+
+
+def test_listing_of_an_exported_archive(podman: Path) -> None:
+    rows = images.listing((podman / "tar-list.txt").read_text())
+    names = {name for _, name in rows}
+    assert "checkpoint/inventory.img" in names
+    assert max(rows)[1] == "checkpoint/pages-1.img"
+    assert images.archive_kind("rootfs-diff.tar") == "rootfs"
+    assert images.archive_kind("spec.dump") == "container"
+
+
+def test_stats_of_a_dump(criu: Path) -> None:
+    stats = criu_stats.read_stats(str(criu / "stats-dump"))
+    assert stats["frozen_time_us"] == 562585
+    assert stats["pages_written"] == 72313
+    assert len(stats) == len(criu_stats.DUMP_FIELDS)
+
+
+def test_stats_of_a_restore(criu: Path) -> None:
+    stats = criu_stats.read_stats(str(criu / "stats-restore"))
+    assert stats["pages_restored"] > 70000
+    assert stats["restore_time_us"] > 1000
+
+
+def test_stats_that_are_none(criu: Path, tmp_path: Path) -> None:
+    assert criu_stats.read_stats(str(tmp_path / "nothing")) == {}
+    image = (criu / "stats-dump").read_bytes()
+    for damaged in (b"", image[:11], image[:-1], b"\0" * 40):
+        with pytest.raises(ValueError, match="stats image"):
+            criu_stats.decode(damaged)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Options, and what is built from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.ckpt import criu as criu_module
+from ansible.module_utils.ckpt.commands import Commands, Result
+from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load
+from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, mounts_at
+from ansible.module_utils.ckpt.spec import parse_server
+
+SERVER: dict[str, Any] = {"name": "reference", "kind": "reference", "model": "m", "port": 18080, "command": ["a"]}
+
+
+class Recorded(Commands):
+    """Fake of the commands: answers from a list, remembers what was asked."""
+
+    def __init__(self, *outputs: tuple[int, str]) -> None:
+        super().__init__()
+        self._outputs = list(outputs)
+
+    def run(self, argv: Any, timeout_s: float = 0, env: Any = None) -> Result:
+        self.actions.append(list(argv))
+        rc, stdout = self._outputs.pop(0)
+        return Result(list(argv), rc, stdout, "", 0.0, 0.0)
+
+
+def test_a_server_gets_its_defaults() -> None:
+    spec = parse_server(SERVER, "process")
+    assert spec.base_url == "http://127.0.0.1:18080"
+    assert spec.counter_metric == "gpuckpt_requests_total"
+    assert spec.health_timeout_s == 300.0
+    vllm = parse_server({**SERVER, "kind": "vllm"}, "process")
+    assert vllm.canary.extra == {"return_token_ids": True}
+    assert vllm.counter_metric == "vllm:request_success_total"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"port": "x"}, "server.port"),
+        ({"port": 70000}, "server.port"),
+        ({"name": "../etc"}, "server.name"),
+        ({"cwd": "relative"}, "server.cwd"),
+        ({"gpu": "yes"}, "server.gpu"),
+        ({"canary": {"promt": "x"}}, "server.canary"),
+        ({"env": []}, None),
+        ({"env": ["A=1"]}, "server.env"),
+        ({"health_timeout_s": -1}, "server.health_timeout_s"),
+        ({"colour": 1}, "server.colour"),
+    ],
+)
+def test_a_wrong_key_is_named(change: dict[str, Any], word: str | None) -> None:
+    if word is None:
+        assert parse_server({**SERVER, **change}, "process").env == {}
+        return
+    with pytest.raises(CkptError, match=word):
+        parse_server({**SERVER, **change}, "process")
+
+
+def test_podman_needs_an_image() -> None:
+    with pytest.raises(CkptError, match=r"server\.image"):
+        parse_server(SERVER, "podman")
+
+
+def test_switches_are_checked_all_at_once() -> None:
+    with pytest.raises(CkptError) as caught:
+        parse_criu({"build": "mine", "switches": {"LD_PRELOAD": "x", "CRIU_A": "1; rm -rf /"}})
+    for word in ("criu.build", "LD_PRELOAD", "CRIU_A"):
+        assert word in caught.value.message
+
+
+def test_lane_switches_win_over_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = tmp_path / "criu.env"
+    defaults.write_text("# text\nCRIU_MAPPED_RESTORE=1\nCRIU_FREEZE_POLL_MS='1'\nOTHER=2\n")
+    monkeypatch.setattr(criu_module, "NODE_ENV_FILE", str(defaults))
+    criu = parse_criu({"build": "patched", "switches": {"CRIU_MAPPED_RESTORE": 0}})
+    assert criu.effective_switches() == {"CRIU_MAPPED_RESTORE": "0", "CRIU_FREEZE_POLL_MS": "1"}
+    assert criu.environment()["CRIU_LIBS_DIR"] == "/opt/gpuckpt/criu/patched/lib/criu"
+
+
+def test_lane_settings_exist_only_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run" / "criu.env"
+    monkeypatch.setattr(criu_module, "LANE_ENV_FILE", str(path))
+
+    def fail_inside() -> None:
+        with criu_module.lane_settings(Criu("stock", {"CRIU_RESTORE_THREADS": "8"})):
+            text = path.read_text()
+            assert "GPUCKPT_CRIU_BUILD=stock\n" in text
+            assert "CRIU_RESTORE_THREADS=8\n" in text
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_inside()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("4.2.1", (4, 2, 1)), ("3.17.1", (3, 17, 1)), ("4.1-dev12", (4, 1)), (None, ())]
+)
+def test_versions(text: str | None, expected: tuple[int, ...]) -> None:
+    assert version_tuple(text) == expected
+
+
+def podman_runtime(*outputs: tuple[int, str], name: str = "reference") -> tuple[PodmanRuntime, Recorded]:
+    commands = Recorded(*outputs)
+    spec = parse_server({**SERVER, "name": name, "image": "i"}, "podman")
+    return PodmanRuntime(spec, Criu(), commands), commands
+
+
+def test_a_container_of_ours_is_known_by_its_label(podman: Path) -> None:
+    runtime, commands = podman_runtime((0, (podman / "inspect-running.json").read_text()))
+    container = runtime.instance()
+    assert container.exists
+    assert container.running
+    assert container.details["managed"]
+    assert container.details["userdata"].endswith("/userdata")
+    assert commands.actions == [["podman", "container", "inspect", "reference"]]
+
+
+def test_a_container_with_the_images_label_only_is_refused(podman: Path) -> None:
+    container = json.loads((podman / "inspect-running.json").read_text())
+    container[0]["Config"]["Labels"] = {"io.gpuckpt.managed": "true"}
+    runtime, _ = podman_runtime((0, json.dumps(container)))
+    with pytest.raises(CkptError, match="left alone"):
+        runtime.stop()
+
+
+def test_no_container(podman: Path) -> None:
+    runtime, _ = podman_runtime((125, ""))
+    assert not runtime.instance().exists
+
+
+@pytest.mark.parametrize(("text", "empty"), [("", True), ("no json {", True), ("warning\n", True)])
+def test_stats_that_podman_did_not_print(text: str, empty: bool) -> None:
+    runtime, _ = podman_runtime()
+    assert (runtime.command_stats(Result([], 125, text, "", 0, 0)) == {}) is empty
+
+
+def test_stats_that_podman_printed(podman: Path) -> None:
+    runtime, _ = podman_runtime()
+    result = Result([], 0, f"a line\n{(podman / 'print-stats.json').read_text()}", "", 0, 0)
+    assert runtime.command_stats(result)["container_statistics"][0]["criu_statistics"]["pages_written"] == 72359
+
+
+def test_mounts_are_counted_where_ismount_is_blind(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    line = "90 27 254:0 /srv/images {} rw,relatime - ext4 /dev/vda rw\n"
+    table.write_text(line.format("/a/checkpoint") * 2 + line.format("/a/checkpoint/deeper"))
+    assert mounts_at("/a/checkpoint", str(table)) == 2
+    assert mounts_at("/a", str(table)) == 0
+
+
+def test_a_manifest_comes_back(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path / "golden"), "store")
+    manifest = Manifest(
+        "golden", "process", "reference", "2026-01-01T00:00:00+00:00", tasks=[{"nspid": 7, "comm": "a"}]
+    )
+    manifest.write(layout)
+    assert load(layout) == manifest
+    assert load(layout).identities == {(7, "a")}
+    assert is_checkpoint(layout.folder)
+
+
+def test_manifests_that_are_none(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path), "store")
+    with pytest.raises(CkptError) as caught:
+        load(layout)
+    assert caught.value.reason == "images_missing"
+    (tmp_path / "checkpoint.json").write_text("{")
+    with pytest.raises(CkptError) as caught:
+        load(layout)
+    assert caught.value.reason == "images_truncated"
+    (tmp_path / "checkpoint.json").write_text('{"schema_version": 99}')
+    with pytest.raises(CkptError, match="another version"):
+        load(layout)

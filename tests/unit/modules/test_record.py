@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The truth gate, and what a record holds."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.ckpt.errors import REASONS, CkptError
+from ansible.module_utils.ckpt.record import GATES, Record, uncovered, write_record
+
+from gpuckpt_report import schema
+
+IDENTITY = {"run_id": "r1", "host": "node1", "seq": 3, "lane": "podman", "iteration": 2, "warmup": False}
+
+
+def complete() -> Record:
+    record = Record("restore", IDENTITY)
+    record.mark("T0", 100.0)
+    record.mark("T1", 100.5)
+    record.mark("T3", 100.4)
+    record.mark("T4", 100.6)
+    record.mark("T5", 100.7)
+    record.phases = {"before_criu": (100.0, 100.2), "memory": (100.2, 100.4)}
+    record.checks = dict.fromkeys(GATES, True)
+    return record
+
+
+def test_a_record_is_what_the_controller_accepts() -> None:
+    record = complete()
+    record.judge()
+    found = record.as_dict([["podman", "restore"]])
+    schema.Record.model_validate_json(json.dumps(found))
+    assert found["status"] == "ok"
+    assert found["t"] == {"T0": 0.0, "T1": 0.5, "T2": None, "T3": 0.4, "T4": 0.6, "T5": 0.7}
+    assert found["phases"]["memory"] == {"start": 0.2, "end": 0.4}
+    assert found["phases"]["unattributed"] == {"start": 0.0, "end": pytest.approx(0.2)}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_each_gate_fails_alone(gate: str) -> None:
+    record = complete()
+    record.checks[gate] = False
+    record.judge()
+    found = record.as_dict([])
+    schema.Record.model_validate_json(json.dumps(found))
+    assert found["status"] == "failed"
+    assert found["reason"] == GATES[gate][0]
+    assert found["message"]
+
+
+def test_a_gate_that_does_not_apply_does_not_fail() -> None:
+    record = complete()
+    record.checks["cuda_running"] = None
+    record.judge()
+    assert record.failure is None
+
+
+def test_a_known_cause_is_not_replaced_by_a_gate() -> None:
+    record = complete()
+    record.failure = CkptError("store_full", "the store is full.")
+    record.checks["exit_zero"] = False
+    record.judge()
+    assert record.failure.reason == "store_full"
+
+
+def test_a_failure_before_the_clock_is_a_record_too() -> None:
+    record = Record("cold", IDENTITY)
+    record.failure = CkptError("port_taken", "port 1 is in use.")
+    schema.Record.model_validate_json(json.dumps(record.as_dict([])))
+
+
+def test_reasons_are_the_schemas_reasons() -> None:
+    assert set(REASONS) == set(schema.Reason.__args__)
+    assert {reason for reason, _ in GATES.values()} <= set(REASONS)
+    with pytest.raises(ValueError, match="not one of the reasons"):
+        CkptError("made_up", "text")
+
+
+@pytest.mark.parametrize(
+    ("intervals", "end", "seconds"),
+    [
+        ([], 2.0, 2.0),
+        ([(0.0, 2.0)], 2.0, 0.0),
+        ([(0.5, 1.0), (0.75, 1.5)], 2.0, 1.0),
+        ([(1.0, 5.0)], 2.0, 1.0),
+        ([(3.0, 5.0)], 2.0, 2.0),
+    ],
+)
+def test_uncovered_time(intervals: list[tuple[float, float]], end: float, seconds: float) -> None:
+    assert uncovered(intervals, end) == pytest.approx(seconds)
+
+
+def test_records_are_written_whole_and_private(tmp_path: Path) -> None:
+    path = tmp_path / "records" / "000001-restore.json"
+    write_record(str(path), {"a": "ü"})
+    write_record(None, {"a": 1})
+    assert json.loads(path.read_text()) == {"a": "ü"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
