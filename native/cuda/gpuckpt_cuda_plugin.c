@@ -234,51 +234,66 @@ static void forget_tasks(void)
 	nr_tasks = 0;
 }
 
-/* Tracks pid if the driver knows it. -1 only when the driver knows it and yet cannot say more. */
-static int identify(pid_t pid, CUresult *result)
+/* Whether the driver knows pid, and if so its restore thread. */
+static bool is_cuda_process(pid_t pid, int *tid, CUresult *result)
+{
+	*result = driver.get_restore_tid(pid, tid);
+	if (*result == CUDA_SUCCESS)
+		pr_info("pid %d is a CUDA process, its restore thread %d\n", pid, *tid);
+	else
+		pr_info("pid %d is no CUDA process (%s)\n", pid, result_name(*result));
+	return *result == CUDA_SUCCESS;
+}
+
+/* Tracks pid, which runs, if the driver knows it. -1 only when the driver knows it and yet cannot say more. */
+static int identify(pid_t pid)
 {
 	CUprocessState state;
+	CUresult result;
 	int tid;
 
-	*result = driver.get_restore_tid(pid, &tid);
-	if (*result != CUDA_SUCCESS) {
-		pr_info("pid %d is no CUDA process (%s)\n", pid, result_name(*result));
+	if (!is_cuda_process(pid, &tid, &result))
 		return 0;
-	}
-	*result = driver.get_state(pid, &state);
-	if (*result != CUDA_SUCCESS) {
-		pr_err("the driver does not tell the CUDA state of pid %d: %s\n", pid, result_name(*result));
+	result = driver.get_state(pid, &state);
+	if (result != CUDA_SUCCESS) {
+		pr_err("the driver does not tell the CUDA state of pid %d: %s\n", pid, result_name(result));
 		return -1;
 	}
 	if (state == CU_PROCESS_STATE_FAILED) {
-		pr_err("pid %d is in CUDA state failed and cannot be checkpointed or restored; restart it\n", pid);
+		pr_err("pid %d is in CUDA state failed and cannot be checkpointed; restart it\n", pid);
 		return -1;
 	}
-	pr_info("pid %d is a CUDA process, restore thread %d, state %s\n", pid, tid, cuda_state_name(state));
 	return add_task(pid, tid, state);
 }
 
 /* --- driver calls for many tasks at once --- */
 
-static void report_call(const struct driver_call *call, struct task *task, uint64_t bytes)
+/* Asks the driver what came of a call. Only while the restore thread runs: a frozen process may not answer. */
+static void confirm_call(const struct driver_call *call, struct task *task)
 {
-	CUprocessState state = task->state;
+	CUprocessState state;
+
+	task->result = task->job->result;
+	if (task->result != CUDA_SUCCESS)
+		return;
+	task->result = driver.get_state(task->pid, &state);
+	if (task->result == CUDA_SUCCESS)
+		task->state = state;
+	task->failed = task->state != call->reaches;
+}
+
+static void report_call(const struct driver_call *call, struct task *task)
+{
+	uint64_t bytes = call->bytes ? call->bytes(task) : 0;
 
 	gpuckpt_cuda_span(call->span, task->pid, &task->job->start, &task->job->end, bytes, result_name(task->result));
-
-	if (task->result == CUDA_SUCCESS) {
-		task->result = driver.get_state(task->pid, &state);
-		if (task->result == CUDA_SUCCESS && state != call->reaches) {
-			pr_err("CUDA %s of pid %d succeeded, but its state is %s instead of %s\n", call->verb,
-			       task->pid, cuda_state_name(state), cuda_state_name(call->reaches));
-			task->failed = true;
-		}
-		task->state = state;
-	}
 	if (task->result != CUDA_SUCCESS) {
 		pr_err("CUDA %s of pid %d failed: %s\n", call->verb, task->pid, result_name(task->result));
 		task->failed = true;
 		task->hung = task->result == CUDA_JOB_TIMED_OUT;
+	} else if (task->failed) {
+		pr_err("CUDA %s of pid %d succeeded, but its state is %s instead of %s\n", call->verb, task->pid,
+		       cuda_state_name(task->state), cuda_state_name(call->reaches));
 	}
 }
 
@@ -299,7 +314,7 @@ static unsigned int call_timeout_s(const struct driver_call *call)
 
 typedef bool (*task_filter)(const struct task *task);
 
-/* Makes the call for every wanted task at the same time. Between the calls and the report runs settle, if given. */
+/* Makes the call for every wanted task at the same time; settle, if given, runs when the driver is done with them. */
 static void run_call(const struct driver_call *call, task_filter wanted, void (*settle)(void))
 {
 	struct cuda_job **jobs = calloc(nr_tasks + 1, sizeof(*jobs));
@@ -322,6 +337,9 @@ static void run_call(const struct driver_call *call, task_filter wanted, void (*
 	}
 
 	cuda_jobs_run(jobs, count, call->run, call_timeout_s(call));
+	for (n = 0; n < nr_tasks; n++)
+		if (tasks[n].job)
+			confirm_call(call, &tasks[n]);
 	if (settle)
 		settle();
 
@@ -330,8 +348,7 @@ static void run_call(const struct driver_call *call, task_filter wanted, void (*
 
 		if (!task->job)
 			continue;
-		task->result = task->job->result;
-		report_call(call, task, call->bytes ? call->bytes(task) : 0);
+		report_call(call, task);
 		cuda_job_free(task->job);
 		task->job = NULL;
 	}
@@ -412,14 +429,13 @@ static int announce_plugin(void)
 static int consider(pid_t pid)
 {
 	char device[64], why[WHY_SIZE];
-	CUresult result;
 	int ret;
 
 	if (find_task(pid) || !proc_maps_libcuda(pid))
 		return 0;
 	ret = reach_driver(pid, why, sizeof(why));
 	if (!ret)
-		return identify(pid, &result);
+		return identify(pid);
 	if (ret == GPUCKPT_CUDA_PASS)
 		return ret;
 	if (proc_holds_gpu_device(pid, device, sizeof(device))) {
@@ -637,7 +653,7 @@ static int consider_restored(pid_t pid)
 	CUresult result;
 	uint64_t bytes;
 	bool recorded = cuda_ranges_read(pid, &bytes);
-	int ret;
+	int ret, tid;
 
 	if (!recorded && !proc_maps_libcuda(pid))
 		return 0;
@@ -646,10 +662,9 @@ static int consider_restored(pid_t pid)
 		pr_err("pid %d holds checkpointed CUDA state that cannot be restored: %s\n", pid, why);
 	if (ret)
 		return ret;
-	if (identify(pid, &result))
-		return -1;
-	if (find_task(pid))
-		return 0;
+	/* Not asked for its state, since it is frozen: in the images it was checkpointed. */
+	if (is_cuda_process(pid, &tid, &result))
+		return add_task(pid, tid, CU_PROCESS_STATE_CHECKPOINTED);
 
 	if (recorded)
 		pr_err("pid %d was a CUDA process at the dump, but the driver does not know it now: %s\n", pid,
@@ -718,24 +733,30 @@ static bool has_to_be_unlocked(const struct task *task)
 	return has_to_go_back(task) && is_locked(task);
 }
 
+static bool is_any(const struct task *task)
+{
+	return task != NULL;
+}
+
 /* After a failed dump, or one that leaves the tree running: every process back to the state we found it in. */
 static void put_back(void)
 {
 	size_t n;
 
-	for (n = 0; n < nr_tasks; n++) {
-		struct task *task = &tasks[n];
+	for (n = 0; n < nr_tasks; n++)
+		tasks[n].failed = false;
 
-		task->failed = task->hung || driver.get_state(task->pid, &task->state) != CUDA_SUCCESS;
-	}
-
-	resume_threads(has_to_go_back);
+	resume_threads(is_any);
+	/* What a failed call left behind, only the driver knows. */
+	for (n = 0; n < nr_tasks; n++)
+		if (!tasks[n].hung)
+			tasks[n].failed = driver.get_state(tasks[n].pid, &tasks[n].state) != CUDA_SUCCESS;
 	run_call(&restore_call, has_to_be_restored, NULL);
 	run_call(&unlock_call, has_to_be_unlocked, NULL);
 	interrupt_threads();
 
 	for (n = 0; n < nr_tasks; n++)
-		if (tasks[n].failed || has_to_go_back(&tasks[n]))
+		if (tasks[n].hung || tasks[n].failed || has_to_go_back(&tasks[n]))
 			pr_err("pid %d stays in CUDA state %s and will hang at its next CUDA call; try cuda-checkpoint "
 			       "--action restore (if checkpointed) and unlock, else restart it\n",
 			       tasks[n].pid, cuda_state_name(tasks[n].state));
