@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #include "cr_options.h"
 #include "copy-team.h"
 #include "image.h"
+#include "image-view.h"
 #include "log.h"
 #include "mem.h"
 #include "memory-plan.h"
@@ -112,9 +114,21 @@ static const char *restore_standaside(const struct page_read *pr)
 	return NULL;
 }
 
-static bool image_can_be_mapped(struct page_read *pr)
+static int open_page_image(unsigned long id)
 {
-	void *page = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_PRIVATE, img_raw_fd(pr->pi), 0);
+	char name[64];
+	int fd;
+
+	snprintf(name, sizeof(name), "pages-%lu.img", id);
+	fd = image_view_open_file(name);
+	if (fd < 0)
+		pr_perror("Can't open %s", name);
+	return fd;
+}
+
+static bool can_be_mapped(int fd)
+{
+	void *page = mmap(NULL, PAGE_SIZE, PROT_READ, MAP_PRIVATE, fd, 0);
 
 	if (page == MAP_FAILED)
 		return false;
@@ -122,6 +136,19 @@ static bool image_can_be_mapped(struct page_read *pr)
 	return true;
 }
 
+/* The reason why nothing can be mapped from this image, or NULL. */
+static const char *mapping_standaside(struct page_read *pr)
+{
+	int fd = open_page_image(pr->pages_img_id);
+	const char *note = NULL;
+
+	if (fd < 0 || !can_be_mapped(fd))
+		note = "no-mmap";
+	else if (switches()->mapped_scope == MAPPED_SCOPE_ALL && !image_view_is_executable(fd))
+		note = "noexec";
+	close_safe(&fd);
+	return note;
+}
 /* Makes room for one more element in an array that doubles. */
 static int grow(void *array, size_t n, size_t size)
 {
@@ -201,8 +228,9 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 	plan.active = true;
 	if (!sw->mapped_restore)
 		return 0;
-	if (!image_can_be_mapped(pr)) {
-		stand_aside(t, "no-mmap");
+	aside = mapping_standaside(pr);
+	if (aside) {
+		stand_aside(t, aside);
 		return 0;
 	}
 	plan.maps = true;
@@ -261,7 +289,7 @@ static enum standaside vma_standaside(struct vma_area *vma)
 	if (e->flags & MAP_GROWSDOWN)
 		return ASIDE_GROWSDOWN;
 	if (e->prot & PROT_EXEC)
-		return ASIDE_EXECUTABLE; /* images may lie on a filesystem mounted noexec */
+		return ASIDE_EXECUTABLE; /* code is little, and a driver's scope may lie on a noexec mount */
 	if (!advice_is_harmless(e))
 		return ASIDE_ADVICE;
 	if (covered_by_guard(vma))
@@ -549,6 +577,24 @@ out:
 	return ret;
 }
 
+/* A short image would be found out by the program, as SIGBUS, long after the restore. */
+static int check_image_size(int fd)
+{
+	const struct page_run *last = &plan.runs[plan.n - 1];
+	struct stat st;
+
+	if (fstat(fd, &st)) {
+		pr_perror("Can't stat the page image");
+		return -1;
+	}
+	if (st.st_size < last->off + last->len) {
+		pr_err("The page image is truncated: it has %ld bytes, %ld are needed; take another checkpoint\n",
+		       (long)st.st_size, (long)(last->off + last->len));
+		return -1;
+	}
+	return 0;
+}
+
 static void report_aside(int pid)
 {
 	unsigned long now = span_now_us();
@@ -562,7 +608,6 @@ static void report_aside(int pid)
 int memory_plan_render(struct pstree_item *t, struct task_restore_args *ta)
 {
 	struct memory_plan *out = &ta->memory;
-	struct cr_img *pages;
 	struct cut cut;
 	size_t mapped;
 
@@ -570,10 +615,9 @@ int memory_plan_render(struct pstree_item *t, struct task_restore_args *ta)
 	if (plan.task != t || !plan.active || !plan.n)
 		return 0;
 
-	pages = open_image(CR_FD_PAGES, O_RSTR, rsti(t)->pages_img_id);
-	if (!pages)
+	ta->vma_ios_fd = open_page_image(rsti(t)->pages_img_id);
+	if (ta->vma_ios_fd < 0 || check_image_size(ta->vma_ios_fd))
 		return -1;
-	ta->vma_ios_fd = img_raw_fd(pages);
 
 	out->active = true;
 	out->pid = vpid(t);
