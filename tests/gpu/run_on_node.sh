@@ -85,7 +85,7 @@ make_controller() {
 		printf '%s\n' "$work/controller-site" "$project/reports"
 		"$python" -c 'import site; print("\n".join(site.getsitepackages()))'
 	} >"$site/gpuckpt.pth"
-	"$controller/bin/python" -m ansible playbook --version | head -n 1
+	"$controller/bin/python" -m ansible playbook --version | sed -n 1p
 	"$controller/bin/python" -c 'import gpuckpt_report, pandas; print("pandas", pandas.__version__)' ||
 		say 'the report cannot be rendered here; the records are enough to render it elsewhere'
 }
