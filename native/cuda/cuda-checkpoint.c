@@ -236,7 +236,7 @@ static int toggle(void)
 
 int main(int argc, char **argv)
 {
-	char why[512];
+	char why[CUDA_WHY_SIZE];
 
 	parse(argc, argv);
 	validate();

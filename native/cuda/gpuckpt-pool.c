@@ -51,8 +51,8 @@ static struct cuda_driver driver;
 static struct device_job device_jobs[MAX_DEVICES];
 static int device_count;
 static struct timespec init_start, init_end;
-static char failure[512]; /* empty: ready. Written by the initialising thread before it signals. */
-static int finished = -1; /* eventfd */
+static char failure[CUDA_WHY_SIZE]; /* empty: ready. Written by the initialising thread before it signals. */
+static int finished = -1;           /* eventfd */
 
 static const char usage[] =
 	"Usage:\n"

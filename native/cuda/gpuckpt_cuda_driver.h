@@ -10,6 +10,7 @@
 #include "gpuckpt_cuda_abi.h"
 
 #define CUDA_DEVICE_MAP_MAX 64
+#define CUDA_WHY_SIZE 512 /* room for a cause, in the functions below that tell one */
 
 struct cuda_driver {
 	void *handle;

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "gpuckpt_cuda_ranges.h"
@@ -54,6 +55,22 @@ int cuda_ranges_write(pid_t pid, const struct range_list *ranges)
 		return -1;
 	}
 	return 0;
+}
+
+uint64_t cuda_ranges_record(pid_t pid, const struct range_list *before)
+{
+	struct range_list after = {}, parked = {};
+	uint64_t bytes = 0;
+
+	if (proc_anonymous_ranges(pid, &after) || range_difference(&after, before, &parked)) {
+		pr_warn("Cannot tell which memory of pid %d the driver parked GPU data in\n", pid);
+		parked.count = 0;
+	}
+	bytes = range_total_bytes(&parked);
+	cuda_ranges_write(pid, &parked);
+	free(after.ranges);
+	free(parked.ranges);
+	return bytes;
 }
 
 bool cuda_ranges_read(pid_t pid, uint64_t *bytes)
