@@ -58,7 +58,7 @@ def make_weights(path, mib, seed=WEIGHTS_SEED):
     digest = hashlib.sha256()
     folder = os.path.dirname(os.path.abspath(path))
     os.makedirs(folder, exist_ok=True)
-    scratch = "{}.{}.partial".format(path, os.getpid())
+    scratch = f"{path}.{os.getpid()}.partial"
     try:
         with open(scratch, "wb") as out:
             for _ in range(mib):
@@ -68,7 +68,7 @@ def make_weights(path, mib, seed=WEIGHTS_SEED):
             out.flush()
             os.fsync(out.fileno())
         with open(scratch + ".sha256", "w", encoding="ascii") as out:
-            out.write("{}  {}\n".format(digest.hexdigest(), os.path.basename(path)))
+            out.write(f"{digest.hexdigest()}  {os.path.basename(path)}\n")
         os.replace(scratch, path)
         os.replace(scratch + ".sha256", digest_path(path))
     finally:
@@ -94,7 +94,7 @@ class Model:
             self.expected_digest = source.read().split()[0]
         size = os.path.getsize(self.path)
         if size < PAGE_BYTES:
-            raise ValueError("the weights file {} holds {} bytes only; make it again with --make-weights".format(self.path, size))
+            raise ValueError(f"the weights file {self.path} holds {size} bytes only; make it again with --make-weights")
         weights = bytearray(size)
         digest = hashlib.sha256()
         view = memoryview(weights)
@@ -103,15 +103,14 @@ class Model:
             while filled < size:
                 count = source.readinto(view[filled : filled + 4 * MIB])
                 if not count:
-                    raise ValueError("the weights file {} became shorter while it was read".format(self.path))
+                    raise ValueError(f"the weights file {self.path} became shorter while it was read")
                 digest.update(view[filled : filled + count])
                 filled += count
         view.release()
         if digest.hexdigest() != self.expected_digest:
             raise ValueError(
-                "the weights file {} has sha256 {}, expected {}; make it again with --make-weights".format(
-                    self.path, digest.hexdigest(), self.expected_digest
-                )
+                f"the weights file {self.path} has sha256 {digest.hexdigest()}, expected {self.expected_digest}; "
+                "make it again with --make-weights"
             )
         self.weights = weights
 
@@ -137,7 +136,10 @@ class Model:
 def token_text(state):
     """The word that stands for a decoder state."""
     syllables = 1 + state[0] % 3
-    letters = [CONSONANTS[state[2 * i + 1] % len(CONSONANTS)] + VOWELS[state[2 * i + 2] % len(VOWELS)] for i in range(syllables)]
+    letters = [
+        CONSONANTS[state[2 * i + 1] % len(CONSONANTS)] + VOWELS[state[2 * i + 2] % len(VOWELS)]
+        for i in range(syllables)
+    ]
     return " " + "".join(letters)
 
 
@@ -182,11 +184,15 @@ class Engine:
         """Take back what `tags` names. Weights that level 2 gave up come back with reload_weights."""
         unknown = set(tags) - {"weights", "kv_cache"}
         if unknown:
-            raise RequestError("unknown tag {}; the tags are weights and kv_cache".format(", ".join(sorted(unknown))), param="tags")
+            raise RequestError(
+                "unknown tag {}; the tags are weights and kv_cache".format(", ".join(sorted(unknown))), param="tags"
+            )
         with self.lock:
             if "kv_cache" in tags and self.model.kv_cache is None:
                 if self.model.weights is None:
-                    raise RequestError("the weights were given up by sleep level 2; call reload_weights first", status=409)
+                    raise RequestError(
+                        "the weights were given up by sleep level 2; call reload_weights first", status=409
+                    )
                 self.model.allocate_kv_cache()
             self.asleep -= set(tags)
 
@@ -205,18 +211,20 @@ class Completion:
             raise RequestError("the body must be a JSON object")
         asked = body.get("model", model_name)
         if asked != model_name:
-            raise RequestError("the model `{}` does not exist; this server has `{}`".format(asked, model_name), 404, "model", "NotFoundError")
+            raise RequestError(
+                f"the model `{asked}` does not exist; this server has `{model_name}`", 404, "model", "NotFoundError"
+            )
         self.prompt = body.get("prompt")
         if not isinstance(self.prompt, str):
             raise RequestError("prompt must be a string", param="prompt")
         self.max_tokens = body.get("max_tokens", 16)
-        if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int) or not 1 <= self.max_tokens <= MAX_TOKENS_LIMIT:
-            raise RequestError("max_tokens must be an integer from 1 to {}".format(MAX_TOKENS_LIMIT), param="max_tokens")
+        if type(self.max_tokens) is not int or not 1 <= self.max_tokens <= MAX_TOKENS_LIMIT:
+            raise RequestError(f"max_tokens must be an integer from 1 to {MAX_TOKENS_LIMIT}", param="max_tokens")
         self.temperature = body.get("temperature", 1.0)
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)) or not 0 <= self.temperature <= 2:
+        if type(self.temperature) not in (int, float) or not 0 <= self.temperature <= 2:
             raise RequestError("temperature must be a number from 0 to 2", param="temperature")
         self.seed = body.get("seed")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int)):
+        if self.seed is not None and type(self.seed) is not int:
             raise RequestError("seed must be an integer", param="seed")
         self.stream = body.get("stream", False)
         if not isinstance(self.stream, bool):
@@ -239,21 +247,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
     engine = None
 
     def do_GET(self):
-        self._dispatch({
-            "/health": self._health,
-            "/v1/models": self._models,
-            "/metrics": self._metrics,
-            "/is_sleeping": self._is_sleeping,
-            "/debug/digest": self._digest,
-        })
+        self._dispatch(
+            {
+                "/health": self._health,
+                "/v1/models": self._models,
+                "/metrics": self._metrics,
+                "/is_sleeping": self._is_sleeping,
+                "/debug/digest": self._digest,
+            }
+        )
 
     def do_POST(self):
-        self._dispatch({
-            "/v1/completions": self._completions,
-            "/sleep": self._sleep,
-            "/wake_up": self._wake_up,
-            "/collective_rpc": self._collective_rpc,
-        })
+        self._dispatch(
+            {
+                "/v1/completions": self._completions,
+                "/sleep": self._sleep,
+                "/wake_up": self._wake_up,
+                "/collective_rpc": self._collective_rpc,
+            }
+        )
 
     def log_message(self, format, *args):
         """Requests are not logged: a checkpointed process must not hold a growing file."""
@@ -266,7 +278,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self._read_body()
             route = routes.get(address.path)
             if route is None:
-                raise RequestError("{} {} is not served here".format(self.command, address.path), status=404, kind="NotFoundError")
+                raise RequestError(
+                    f"{self.command} {address.path} is not served here", status=404, kind="NotFoundError"
+                )
             route()
         except RequestError as error:
             self._send_json(error.body, error.status)
@@ -280,14 +294,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             length = -1
         if not 0 <= length <= MAX_BODY_BYTES:
             self.close_connection = True
-            raise RequestError("Content-Length must be from 0 to {}".format(MAX_BODY_BYTES))
+            raise RequestError(f"Content-Length must be from 0 to {MAX_BODY_BYTES}")
         self.body_bytes = self.rfile.read(length)
 
     def _json_body(self):
         try:
             return json.loads(self.body_bytes)
         except ValueError as error:
-            raise RequestError("the body is not valid JSON: {}".format(error)) from None
+            raise RequestError(f"the body is not valid JSON: {error}") from None
 
     def _require_ready(self):
         if not self.engine.ready.is_set():
@@ -296,7 +310,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _require_awake(self):
         self._require_ready()
         if self.engine.asleep or self.engine.model.weights is None:
-            raise RequestError("the server sleeps; POST /wake_up (after sleep level 2 reload_weights too) first", status=503, kind="service_unavailable")
+            raise RequestError(
+                "the server sleeps; POST /wake_up (after sleep level 2 reload_weights too) first",
+                status=503,
+                kind="service_unavailable",
+            )
 
     def _send(self, payload, content_type, status=200):
         self.send_response(status)
@@ -313,7 +331,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._send(b"", "text/plain")
 
     def _models(self):
-        entry = {"id": self.engine.model_name, "object": "model", "created": self.engine.started_at, "owned_by": "gpuckpt"}
+        entry = {
+            "id": self.engine.model_name,
+            "object": "model",
+            "created": self.engine.started_at,
+            "owned_by": "gpuckpt",
+        }
         self._send_json({"object": "list", "data": [entry]})
 
     def _metrics(self):
@@ -322,7 +345,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             ("gpuckpt_requests_total", self.engine.requests_total, "Completions finished since the process started."),
             ("gpuckpt_tokens_total", self.engine.tokens_total, "Tokens generated since the process started."),
         ):
-            lines += ["# HELP {} {}".format(name, text), "# TYPE {} counter".format(name), "{} {}".format(name, value)]
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} counter", f"{name} {value}"]
         self._send(("\n".join(lines) + "\n").encode("ascii"), "text/plain; version=0.0.4")
 
     def _is_sleeping(self):
@@ -331,7 +354,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _digest(self):
         self._require_awake()
         actual = self.engine.model.digest()
-        self._send_json({"sha256": actual, "expected": self.engine.model.expected_digest, "equal": actual == self.engine.model.expected_digest})
+        self._send_json(
+            {
+                "sha256": actual,
+                "expected": self.engine.model.expected_digest,
+                "equal": actual == self.engine.model.expected_digest,
+            }
+        )
 
     def _sleep(self):
         self._require_ready()
@@ -397,7 +426,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _event(self, data):
-        payload = "data: {}\n\n".format(data).encode("utf-8")
+        payload = f"data: {data}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(payload), payload))
 
 
@@ -412,13 +441,21 @@ class Server(http.server.ThreadingHTTPServer):
 def parse_arguments(arguments):
     """The command line; argparse ends the process with a message when it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--weights", required=True, metavar="FILE", help="weights file; its sha256 lies beside it in FILE.sha256")
-    parser.add_argument("--make-weights", type=int, metavar="MIB", help="write FILE with so many MiB of seeded random bytes, and end")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="weights file; its sha256 lies beside it in FILE.sha256"
+    )
+    parser.add_argument(
+        "--make-weights", type=int, metavar="MIB", help="write FILE with so many MiB of seeded random bytes, and end"
+    )
     parser.add_argument("--seed", type=int, default=WEIGHTS_SEED, help="seed for --make-weights (default %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=18080, help="port to listen on (default %(default)s)")
-    parser.add_argument("--model", default="gpuckpt-reference", help="model name in the interface (default %(default)s)")
-    parser.add_argument("--kv-mib", type=int, default=16, help="size of the stand-in for a KV cache, in MiB (default %(default)s)")
+    parser.add_argument(
+        "--model", default="gpuckpt-reference", help="model name in the interface (default %(default)s)"
+    )
+    parser.add_argument(
+        "--kv-mib", type=int, default=16, help="size of the stand-in for a KV cache, in MiB (default %(default)s)"
+    )
     options = parser.parse_args(arguments)
     if options.make_weights is not None and options.make_weights < 1:
         parser.error("--make-weights needs at least 1 MiB")
@@ -433,7 +470,7 @@ def serve(options):
     try:
         server = Server((options.host, options.port), Handler)
     except OSError as error:
-        print("cannot listen on {}:{}: {}".format(options.host, options.port, error.strerror), file=sys.stderr)
+        print(f"cannot listen on {options.host}:{options.port}: {error.strerror}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     listener = threading.Thread(target=server.serve_forever, daemon=True)
@@ -441,9 +478,9 @@ def serve(options):
     try:
         Handler.engine.start()
     except (OSError, ValueError) as error:
-        print("cannot load the model: {}".format(error), file=sys.stderr)
+        print(f"cannot load the model: {error}", file=sys.stderr)
         return 1
-    print("ready on http://{}:{}".format(options.host, options.port), file=sys.stderr, flush=True)
+    print(f"ready on http://{options.host}:{options.port}", file=sys.stderr, flush=True)
     listener.join()
     return 0
 

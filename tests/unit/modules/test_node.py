@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is read off the node: processes, page cache, commands; real ones where that needs no root."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ansible.module_utils.ckpt import pagecache, procfs
+from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.http import event_tokens, metric_total
+
+
+def test_a_tree_of_processes() -> None:
+    script = "import subprocess, sys; subprocess.Popen(['sleep', '60']).wait()"
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        try:
+            deadline = time.monotonic() + 10
+            while len(procfs.tree(parent.pid)) < 2 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            tree = procfs.tree(parent.pid)
+            assert [task.ppid for task in tree] == [os.getpid(), parent.pid]
+            assert tree[1].comm == "sleep"
+            assert tree[0].identity == (parent.pid, tree[0].comm)
+        finally:
+            for task in reversed(procfs.tree(parent.pid)):
+                os.kill(task.pid, 9)
+    assert procfs.tree(parent.pid) == []
+    assert procfs.wait_gone([parent.pid], 5) == []
+
+
+def test_wait_gone_names_what_stays() -> None:
+    assert procfs.wait_gone([os.getpid()], 0.05) == [os.getpid()]
+
+
+def test_port_holder_and_open_connections() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        assert f"(pid {os.getpid()})" in str(procfs.port_holder(port))
+        assert not any(f":{port} ->" in row for row in procfs.open_tcp_connections([os.getpid()]))
+        with socket.create_connection(("127.0.0.1", port)):
+            rows = procfs.open_tcp_connections([os.getpid()])
+        assert any(row.startswith("127.0.0.1:") and row.endswith(f"127.0.0.1:{port}") for row in rows)
+    assert procfs.port_holder(port) is None
+
+
+def test_anonymous_memory_is_what_the_process_holds() -> None:
+    before = procfs.anonymous_bytes([os.getpid()])
+    held = bytearray(os.urandom(32 << 20))
+    assert procfs.anonymous_bytes([os.getpid()]) - before > 30 << 20
+    assert held
+
+
+def test_page_cache_is_dropped_and_proven(tmp_path: Path) -> None:
+    image = tmp_path / "pages-1.img"
+    image.write_bytes(os.urandom(8 << 20))
+    assert pagecache.prepare("warm", [str(image)]) == 1.0
+    try:
+        fraction = pagecache.prepare("dropped", [str(image)])
+    except CkptError as error:
+        pytest.skip(f"the temporary folder lies in memory: {error.message}")
+    assert fraction == 0.0
+    image.read_bytes()[:1]
+    assert pagecache.resident_fraction([str(image)]) == 1.0
+
+
+def test_page_cache_on_a_tmpfs_cannot_be_dropped() -> None:
+    path = Path("/dev/shm") / f"gpuckpt-test-{os.getpid()}"
+    path.write_bytes(bytes(1 << 20))
+    try:
+        with pytest.raises(CkptError, match="tmpfs") as caught:
+            pagecache.prepare("dropped", [str(path)])
+        assert caught.value.reason == "bad_input"
+    finally:
+        path.unlink()
+
+
+def test_a_missing_program_is_a_result() -> None:
+    commands = Commands()
+    assert commands.run(["/no/such/program"]).rc == 127
+    assert commands.actions == [["/no/such/program"]]
+
+
+def test_a_command_that_hangs_is_killed() -> None:
+    started = time.monotonic()
+    with pytest.raises(CkptError, match="did not end within") as caught:
+        Commands().run(["sleep", "60"], timeout_s=0.2)
+    assert caught.value.reason == "timeout"
+    assert time.monotonic() - started < 10
+
+
+def test_output_that_is_no_utf8_is_kept() -> None:
+    assert Commands().run(["printf", r"a\377b"]).stdout == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize(
+    ("event", "tokens"),
+    [
+        ({"choices": [{"text": " a"}]}, [" a"]),
+        ({"choices": [{"text": ""}]}, []),
+        ({"choices": [{"text": "", "token_ids": [5, 7]}]}, ["5", "7"]),
+        ({"choices": []}, []),
+        ({"usage": {}}, []),
+    ],
+)
+def test_tokens_of_an_event(event: dict[str, object], tokens: list[str]) -> None:
+    assert event_tokens(event) == tokens
+
+
+def test_counters_are_added_up_over_their_labels() -> None:
+    text = (
+        "# TYPE vllm:request_success_total counter\n"
+        'vllm:request_success_total{finished_reason="stop"} 2.0\n'
+        'vllm:request_success_total{finished_reason="length"} 5.0\n'
+        "vllm:request_success_total_created 1.7e9\n"
+    )
+    assert metric_total(text, "vllm:request_success_total") == 7
+    assert metric_total(text, "gpuckpt_requests_total") is None
