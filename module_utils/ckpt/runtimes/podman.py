@@ -160,7 +160,8 @@ class PodmanRuntime(Runtime):
         self._watch_log("restore")
         archive = request.layout.archive
         target = ["--import", archive] if archive else [str(self._container_id)]
-        return self.commands.start(["podman", "container", "restore", *options, *target], CHECKPOINT_TIMEOUT_S)
+        # a restore from damaged images may never end
+        return self.commands.start(["podman", "container", "restore", *options, *target], self.spec.health_timeout_s)
 
     def evidence(self, action: str, layout: Layout) -> Evidence:
         assert self._log is not None

@@ -117,7 +117,7 @@ class ProcessRuntime(Runtime):
         options += self._network_lock()
         if request.leave_running:
             options.append("--leave-running")
-        return self._criu("dump", [*options, *request.flags])
+        return self._criu("dump", [*options, *request.flags], DUMP_TIMEOUT_S)
 
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
         pid = self.instance().details.get("pid")
@@ -163,7 +163,8 @@ class ProcessRuntime(Runtime):
             archive.unpack(self.commands, layout.archive, layout.images)
             images.require_whole(layout.images)
             self.unpacked = (began, time.monotonic())
-        return self._criu("restore", options)
+        # a restore from damaged images may never end
+        return self._criu("restore", options, self.spec.health_timeout_s)
 
     def evidence(self, action: str, layout: Layout) -> Evidence:
         log, stats = criu_traces(layout.work, action)
@@ -192,11 +193,11 @@ class ProcessRuntime(Runtime):
     def log_tail(self) -> list[str]:
         return tail(read_text(self._log_path))
 
-    def _criu(self, action: str, options: list[str]) -> Job:
+    def _criu(self, action: str, options: list[str], timeout_s: float) -> Job:
         argv = [self.criu.binary, action, *options]
         self.commands.actions.append(argv)
         environment = {"LC_ALL": "C.UTF-8", "HOME": "/root", **self.criu.environment()}
-        return Command(argv, environment, DUMP_TIMEOUT_S)
+        return Command(argv, environment, timeout_s)
 
     def _common_options(self, layout: Layout, action: str, tcp_established: bool) -> list[str]:
         options = ["--images-dir", layout.images, "--work-dir", layout.work, "--log-file", f"{action}.log", "-v4"]

@@ -201,6 +201,25 @@ def test_criu_missing_and_too_old(call: Call, process_server: Result, tmp_path: 
     assert call("ckpt_start", **process_server, criu=criu)["reason"] == "criu_too_old"
 
 
+def test_restore_that_never_ends(call: Call, process_server: Result, store: Path, tmp_path: Path) -> None:
+    """A fake CRIU hangs, as the real one does on images that were cut short behind our back."""
+    call("ckpt_start", **process_server)
+    call("ckpt_checkpoint", **process_server, criu=STOCK, checkpoint={"dir": str(store / "golden")})
+    binary = tmp_path / "stock" / "libexec" / "criu"
+    binary.parent.mkdir(parents=True)
+    binary.write_text('#!/bin/sh\n[ "$1" = restore ] && exec sleep 100\necho Version: 4.2.1\n')
+    binary.chmod(0o755)
+    result = call(
+        "ckpt_restore",
+        runtime="process",
+        server={**process_server["server"], "health_timeout_s": 1},
+        criu={"build": "stock", "home": str(tmp_path)},
+        checkpoint={"dir": str(store / "golden")},
+    )
+    assert result["reason"] == "timeout"
+    assert not processes_of(process_server)
+
+
 def test_container_of_somebody_else_is_left_alone(call: Call, podman_server: Result) -> None:
     name = f"{podman_server['server']['name']}-foreign"
     subprocess.run(["podman", "create", "--name", name, podman_server["server"]["image"], "true"], check=True)
