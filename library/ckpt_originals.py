@@ -141,7 +141,9 @@ def state_of(path: str) -> str:
     if not os.path.exists(path):
         return ABSENT
     if not os.path.isfile(path):
-        raise ValueError(f"{path} is neither a file nor a link; only these can be remembered. Move it away or name another path.")
+        raise ValueError(
+            f"{path} is neither a file nor a link; only these can be remembered. Move it away or name another path."
+        )
     return FILE
 
 

@@ -8,6 +8,7 @@ Prints a JSON object: build -> {"version", "ok", "message": what it can do, or w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -22,8 +23,8 @@ from pathlib import Path
 TIMEOUT_S = 30
 MESSAGES = {
     "check": "this kernel ({kernel}) lacks what CRIU {version} needs, or root lacks a capability; `criu check --all` names it",
-    "dump": "CRIU {version} cannot dump a process with a TCP listener on kernel {kernel}: it is too old for this kernel's sockets, "
-    "or a capability is missing; use a newer CRIU",
+    "dump": "CRIU {version} cannot dump a process with a TCP listener on kernel {kernel}: "
+    "it is too old for this kernel's sockets, or a capability is missing; use a newer CRIU",
     "restore": "CRIU {version} cannot restore what it dumped",
     "answer": "the process that CRIU {version} restored does not answer",
 }
@@ -42,7 +43,7 @@ while True:
 """
 
 
-class TrialFailed(Exception):
+class TrialError(Exception):
     """A step failed; carries the step's name and the lines that say why."""
 
     def __init__(self, step: str, lines: list[str]) -> None:
@@ -77,12 +78,12 @@ class Criu:
         return found.group(1) if found else ""
 
     def step(self, name: str, *arguments: str) -> None:
-        """Run a step on the images; raise TrialFailed with CRIU's own error lines if it fails."""
+        """Run a step on the images; raise TrialError with CRIU's own error lines if it fails."""
         result = self.run(name, "--images-dir", str(self.images), "--log-file", f"{name}.log", "-v4", *arguments)
         if result.returncode != 0:
             log = self.images / f"{name}.log"
             text = log.read_text(errors="replace") if log.exists() else result.stderr
-            raise TrialFailed(
+            raise TrialError(
                 name, [line for line in text.splitlines() if "Error" in line][:10] or text.splitlines()[-5:]
             )
 
@@ -91,7 +92,7 @@ def check(criu: Criu) -> None:
     """Ask CRIU whether this kernel has what it needs."""
     result = criu.run("check")
     if result.returncode != 0:
-        raise TrialFailed("check", (result.stdout + result.stderr).splitlines()[-5:])
+        raise TrialError("check", (result.stdout + result.stderr).splitlines()[-5:])
 
 
 def ask(port: int) -> bytes:
@@ -102,14 +103,12 @@ def ask(port: int) -> bytes:
 
 def end(pid: int) -> None:
     """Kill the process group of `pid`, if it is still there."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def checkpoint_and_restore(criu: Criu) -> None:
-    """Dump a listener and restore it; raise TrialFailed unless it answers as before."""
+    """Dump a listener and restore it; raise TrialError unless it answers as before."""
     listener = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", LISTENER],
         cwd="/",
@@ -128,9 +127,9 @@ def checkpoint_and_restore(criu: Criu) -> None:
         criu.step("restore", "--restore-detached")
         answer = ask(port)
         if answer != ANSWER:
-            raise TrialFailed("answer", [f"the restored process answered {answer!r} instead of {ANSWER!r}"])
+            raise TrialError("answer", [f"the restored process answered {answer!r} instead of {ANSWER!r}"])
     except OSError as error:
-        raise TrialFailed("answer", [str(error)]) from error
+        raise TrialError("answer", [str(error)]) from error
     finally:
         end(listener.pid)
         listener.wait(TIMEOUT_S)
@@ -140,22 +139,22 @@ def try_build(front: str, build: str) -> dict:
     """Try one build and return what was found."""
     images = Path(tempfile.mkdtemp(prefix="gpuckpt-trial-"))
     criu = Criu(front, build, images)
-    failure: TrialFailed | None = None
+    failure: TrialError | None = None
     version = ""
     try:
         version = criu.version()
         check(criu)
         checkpoint_and_restore(criu)
-    except TrialFailed as error:
+    except TrialError as error:
         failure = error
     except (OSError, subprocess.TimeoutExpired) as error:
-        failure = TrialFailed("check", [str(error)])
+        failure = TrialError("check", [str(error)])
     finally:
         shutil.rmtree(images)
     return {"version": version, "ok": failure is None, "message": describe(version, failure)}
 
 
-def describe(version: str, failure: TrialFailed | None) -> str:
+def describe(version: str, failure: TrialError | None) -> str:
     """Say in one sentence what the build can do, or why not, with CRIU's own lines."""
     if failure is None:
         return f"CRIU {version} checkpoints and restores a process with a TCP listener"
