@@ -118,6 +118,11 @@ class Workload:
     def alive(self) -> list[int]:
         return [pid for pid in self.pids if Path(f"/proc/{pid}/exe").is_symlink() and exists(pid)]
 
+    def contexts(self) -> list[str]:
+        """Contexts on the fake GPU; those of the dead are gone, as with the real driver."""
+        names = (path.name for path in self.gpu.glob("context.*"))
+        return sorted(name for name in names if exists(int(name.removeprefix("context."))))
+
     def assert_gone(self) -> None:
         """Nothing of a failed restore may be left; CRIU does not wait for those it kills."""
         wait_until(lambda: not self.alive(), "the end of all processes of the failed restore")

@@ -437,12 +437,6 @@ def test_renumbering_needs_a_new_driver(workload, criu):
 # --- context pool ---
 
 
-def contexts(workload) -> list[str]:
-    """Contexts on the fake GPU; those of the dead are gone, as with the real driver."""
-    names = (path.name for path in workload.gpu.glob("context.*"))
-    return sorted(name for name in names if Path("/proc", name.removeprefix("context.")).exists())
-
-
 def own_contexts(workload) -> list[str]:
     return sorted(f"context.{pid}" for pid in workload.pids)
 
@@ -458,7 +452,7 @@ def test_the_pool_is_ready_and_released(workload, criu):
     assert [span.note for span in restore.named("pool-init")] == ["contexts"]
     assert [span.note for span in restore.named("pool-wait")] == ["ok"]
     assert restore.named("pool-wait")[0].end <= restore.named("cuda-restore")[0].start
-    assert contexts(workload) == own_contexts(workload)
+    assert workload.contexts() == own_contexts(workload)
     assert_lives(workload, digests)
 
 
@@ -510,7 +504,7 @@ def test_the_pool_ends_when_the_restore_fails(workload, criu):
     next(criu.images.glob("core-*.img")).unlink()
     assert criu.restore(CRIU_CUDA_CONTEXT_POOL="1").returncode != 0
     assert pools(workload) == []
-    assert contexts(workload) == []
+    assert workload.contexts() == []
 
 
 def pools(workload) -> list[int]:
@@ -542,7 +536,7 @@ def test_twenty_restores_leak_nothing(workload, criu):
         names = frozenset(name[0].strip() for name in mappings if name and not name[0].startswith("["))
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
         seen.add((len(files), names, threads, workload.ask(0)["free_mib"]))
-        assert contexts(workload) == own_contexts(workload)
+        assert workload.contexts() == own_contexts(workload)
         assert pools(workload) == []
         workload.stop()
     assert len(seen) == 1, seen
