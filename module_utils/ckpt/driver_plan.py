@@ -145,7 +145,9 @@ def _plan_installation(plan: Plan, seen: Observation, wish: Wish) -> None:
     plan.modules = "precompiled" if seen.precompiled else "dkms"
     _check_features(plan, str(wish.branch), wish)
     if wish.branch > LAST_BRANCH_FOR_VOLTA and {"volta", "older"} & set(plan.gpus.values()):
-        plan.problems.append(f"Branch {wish.branch} has no driver for this GPU; the last one is {LAST_BRANCH_FOR_VOLTA}.")
+        plan.problems.append(
+            f"Branch {wish.branch} has no driver for this GPU; the last one is {LAST_BRANCH_FOR_VOLTA}."
+        )
     if plan.modules == "dkms":
         if not seen.headers:
             plan.problems.append(
@@ -203,5 +205,9 @@ def container_libraries(node: Node, version: str) -> list[dict[str, str]]:
             if name not in found and node.exists(path):
                 soname = f"{name}.so.4" if name == "libnvidia-nvvm" else f"{name}.so.1"
                 bare = name == "libnvidia-gpucomp"
-                found[name] = {"path": path, "file": os.path.basename(path), "soname": os.path.basename(path) if bare else soname}
+                found[name] = {
+                    "path": path,
+                    "file": os.path.basename(path),
+                    "soname": os.path.basename(path) if bare else soname,
+                }
     return list(found.values())

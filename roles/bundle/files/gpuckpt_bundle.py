@@ -27,7 +27,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 SCHEMA_VERSION = 1
@@ -190,7 +190,7 @@ def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
     parts = [{"file": f"{name}/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
     entry = {"digest": digest, "parts": parts}
     manifest["components"][name] = entry
-    manifest["made_at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    manifest["made_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_manifest(bundle, manifest)
     return entry
 

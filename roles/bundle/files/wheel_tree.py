@@ -32,6 +32,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+
 class TreeError(Exception):
     """Something the user must mend; the text says what and how."""
 

@@ -67,7 +67,10 @@ def main() -> int:
     if not (folder / "config.json").is_file():
         wrong.append("config.json is missing")
     if wrong:
-        print(f"the model in {folder} is not whole: {'; '.join(wrong)}. Remove the folder and provision again.", file=sys.stderr)
+        print(
+            f"the model in {folder} is not whole: {'; '.join(wrong)}. Remove the folder and provision again.",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

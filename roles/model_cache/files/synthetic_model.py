@@ -85,7 +85,9 @@ def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type
         else:
             values = torch.randn(shape, generator=generator)
             if "embed_tokens" in name:
-                values *= EMBEDDING_STD * torch.exp(EMBEDDING_LOG_SPREAD * torch.randn((shape[0], 1), generator=generator))
+                values *= EMBEDDING_STD * torch.exp(
+                    EMBEDDING_LOG_SPREAD * torch.randn((shape[0], 1), generator=generator)
+                )
             else:
                 values *= MATRIX_GAIN / shape[1] ** 0.5
             tensors[name] = values.to(torch.bfloat16)

@@ -37,7 +37,8 @@ def test_a_driver_that_fits_is_left_alone() -> None:
 def test_a_missing_feature_names_the_driver_that_has_it() -> None:
     plan = driver_plan.decide(seen(H100, driver={"version": "550.90.07", "open": True}), Wish(features=("driver-api",)))
     assert len(plan.problems) == 1
-    assert "550.90.07" in plan.problems[0] and "570" in plan.problems[0]
+    assert "550.90.07" in plan.problems[0]
+    assert "570" in plan.problems[0]
 
 
 def test_no_driver_and_none_wanted_is_a_problem() -> None:
@@ -65,7 +66,9 @@ def test_kind_of_module(devices: tuple[int, ...], wanted: str, kind: str, proble
 
 
 def test_precompiled_modules_need_neither_headers_nor_a_key() -> None:
-    node = seen(H100, headers=False, secure_boot=True, precompiled="linux-modules-nvidia-580-server-open-6.8.0-45-generic")
+    node = seen(
+        H100, headers=False, secure_boot=True, precompiled="linux-modules-nvidia-580-server-open-6.8.0-45-generic"
+    )
     plan = driver_plan.decide(node, INSTALL_580)
     assert (plan.modules, plan.problems) == ("precompiled", [])
 
@@ -87,6 +90,9 @@ def test_volta_and_a_branch_without_it() -> None:
     assert "580" in plan.problems[0]
 
 
-@pytest.mark.parametrize(("more", "reboot"), [({}, False), ({"nouveau": True}, True), ({"driver": {"version": "550.1", "open": False}}, True)])
+@pytest.mark.parametrize(
+    ("more", "reboot"),
+    [({}, False), ({"nouveau": True}, True), ({"driver": {"version": "550.1", "open": False}}, True)],
+)
 def test_a_reboot_only_where_another_module_holds_the_gpu(more: dict[str, object], reboot: bool) -> None:
     assert driver_plan.decide(seen(H100, **more), INSTALL_580).reboot is reboot

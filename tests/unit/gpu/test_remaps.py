@@ -17,7 +17,16 @@ def test_names_are_found_whatever_their_length() -> None:
     short, printable = b"dev/shm/link_remap.8", b"dev/shm/" + b"x" * 20 + b"/link_remap.10"
     long = b"a/" * 100 + b"link_remap.300"
     # what follows a name is a digit here, as in an image that was seen: the size of the next entry
-    image = b"\x00\x01" + entry(short) + b"3\x00" + b"\x10\x02" + entry(printable) + entry(b"dev/null") + entry(long) + b"\x08"
+    image = (
+        b"\x00\x01"
+        + entry(short)
+        + b"3\x00"
+        + b"\x10\x02"
+        + entry(printable)
+        + entry(b"dev/null")
+        + entry(long)
+        + b"\x08"
+    )
     assert remaps.remapped_paths(image) == sorted(f"/{name.decode()}" for name in (short, printable, long))
 
 

@@ -27,7 +27,11 @@ ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 
 def program(architecture: int) -> bytes:
     """Return the BPF program: ENOSYS for io_uring of this architecture, everything else is allowed."""
-    steps = [(LOAD_WORD, 0, 0, ARCH_OFFSET), (JUMP_IF_EQUAL, 0, len(IO_URING) + 1, architecture), (LOAD_WORD, 0, 0, NUMBER_OFFSET)]
+    steps = [
+        (LOAD_WORD, 0, 0, ARCH_OFFSET),
+        (JUMP_IF_EQUAL, 0, len(IO_URING) + 1, architecture),
+        (LOAD_WORD, 0, 0, NUMBER_OFFSET),
+    ]
     for index, number in enumerate(IO_URING):
         steps.append((JUMP_IF_EQUAL, len(IO_URING) - index, 0, number))
     steps += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, ERRNO | errno.ENOSYS)]

@@ -142,7 +142,9 @@ class CheckpointBackend(CuMemBackend):
             self._staged.read(self._copy)
             self._staged = None
         self._state = "RUNNING"
-        logger.info("gpuckpt: memory back in %.3f s, staged weights in %.3f s", mapped - began, time.monotonic() - mapped)
+        logger.info(
+            "gpuckpt: memory back in %.3f s, staged weights in %.3f s", mapped - began, time.monotonic() - mapped
+        )
 
     def _copy_back(self, pointer: int, data: Any) -> None:
         """Undo level 1 for one allocation."""
@@ -159,7 +161,9 @@ class CheckpointBackend(CuMemBackend):
     def _stage(self) -> None:
         folder = os.environ.get(STAGING_DIR)
         if not folder:
-            raise RuntimeError(f"{STAGING_DIR} is not set: level {STAGE_WEIGHTS} needs a folder for the weights, on a tmpfs")
+            raise RuntimeError(
+                f"{STAGING_DIR} is not set: level {STAGE_WEIGHTS} needs a folder for the weights, on a tmpfs"
+            )
         handle, name = tempfile.mkstemp(prefix="weights-", suffix=".bin", dir=folder)
         os.close(handle)
         sizes = [(pointer, data.handle[1]) for pointer, data in self._allocations([WEIGHTS])]
