@@ -250,9 +250,14 @@ class Parts(io.RawIOBase):
 
 def extract(paths: list[Path], folder: Path) -> None:
     """Unpack the archive that `paths` hold into `folder`; members that would leave it are refused."""
-    with lzma.open(io.BufferedReader(Parts(paths), BLOCK)) as plain_bytes:
-        with tarfile.open(fileobj=plain_bytes, mode="r|") as archive:
-            archive.extractall(folder, filter="tar")
+    joined = io.BufferedReader(Parts(paths), BLOCK)
+    with lzma.open(joined) as plain_bytes, tarfile.open(fileobj=plain_bytes, mode="r|") as archive:
+        # checked below: Pythons before 3.11.4 have no filters, later ones warn if none is chosen
+        archive.extraction_filter = lambda member, _folder: member
+        for member in archive:
+            if not (folder / member.name).resolve().is_relative_to(folder):
+                raise BundleError(f"{member.name} would be written outside of {folder}; this is no bundle of ours")
+            archive.extract(member, folder)
 
 
 def unpack(bundle: Path, name: str, dest: Path) -> bool:
@@ -272,7 +277,7 @@ def unpack(bundle: Path, name: str, dest: Path) -> bool:
         raise BundleError(f"{dest} holds files that no bundle put there; move them away")
     verify(bundle, [name])
     dest.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent)).resolve()
     try:
         extract([bundle / part["file"] for part in entry["parts"]], scratch)
         (scratch / STAMP).write_text(entry["digest"] + "\n")

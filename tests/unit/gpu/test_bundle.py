@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import io
 import random
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -98,6 +100,17 @@ def test_a_manifest_that_cannot_be_used(tmp_path: Path, text: str | None, says: 
 def test_an_unknown_component_names_those_there_are(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(bundles.BundleError, match="only thing"):
         bundles.unpack(packed, "other", tmp_path / "dest")
+
+
+def test_a_member_outside_the_folder_is_refused(packed: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "evil.tar.xz"
+    with tarfile.open(archive, "w:xz") as out:
+        member = tarfile.TarInfo("../escaped")
+        out.addfile(member, io.BytesIO(b""))
+    (tmp_path / "into").mkdir()
+    with pytest.raises(bundles.BundleError, match="outside"):
+        bundles.extract([archive], tmp_path / "into")
+    assert not (tmp_path / "escaped").exists()
 
 
 def wheel(folder: Path, name: str, version: str, *needs: str, files: dict[str, bytes] | None = None) -> None:
