@@ -56,11 +56,19 @@ def ckpt_plan(
 
 
 def _instance_name(lane: Spec, wanted: Spec, identifier: str) -> str:
-    """Which server a checkpoint is taken of: one of its own, but for archives, which carry their container along."""
-    if not lane["source"].startswith("tar"):
+    """Which server a checkpoint is taken of.
+
+    Images in place belong to their container, which is then used up. Archives carry their container along, and a bare
+    process needs none: one server, started once, serves for all of them, since a start costs more than a dump.
+    """
+    own = {"source", "checkpoint"}
+    if lane["runtime"] == "process":
+        # it is whole again after each checkpoint, so how small it was made for one of them does not matter
+        own.add("slimming")
+    elif not lane["source"].startswith("tar"):
         return identifier
-    shared = {key: value for key, value in wanted.items() if key not in ("source", "checkpoint")}
-    return f"{lane['runtime']}-archives-{_digest(shared)}"
+    shared = {key: value for key, value in wanted.items() if key not in own}
+    return f"{lane['runtime']}-shared-{_digest(shared)}"
 
 
 def _instances(checkpoints: list[Spec]) -> list[Spec]:

@@ -116,6 +116,16 @@ def test_archives_are_taken_of_one_server_and_checkpoints_in_place_of_their_own(
     assert [checkpoint["number"] for checkpoint in taken(result)] == [0, 1, 2, 3]
 
 
+def test_a_bare_process_is_started_once_for_all_its_checkpoints() -> None:
+    base = {"start": "restore", "runtime": "process"}
+    slim = [{**base, "name": mode, "slimming": mode} for mode in ("none", "sleep1", "kv-drop")]
+    other = {**base, "name": "other", "server": {"extra_args": ["--more"]}}
+    result = plan(*slim, other)
+    assert [len(instance["checkpoints"]) for instance in result["instances"]] == [3, 1]
+    assert len({checkpoint["dir"] for checkpoint in taken(result)}) == 4
+    assert len({result["lanes"][name]["server"]["name"] for name in ("none", "sleep1", "kv-drop")}) == 1
+
+
 def test_a_checkpoint_of_another_run_has_another_name() -> None:
     first, again, other = plan(STOCK), plan(STOCK), plan(STOCK, run_id="r2")
     assert first == again
