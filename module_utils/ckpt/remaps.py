@@ -2,59 +2,80 @@
 """Copies of the files that CRIU links back beside deleted ones: its first restore uses them up, the next one fails.
 
 A process that holds a file without its name (a POSIX semaphore, for one) is dumped with `--link-remap`: CRIU gives the
-file a name again, `link_remap.N` in the same folder, and a restore takes that name away. In a container the folder is
-part of the checkpoint; on a host it is the host's own /dev/shm.
+file a name again, `link_remap.N` in the same folder, and a restore takes that name away; so does a dump that leaves the
+process running. In a container the folder is part of the checkpoint; on a host it is the host's own /dev/shm.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
+import struct
+from collections.abc import Iterable, Iterator
 
+from ansible.module_utils.ckpt.criu_stats import fields
+from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, write_json
 
-PREFIX = b"link_remap."
-NAME = re.compile(re.escape(PREFIX) + rb"\d+")
-# reg_file_entry.name: field 6, a string
-NAME_TAG = b"\x32"
 INDEX = "index.json"
-LONGEST_PATH = 4096
+HEADER_BYTES = 8
+LINKED = 0
+DELETED = " (deleted)"
 
 
-def remapped_paths(files_image: bytes) -> list[str]:
-    """Absolute paths of the link_remap files that files.img names."""
-    found = {name for match in NAME.finditer(files_image) for name in _names(files_image, match)}
-    return sorted(found)
+def linked_back(images: str) -> dict[str, str]:
+    """Absolute path of each link_remap file of the images in a folder → the name that the file had."""
+    names = {}
+    for entry in _entries(os.path.join(images, "files.img")):
+        regular = dict(fields(entry)).get(3)
+        if isinstance(regular, bytes):
+            file = dict(fields(regular))
+            names[file[1]] = str(file[6], "utf-8", "surrogateescape")
+    found = {}
+    for entry in _entries(os.path.join(images, "remap-fpath.img")):
+        remap = dict(fields(entry))
+        if remap.get(3, LINKED) == LINKED:
+            found[_absolute(names[remap[2]])] = _absolute(names[remap[1]])
+    return found
 
 
-def _names(image: bytes, match: re.Match[bytes]) -> list[str]:
-    """The path that ends in this match. What follows a string may be a digit, too: its length decides."""
-    shortest = match.start() + len(PREFIX) + 1
-    names = (_string_that_ends(image, end) for end in range(match.end(), shortest - 1, -1))
-    return [f"/{name.lstrip('/')}" for name in names if name][:1]
+def _absolute(name: str) -> str:
+    return f"/{name.lstrip('/')}"
 
 
-def _string_that_ends(image: bytes, end: int) -> str:
-    """The name of a regular file (protobuf: tag, length in one or two bytes, text) that ends at `end`, or nothing."""
-    for size in range(len(PREFIX) + 1, min(end, LONGEST_PATH)):
-        length = bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])
-        head = NAME_TAG + length
-        start = end - size
-        if start >= len(head) and image[start - len(head) : start] == head:
-            return image[start:end].decode("utf-8", "surrogateescape")
-    return ""
+def _entries(path: str) -> Iterator[bytes]:
+    """The protobuf messages of an image: after the header, each with its size before it. None if there is no image."""
+    try:
+        with open(path, "rb") as source:
+            image = source.read()
+    except FileNotFoundError:
+        return
+    position = HEADER_BYTES
+    while position + 4 <= len(image):
+        (size,) = struct.unpack_from("<I", image, position)
+        yield image[position + 4 : position + 4 + size]
+        position += 4 + size
 
 
-def keep(images: str, folder: str) -> None:
-    """Copy the remapped files of the checkpoint in `images` to `folder`, which is replaced."""
-    with open(os.path.join(images, "files.img"), "rb") as source:
-        paths = [path for path in remapped_paths(source.read()) if os.path.isfile(path)]
+def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:
+    """Copy the files that the checkpoint in `images` had linked back to `folder`, which is replaced.
+
+    `pids` are the processes if they run on. Raises CkptError (criu_failed) if a file is nowhere to be found.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder, mode=0o700)
-    for number, path in enumerate(paths):
-        _copy(path, os.path.join(folder, str(number)))
-    write_json(os.path.join(folder, INDEX), {"paths": paths})
+    links = linked_back(images)
+    held = dict(_deleted_files(pids)) if links else {}
+    for number, (link, name) in enumerate(links.items()):
+        source = link if os.path.exists(link) else held.get(name)
+        if source is None:
+            raise CkptError(
+                "criu_failed",
+                f"the deleted file {name} of the checkpoint is gone, and without it no restore can succeed; "
+                "take the checkpoint again while the server runs.",
+            )
+        _copy(source, os.path.join(folder, str(number)))
+    write_json(os.path.join(folder, INDEX), {"paths": list(links)})
 
 
 def put_back(folder: str) -> None:
@@ -65,7 +86,18 @@ def put_back(folder: str) -> None:
             _copy(os.path.join(folder, str(number)), path)
 
 
+def _deleted_files(pids: Iterable[int]) -> Iterator[tuple[str, str]]:
+    """The name of each deleted file that a process holds, and a way to its contents."""
+    for pid in pids:
+        for folder in (f"/proc/{pid}/map_files", f"/proc/{pid}/fd"):
+            for entry in os.scandir(folder):
+                target = os.readlink(entry.path)
+                if target.endswith(DELETED):
+                    yield target[: -len(DELETED)], entry.path
+
+
 def _copy(source: str, dest: str) -> None:
-    shutil.copy2(source, dest)
     status = os.stat(source)
+    shutil.copyfile(source, dest)
+    os.chmod(dest, status.st_mode & 0o7777)
     os.chown(dest, status.st_uid, status.st_gid)

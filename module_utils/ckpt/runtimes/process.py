@@ -121,7 +121,8 @@ class ProcessRuntime(Runtime):
 
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
         pid = self.instance().details.get("pid")
-        remaps.keep(request.layout.images, f"{request.layout.work}/{LINKS}")
+        alive = [task.pid for task in self.tasks()] if request.leave_running else []
+        remaps.keep(request.layout.images, f"{request.layout.work}/{LINKS}", alive)
         if request.layout.archive:
             archive.pack(self.commands, request.layout.images, request.layout.archive)
             shutil.rmtree(request.layout.images)

@@ -38,7 +38,8 @@ def end(pids: list[int]) -> None:
     assert procfs.wait_gone(pids) == []
 
 
-def test_the_same_images_are_restored_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("leave_running", [False, True])
+def test_the_same_images_are_restored_twice(tmp_path: Path, leave_running: bool) -> None:
     if not os.path.exists(CRIU):
         pytest.skip(f"{CRIU} is not here: run provision.yml")
     before = set(os.listdir("/dev/shm"))
@@ -47,10 +48,12 @@ def test_the_same_images_are_restored_twice(tmp_path: Path) -> None:
     tree = [task.pid for task in procfs.tree(pid)]
     own = set(os.listdir("/dev/shm")) - before
     try:
-        criu("dump", tmp_path, "--tree", str(pid))
-        linked = remaps.remapped_paths((tmp_path / "files.img").read_bytes())
+        criu("dump", tmp_path, "--tree", str(pid), *(["--leave-running"] if leave_running else []))
+        linked = remaps.linked_back(str(tmp_path))
         assert linked, "the semaphore was not linked back: this test proves nothing"
-        remaps.keep(str(tmp_path), str(tmp_path / "links"))
+        remaps.keep(str(tmp_path), str(tmp_path / "links"), tree if leave_running else [])
+        if leave_running:
+            end(tree)
         for _ in range(2):
             assert procfs.wait_gone(tree) == []
             remaps.put_back(str(tmp_path / "links"))

@@ -1,53 +1,93 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Files that CRIU linked back: found in files.img, kept, and put back after a restore used them up."""
+"""Files that CRIU linked back: named by the images, kept, and put back after a restore used them up."""
 
+from __future__ import annotations
+
+import os
+import struct
 from pathlib import Path
 
+import pytest
 from ansible.module_utils.ckpt import remaps
+from ansible.module_utils.ckpt.errors import CkptError
 
 
-def entry(name: bytes) -> bytes:
-    """A file's name as CRIU writes it (reg_file_entry.name): tag, length, text."""
-    size = len(name)
+def number(field: int, value: int) -> bytes:
+    """A field with a small number, as protobuf writes it."""
+    return bytes([field << 3, value])
+
+
+def data(field: int, content: bytes) -> bytes:
+    """A field with bytes or a message."""
+    size = len(content)
     length = bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])
-    return b"\x32" + length + name
+    return bytes([field << 3 | 2]) + length + content
 
 
-def test_names_are_found_whatever_their_length() -> None:
-    short, printable = b"dev/shm/link_remap.8", b"dev/shm/" + b"x" * 20 + b"/link_remap.10"
-    long = b"a/" * 100 + b"link_remap.300"
-    # what follows a name is a digit here, as in an image that was seen: the size of the next entry
-    image = (
-        b"\x00\x01"
-        + entry(short)
-        + b"3\x00"
-        + b"\x10\x02"
-        + entry(printable)
-        + entry(b"dev/null")
-        + entry(long)
-        + b"\x08"
-    )
-    assert remaps.remapped_paths(image) == sorted(f"/{name.decode()}" for name in (short, printable, long))
+def image(*entries: bytes) -> bytes:
+    """A CRIU image: two magic numbers, then each entry with its size before it."""
+    return b"\0" * 8 + b"".join(struct.pack("<I", len(entry)) + entry for entry in entries)
 
 
-def test_nothing_remapped() -> None:
-    assert remaps.remapped_paths(entry(b"usr/lib/link_remapper.so")) == []
+def regular(identity: int, name: str) -> bytes:
+    """file_entry of a regular file (reg_file_entry: id 1, flags 2, pos 3, name 6)."""
+    return number(1, 1) + number(2, identity) + data(3, number(1, identity) + number(2, 0) + data(6, name.encode()))
 
 
-def test_used_up_files_come_back_with_content_and_mode(tmp_path: Path) -> None:
-    held = tmp_path / "link_remap.7"
-    held.write_bytes(b"semaphore")
-    held.chmod(0o640)
-    images, folder = tmp_path / "images", tmp_path / "links"
-    images.mkdir()
-    (images / "files.img").write_bytes(entry(str(held).lstrip("/").encode()))
-    remaps.keep(str(images), str(folder))
-    held.unlink()
-    remaps.put_back(str(folder))
-    assert held.read_bytes() == b"semaphore"
-    assert held.stat().st_mode & 0o777 == 0o640
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A checkpoint with a link to a deleted semaphore, a ghost file, and a socket."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    held = tmp_path / "shm"
+    held.mkdir()
+    socket = number(1, 2) + number(2, 9) + data(4, number(1, 9))
+    files = [
+        regular(7, f"{held}/sem.gone"),
+        regular(8, f"{held}/link_remap.8"),
+        regular(3, f"{held}/{'x' * 200}"),
+        socket,
+    ]
+    (folder / "files.img").write_bytes(image(*files))
+    linked, ghost = number(1, 7) + number(2, 8), number(1, 3) + number(2, 4) + number(3, 1)
+    (folder / "remap-fpath.img").write_bytes(image(linked, ghost))
+    return folder
+
+
+def test_links_are_named_and_ghosts_are_not(images: Path, tmp_path: Path) -> None:
+    assert remaps.linked_back(str(images)) == {f"{tmp_path}/shm/link_remap.8": f"{tmp_path}/shm/sem.gone"}
+
+
+def test_used_up_files_come_back_with_content_and_mode(images: Path, tmp_path: Path) -> None:
+    link = tmp_path / "shm" / "link_remap.8"
+    link.write_bytes(b"semaphore")
+    link.chmod(0o640)
+    remaps.keep(str(images), str(tmp_path / "links"))
+    link.unlink()
+    remaps.put_back(str(tmp_path / "links"))
+    assert link.read_bytes() == b"semaphore"
+    assert link.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_process_that_runs_on_still_holds_its_file(images: Path, tmp_path: Path) -> None:
+    name = tmp_path / "shm" / "sem.gone"
+    with name.open("w+b") as held:
+        held.write(b"semaphore")
+        held.flush()
+        name.unlink()
+        remaps.keep(str(images), str(tmp_path / "links"), [os.getpid()])
+    remaps.put_back(str(tmp_path / "links"))
+    assert (tmp_path / "shm" / "link_remap.8").read_bytes() == b"semaphore"
+
+
+def test_a_file_that_nobody_holds_is_an_error_with_its_name(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(CkptError, match=r"sem\.gone"):
+        remaps.keep(str(images), str(tmp_path / "links"))
 
 
 def test_a_checkpoint_without_links_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    remaps.keep(str(tmp_path / "images"), str(tmp_path / "links"))
     remaps.put_back(str(tmp_path / "links"))
-    assert list(tmp_path.iterdir()) == []
+    remaps.put_back(str(tmp_path / "never kept"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "links"]
