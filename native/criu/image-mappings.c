@@ -47,7 +47,8 @@ static bool is_guard_page(const struct list_head *vmas, unsigned long vaddr)
 {
 	struct vma_area *guard;
 
-	list_for_each_entry_reverse(guard, vmas, list) {
+	list_for_each_entry_reverse(guard, vmas, list)
+	{
 		if (!vma_area_is(guard, VMA_AREA_GUARD))
 			return false;
 		if (in_vma_area(guard, vaddr))
@@ -74,7 +75,8 @@ void image_mappings_join(struct vm_area_list *vmas)
 {
 	struct vma_area *vma, *next;
 
-	list_for_each_entry_safe(vma, next, &vmas->h, list) {
+	list_for_each_entry_safe(vma, next, &vmas->h, list)
+	{
 		while (&next->list != &vmas->h && joins(vma, next)) {
 			struct vma_area *joined = next;
 

@@ -15,7 +15,7 @@
 
 /* <linux/mount.h> and <sys/mount.h> exclude each other on some distributions. */
 #define VIEW_OPEN_TREE_CLONE 1
-#define VIEW_ATTR_NOEXEC     0x8
+#define VIEW_ATTR_NOEXEC 0x8
 
 struct view_attr {
 	uint64_t attr_set;
@@ -33,7 +33,7 @@ bool image_view_is_executable(int fd)
 
 static int clone_without_noexec(int dfd)
 {
-	struct view_attr attr = { .attr_clr = VIEW_ATTR_NOEXEC };
+	struct view_attr attr = {.attr_clr = VIEW_ATTR_NOEXEC};
 	int view, saved;
 
 	view = syscall(__NR_open_tree, dfd, "", AT_EMPTY_PATH | O_CLOEXEC | VIEW_OPEN_TREE_CLONE);

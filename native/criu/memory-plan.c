@@ -73,9 +73,9 @@ enum standaside {
 };
 
 static const char *const standaside_notes[ASIDE_N] = {
-	[ASIDE_HUGETLB] = "hugetlb",	   [ASIDE_LOCKED] = "locked", [ASIDE_GROWSDOWN] = "growsdown",
-	[ASIDE_EXECUTABLE] = "executable", [ASIDE_ADVICE] = "advice", [ASIDE_GUARD] = "guard",
-	[ASIDE_ARENA] = "arena",	   [ASIDE_SPECIAL] = "special", [ASIDE_SCOPE] = "scope",
+	[ASIDE_HUGETLB] = "hugetlb",       [ASIDE_LOCKED] = "locked",   [ASIDE_GROWSDOWN] = "growsdown",
+	[ASIDE_EXECUTABLE] = "executable", [ASIDE_ADVICE] = "advice",   [ASIDE_GUARD] = "guard",
+	[ASIDE_ARENA] = "arena",           [ASIDE_SPECIAL] = "special", [ASIDE_SCOPE] = "scope",
 	[ASIDE_SHORT] = "short",
 };
 
@@ -243,10 +243,9 @@ static bool covered_by_guard(const struct vma_area *vma)
 {
 	struct vma_area *guard;
 
-	list_for_each_entry(guard, &rsti(plan.task)->vmas.h, list)
-		if (vma_area_is(guard, VMA_AREA_GUARD) && guard->e->start < vma->e->end &&
-		    guard->e->end > vma->e->start)
-			return true;
+	list_for_each_entry(guard, &rsti(plan.task)->vmas.h, list) if (vma_area_is(guard, VMA_AREA_GUARD) &&
+								       guard->e->start < vma->e->end &&
+								       guard->e->end > vma->e->start) return true;
 	return false;
 }
 
@@ -277,7 +276,8 @@ static bool advice_is_harmless(const VmaEntry *e)
 static enum standaside vma_standaside(struct vma_area *vma)
 {
 	const unsigned special = VMA_AREA_STACK | VMA_AREA_VSYSCALL | VMA_AREA_VDSO | VMA_AREA_VVAR | VMA_AREA_SYSVIPC |
-				 VMA_AREA_SOCKET | VMA_AREA_AIORING | VMA_AREA_SHSTK | VMA_AREA_UPROBES | VMA_EXT_PLUGIN;
+				 VMA_AREA_SOCKET | VMA_AREA_AIORING | VMA_AREA_SHSTK | VMA_AREA_UPROBES |
+				 VMA_EXT_PLUGIN;
 	VmaEntry *e = vma->e;
 
 	if (e->flags & MAP_HUGETLB)
@@ -316,11 +316,12 @@ static int add_run(struct vma_area *vma, unsigned long addr, unsigned long len, 
 	}
 	if (grow(&plan.runs, plan.n, sizeof(*plan.runs)))
 		return -1;
-	plan.runs[plan.n++] = (struct page_run){ vma, addr, len, off, mappable };
+	plan.runs[plan.n++] = (struct page_run){vma, addr, len, off, mappable};
 	return 0;
 }
 
-/* The length of the longest head of [addr, addr + len) that lies wholly inside or wholly outside the driver's ranges. */
+/* The length of the longest head of [addr, addr + len) that lies wholly inside or wholly outside the driver's ranges.
+ */
 static unsigned long split_at_driver_range(unsigned long addr, unsigned long len, bool *inside)
 {
 	unsigned long end = addr + len;
@@ -414,17 +415,17 @@ static struct piece piece_at(const struct page_run *run, unsigned long addr, con
 	unsigned long end = run->addr + run->len;
 
 	if (!run->mappable)
-		return (struct piece){ addr, end - addr, false };
+		return (struct piece){addr, end - addr, false};
 	if (cut->period) {
 		if (anchored(run->vma, addr, cut))
-			return (struct piece){ addr, PAGE_SIZE, false };
+			return (struct piece){addr, PAGE_SIZE, false};
 		end = min(end, next_anchor(run->vma, addr, cut));
 	}
-	return (struct piece){ addr, end - addr, end - addr >= cut->min_bytes };
+	return (struct piece){addr, end - addr, end - addr >= cut->min_bytes};
 }
 
-#define for_each_piece(run, piece, cut)                                                  \
-	for (piece = piece_at(run, (run)->addr, cut); piece.addr < (run)->addr + (run)->len; \
+#define for_each_piece(run, piece, cut)                                                                                \
+	for (piece = piece_at(run, (run)->addr, cut); piece.addr < (run)->addr + (run)->len;                           \
 	     piece = piece_at(run, piece.addr + piece.len, cut))
 
 static size_t count_mapped(const struct cut *cut)
@@ -433,8 +434,7 @@ static size_t count_mapped(const struct cut *cut)
 	size_t i, n = 0;
 
 	for (i = 0; i < plan.n; i++)
-		for_each_piece(&plan.runs[i], piece, cut)
-			n += piece.mapped;
+		for_each_piece(&plan.runs[i], piece, cut) n += piece.mapped;
 	return n;
 }
 
@@ -490,9 +490,8 @@ static int render_all_mapped(struct memory_plan *out, const struct cut *cut, siz
 	if (!to)
 		return -1;
 	for (i = 0; i < plan.n; i++)
-		for_each_piece(&plan.runs[i], piece, cut)
-			if (piece.mapped)
-				render_mapped(out, to++, &plan.runs[i], &piece, fd);
+		for_each_piece(&plan.runs[i], piece, cut) if (piece.mapped)
+			render_mapped(out, to++, &plan.runs[i], &piece, fd);
 	return 0;
 }
 
@@ -536,7 +535,7 @@ static int add_read(struct read_batch *batch, unsigned long addr, unsigned long 
 		if (!batch->n)
 			batch->off = off;
 		part = min(len, batch->max_bytes - batch->bytes);
-		batch->iovs[batch->n++] = (struct iovec){ (void *)addr, part };
+		batch->iovs[batch->n++] = (struct iovec){(void *)addr, part};
 		batch->bytes += part;
 		addr += part;
 		off += part;
@@ -562,7 +561,8 @@ static int render_all_reads(struct task_restore_args *ta, const struct cut *cut)
 	for (i = 0; i < plan.n; i++) {
 		const struct page_run *run = &plan.runs[i];
 
-		for_each_piece(run, piece, cut) {
+		for_each_piece(run, piece, cut)
+		{
 			if (piece.mapped)
 				continue;
 			if (run->mappable)

@@ -90,7 +90,7 @@ static void collect_items(const struct page_read *pr, char *addr, unsigned long 
 		for (; at < end; at += part, off += part) {
 			part = min(end - at, READ_BYTES);
 			if (job->items)
-				job->items[job->n] = (struct read_item){ off, { addr + at, part } };
+				job->items[job->n] = (struct read_item){off, {addr + at, part}};
 			job->n++;
 			job->bytes += part;
 		}

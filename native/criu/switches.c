@@ -86,9 +86,9 @@ static unsigned long read_max_map_count(void)
 
 int switches_load(void)
 {
-	static const char *const on_off[] = { "0", "1" };
-	static const char *const scopes[] = { "all", "driver" };
-	static const char *const redumps[] = { "standalone", "delta" };
+	static const char *const on_off[] = {"0", "1"};
+	static const char *const scopes[] = {"all", "driver"};
+	static const char *const redumps[] = {"standalone", "delta"};
 	unsigned mapped = 0, scope = MAPPED_SCOPE_ALL, redump = MAPPED_REDUMP_STANDALONE;
 	unsigned long min_kb = DEFAULT_MAPPED_MIN_KB, threads = 1, poll_ms = DEFAULT_FREEZE_POLL_MS;
 	int ret = 0;

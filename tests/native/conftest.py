@@ -17,12 +17,12 @@ from criu_harness import Build, Target, become_subreaper, build  # noqa: E402  (
 
 @pytest.fixture(scope="session")
 def stock_build() -> Build:
-    return build("stock")
+    return build("stock", with_tree=False)
 
 
 @pytest.fixture(scope="session")
 def patched_build() -> Build:
-    return build("patched")
+    return build("patched", with_tree=True)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ PR_SET_CHILD_SUBREAPER = 36
 SUMMARY = re.compile(
     r"gpuckpt: memory pid=(\d+) mapped_bytes=(\d+) read_bytes=(\d+) maps=(\d+) threads=(\d+)", re.MULTILINE
 )
-SPAN = re.compile(r"gpuckpt: span name=(\S+) pid=(\d+) start=(\d+\.\d{6}) end=(\d+\.\d{6}) bytes=(\d+) note=(\S+)$", re.M)
+SPAN = re.compile(
+    r"gpuckpt: span name=(\S+) pid=(\d+) start=(\d+\.\d{6}) end=(\d+\.\d{6}) bytes=(\d+) note=(\S+)$", re.M
+)
 
 
 class HarnessError(Exception):
@@ -149,11 +151,11 @@ class Build:
         return outcome
 
 
-def build(variant: str, with_tree: bool = False) -> Build:
+def build(variant: str, *, with_tree: bool) -> Build:
     """The build of a variant: the one that GPUCKPT_CRIU_<VARIANT> names, or one made here once, named by its inputs."""
     named = os.environ.get(f"GPUCKPT_CRIU_{variant.upper()}")
     if named:
-        return Build(Path(named))
+        return Build(Path(named), Path(f"{named}-tree"))
     script = ROOT / "native/build.sh"
     arguments = ["--variant", variant, "--tarball", str(find_tarball())]
     digest = subprocess.run([script, "digest", *arguments], check=True, capture_output=True, text=True).stdout.strip()

@@ -27,7 +27,7 @@ struct copy_team {
 
 	unsigned next;
 	int error;
-	bool short_handed; /* the kernel gave fewer threads than were wanted */
+	bool short_handed;        /* the kernel gave fewer threads than were wanted */
 	int alive[COPY_TEAM_MAX]; /* the kernel clears a slot when its thread is gone */
 };
 

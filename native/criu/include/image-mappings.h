@@ -8,7 +8,8 @@ struct vma_area;
 struct vm_area_list;
 struct list_head;
 
-/* True if the private mapping of this path is memory that a mapped restore made: it is then anonymous memory to CRIU. */
+/* True if the private mapping of this path is memory that a mapped restore made: it is then anonymous memory to CRIU.
+ */
 extern bool image_mapping_claim(struct vma_area *vma, const char *path);
 
 /* True if the page must be dumped although the kernel does not call it anonymous. */

@@ -11,7 +11,7 @@ enum mapped_scope {
 
 enum mapped_redump {
 	MAPPED_REDUMP_STANDALONE, /* all pages, so that the older images may go */
-	MAPPED_REDUMP_DELTA,	  /* pages written since; the older images are kept and named */
+	MAPPED_REDUMP_DELTA,      /* pages written since; the older images are kept and named */
 };
 
 /* What the environment asks for. All zero behaves like stock CRIU. */

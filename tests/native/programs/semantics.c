@@ -166,7 +166,7 @@ static const char *trim_and_calloc(void)
 
 static void prepare_code(void)
 {
-	static const unsigned char returns_42[] = { 0xb8, 42, 0, 0, 0, 0xc3 };
+	static const unsigned char returns_42[] = {0xb8, 42, 0, 0, 0, 0xc3};
 
 	prepare_mapping();
 	memcpy(memory + 7 * MIB, returns_42, sizeof(returns_42));
@@ -185,11 +185,9 @@ static const struct {
 	void (*prepare)(void);
 	const char *(*act)(void);
 } cases[] = {
-	{ "grow", prepare_mapping, grow_mapping },
-	{ "shrink-grow", prepare_mapping, shrink_and_grow },
-	{ "realloc", prepare_realloc, grow_by_realloc },
-	{ "arena", prepare_arena, trim_and_calloc },
-	{ "execute", prepare_code, make_executable },
+	{"grow", prepare_mapping, grow_mapping},       {"shrink-grow", prepare_mapping, shrink_and_grow},
+	{"realloc", prepare_realloc, grow_by_realloc}, {"arena", prepare_arena, trim_and_calloc},
+	{"execute", prepare_code, make_executable},
 };
 
 static void report(const char *path, const char *line)

@@ -57,7 +57,7 @@ static void add(void *at, size_t len, int prot)
 {
 	if (n_regions == MAX_REGIONS)
 		die("too many regions");
-	regions[n_regions++] = (struct region){ at, len, prot };
+	regions[n_regions++] = (struct region){at, len, prot};
 }
 
 /* Whole, in part, or one page in many, so that runs of all lengths arise; the rest stays unpopulated. */
@@ -101,7 +101,7 @@ static int random_prot(void)
 
 static void random_advice(void *at, size_t len)
 {
-	static const int advice[] = { MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_DONTFORK };
+	static const int advice[] = {MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_DONTFORK};
 	unsigned pick = rnd(2 * sizeof(advice) / sizeof(*advice));
 
 	/* The last two change what the child has, which is the parent's to ask for: only the first three are safe. */
