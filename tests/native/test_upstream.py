@@ -18,9 +18,34 @@ from criu_harness import Build
 FULL = os.environ.get("GPUCKPT_NATIVE_FULL") == "1"
 CAP_SYS_RESOURCE = 24
 # These pass with stock CRIU 4.2.1 in both flavours.
-ZDTM = """busyloop00 cwd00 env00 epoll eventfs00 file_shared futex maps00 maps02 maps04 maps05 mem-touch mprotect00 pipe00
-pipe01 pthread00 pthread01 sigaltstack sigpending socket-tcp-local socket_listen timers unlink_fstat00 vdso00
-write_read00 zombie00""".split()
+ZDTM = [
+    "busyloop00",
+    "cwd00",
+    "env00",
+    "epoll",
+    "eventfs00",
+    "file_shared",
+    "futex",
+    "maps00",
+    "maps02",
+    "maps04",
+    "maps05",
+    "mem-touch",
+    "mprotect00",
+    "pipe00",
+    "pipe01",
+    "pthread00",
+    "pthread01",
+    "sigaltstack",
+    "sigpending",
+    "socket-tcp-local",
+    "socket_listen",
+    "timers",
+    "unlink_fstat00",
+    "vdso00",
+    "write_read00",
+    "zombie00",
+]
 # ZDTM skips these on kernels built without CONFIG_MEM_SOFT_DIRTY.
 NEEDS_DIRTY_TRACKING = {"mem-touch"}
 # Small memory shall be mapped too, for that is all these tests have.
