@@ -69,7 +69,9 @@ options:
     type: bool
     default: false
   tcp_established:
-    description: Include open TCP connections. Without it an open connection is an error.
+    description:
+      - Include open TCP connections to others. Without it such a connection is an error.
+      - Connections between the server's own processes are always included.
     type: bool
     default: false
   flags:

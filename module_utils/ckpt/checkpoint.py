@@ -102,21 +102,23 @@ def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layou
             f"process {holders[0]} of the server holds an io_uring descriptor, which CRIU cannot dump; "
             "deny io_uring to the server (role seccomp_profile, or sysctl kernel.io_uring_disabled=2) and start it again.",
         )
-    connections = [] if params["tcp_established"] else _connections_after_a_while(pids)
-    if connections:
+    foreign = [] if params["tcp_established"] else _foreign_connections_after_a_while(pids)
+    if foreign:
         raise CkptError(
             "tcp_connection",
-            f"the server has {len(connections)} open TCP connection(s), {connections[0]} first; close the client that "
+            f"the server has {len(foreign)} open TCP connection(s), {foreign[0]} first; close the client that "
             "keeps it open, or set tcp_established for the checkpoint.",
-            connections,
+            foreign,
         )
+    # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
+    manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
     _require_space(layout, procfs.anonymous_bytes(pids) + (manifest.gpu_bytes or 0) + OVERHEAD_BYTES)
 
 
-def _connections_after_a_while(pids: list[int]) -> list[str]:
-    """Connections that are still there when those that were just closed have gone."""
+def _foreign_connections_after_a_while(pids: list[int]) -> list[str]:
+    """Connections to others that are still there when those that were just closed have gone."""
     deadline = time.monotonic() + 1.0
-    while connections := procfs.open_tcp_connections(pids):
+    while connections := procfs.one_ended(procfs.open_tcp_connections(pids)):
         if time.monotonic() >= deadline:
             break
         time.sleep(0.02)
@@ -142,7 +144,7 @@ def _require_space(layout: Layout, needed: int) -> None:
 def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
     record, runtime = operation.record, operation.runtime
     shutil.rmtree(layout.folder, ignore_errors=True)
-    request = DumpRequest(layout, params["leave_running"], params["tcp_established"], tuple(params["flags"]))
+    request = DumpRequest(layout, params["leave_running"], manifest.tcp_established, tuple(params["flags"]))
     runtime.prepare_checkpoint(request)
     try:
         with lane_settings(operation.criu):

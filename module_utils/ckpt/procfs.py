@@ -14,6 +14,8 @@ from ansible.module_utils.ckpt.files import read_text
 
 TCP_ESTABLISHED = "01"
 TCP_CLOSE_WAIT = "08"
+# ::ffff:a.b.c.d in /proc/net/tcp6
+MAPPED_IPV4 = "0000000000000000FFFF0000"
 TCP_LISTEN = "0A"
 OPEN_TCP_STATES = {TCP_ESTABLISHED, TCP_CLOSE_WAIT, "02", "03", "04", "05", "09", "0B"}
 REAP_TIMEOUT_S = 10.0
@@ -125,6 +127,12 @@ def open_tcp_connections(pids: Iterable[int], proc: str = "/proc") -> list[str]:
     return sorted(set(found))
 
 
+def one_ended(connections: Iterable[str]) -> list[str]:
+    """Those connections (as open_tcp_connections tells them) whose other end is not among them."""
+    pairs = [tuple(row.split(" -> ")) for row in connections]
+    return [f"{local} -> {remote}" for local, remote in pairs if (remote, local) not in pairs]
+
+
 def port_holder(port: int, proc: str = "/proc") -> str | None:
     """Who listens on the TCP port: `comm (pid N)`, or `a process` if that cannot be read; None if it is free."""
     inodes = {
@@ -178,8 +186,8 @@ def _tcp_rows(folder: str) -> list[dict[str, str]]:
 
 
 def _address(text: str) -> str:
-    """`0100007F:4650` as `127.0.0.1:18000`; IPv6 addresses keep the kernel's form."""
-    host, port = text.split(":")
+    """`0100007F:4650` as `127.0.0.1:18000`, through an IPv6 socket too; IPv6 addresses keep the kernel's form."""
+    host, port = text.removeprefix(MAPPED_IPV4).split(":")
     if len(host) == 8:
         host = ".".join(str(byte) for byte in reversed(bytes.fromhex(host)))
     return f"{host}:{int(port, 16)}"

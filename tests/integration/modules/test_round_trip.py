@@ -25,6 +25,23 @@ def test_podman_round_trip(call: Call, podman_server: Result, store: Path, sourc
     round_trip(call, podman_server, store, source, flags)
 
 
+CONNECTED_TO_ITSELF = """
+import os, socket, sys
+listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+near = socket.create_connection(("127.0.0.1", listener.getsockname()[1]))
+far = listener.accept()[0]
+for end in (near, far):
+    end.set_inheritable(True)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_connections_between_the_servers_own_processes(call: Call, process_server: Result, store: Path) -> None:
+    server = process_server["server"]
+    server["command"] = ["/usr/bin/python3", "-c", CONNECTED_TO_ITSELF, *server["command"]]
+    round_trip(call, process_server, store, "store", [])
+
+
 @pytest.mark.parametrize("source", ["store", "tar", "tar.zst"])
 def test_process_round_trip(call: Call, process_server: Result, store: Path, source: str) -> None:
     round_trip(call, process_server, store, source, [])

@@ -46,8 +46,23 @@ def test_port_holder_and_open_connections() -> None:
         assert not any(f":{port} ->" in row for row in procfs.open_tcp_connections([os.getpid()]))
         with socket.create_connection(("127.0.0.1", port)):
             rows = procfs.open_tcp_connections([os.getpid()])
+            # the other end waits to be accepted, in nobody's hands
+            assert procfs.one_ended(rows) == rows
+            with listener.accept()[0]:
+                assert procfs.one_ended(procfs.open_tcp_connections([os.getpid()])) == []
         assert any(row.startswith("127.0.0.1:") and row.endswith(f"127.0.0.1:{port}") for row in rows)
     assert procfs.port_holder(port) is None
+
+
+def test_an_ipv4_peer_of_an_ipv6_socket_is_recognised() -> None:
+    with (
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener,
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1])),
+        listener.accept()[0],
+    ):
+        rows = procfs.open_tcp_connections([os.getpid()])
+        assert len(rows) == 2
+        assert procfs.one_ended(rows) == []
 
 
 def test_anonymous_memory_is_what_the_process_holds() -> None:
