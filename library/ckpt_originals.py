@@ -96,13 +96,14 @@ class Record:
     def remember(self, path: str) -> None:
         """Record the present state of `path`, and keep a copy of a file."""
         self.paths[path] = state_of(path)
+        # Before the copies make it: they may hold what only root may read.
+        self.manifest.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.new_folders += [folder for folder in missing_parents(path) if folder not in self.new_folders]
         if self.paths[path] == FILE:
             copy_file(Path(path), self.copy_of(path))
 
     def write(self) -> None:
         """Write the manifest atomically, readable by its owner only."""
-        self.manifest.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         unfinished = self.manifest.with_suffix(".json.new")
         unfinished.write_text(json.dumps({"paths": self.paths, "new_folders": self.new_folders}, indent=1))
         unfinished.chmod(0o600)
