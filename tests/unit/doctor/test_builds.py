@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt import criu_builds, doctor
 from ansible.module_utils.ckpt.doctor import criu  # noqa: F401  registers its checks
 
+ROOT = Path(__file__).resolve().parents[3]
 HOME = criu_builds.HOME
 BINARY = b"\x7fELF getenv CRIU_MAPPED_RESTORE\0"
 PLUGIN = b"\x7fELF CRIU_CUDA_BACKEND\0CRIU_CUDA_BACKENDS\0"
@@ -103,3 +106,11 @@ def test_settings_of_the_front(make_node, files, state, detail):
     found = finding(make_node(files), "criu-settings")
     assert found.state == state
     assert detail in found.detail
+
+
+def test_every_switch_that_the_sources_read_is_known_and_documented():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "native").glob("c*/*.c"))
+    read = set(re.findall(r'"(CRIU_(?:MAPPED|RESTORE|FREEZE|CUDA)_\w+)"', sources))
+    assert read == set(criu_builds.SWITCHES)
+    pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("native.md", "native-cuda.md"))
+    assert [name for name in criu_builds.SWITCHES if name not in pages] == []
