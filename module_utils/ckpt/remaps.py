@@ -30,7 +30,7 @@ def linked_back(images: str) -> dict[str, str]:
         regular = dict(fields(entry)).get(3)
         if isinstance(regular, bytes):
             file = dict(fields(regular))
-            names[file[1]] = str(file[6], "utf-8", "surrogateescape")
+            names[file[1]] = _text(file[6])
     found = {}
     for entry in _entries(os.path.join(images, "remap-fpath.img")):
         remap = dict(fields(entry))
@@ -41,6 +41,13 @@ def linked_back(images: str) -> dict[str, str]:
 
 def _absolute(name: str) -> str:
     return f"/{name.lstrip('/')}"
+
+
+def _text(value: int | bytes) -> str:
+    """A name in an image. Raises ValueError if the field holds a number."""
+    if isinstance(value, int):
+        raise ValueError("an image of CRIU holds a number where a file's name belongs")
+    return value.decode("utf-8", "surrogateescape")
 
 
 def _entries(path: str) -> Iterator[bytes]:
