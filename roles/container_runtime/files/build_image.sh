@@ -36,4 +36,4 @@ mmdebstrap --quiet --variant=essential --include="$packages" --aptopt="$scratch/
 	--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright' \
 	"$suite" "$scratch/root.tar" $mirrors
 
-podman import --quiet --change 'LABEL io.gpuckpt.managed=true' --change "LABEL $label" "$scratch/root.tar" "$tag"
+podman import --quiet --change "LABEL $label" "$scratch/root.tar" "$tag"
