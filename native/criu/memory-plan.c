@@ -19,6 +19,7 @@
 #include "image.h"
 #include "image-view.h"
 #include "log.h"
+#include "mapped-base.h"
 #include "mem.h"
 #include "memory-plan.h"
 #include "page.h"
@@ -89,6 +90,7 @@ static struct {
 	struct range *driver_ranges;
 	size_t driver_ranges_n;
 	unsigned long aside_bytes[ASIDE_N];
+	struct base_list bases;
 } plan;
 
 static void stand_aside(struct pstree_item *t, const char *note)
@@ -149,23 +151,9 @@ static const char *mapping_standaside(struct page_read *pr)
 	close_safe(&fd);
 	return note;
 }
-/* Makes room for one more element in an array that doubles. */
-static int grow(void *array, size_t n, size_t size)
-{
-	void **slot = array, *larger;
-
-	if (n & (n - 1) || n == 1)
-		return 0;
-	larger = xrealloc(*slot, (n ? 2 * n : 2) * size);
-	if (!larger)
-		return -1;
-	*slot = larger;
-	return 0;
-}
-
 static int add_driver_range(struct range range)
 {
-	if (grow(&plan.driver_ranges, plan.driver_ranges_n, sizeof(range)))
+	if (array_grow(&plan.driver_ranges, plan.driver_ranges_n, sizeof(range)))
 		return -1;
 	plan.driver_ranges[plan.driver_ranges_n++] = range;
 	return 0;
@@ -215,12 +203,19 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 
 	xfree(plan.runs);
 	xfree(plan.driver_ranges);
+	base_list_free(&plan.bases);
 	memset(&plan, 0, sizeof(plan));
 	plan.task = t;
 
-	if (!sw->mapped_restore && sw->restore_threads == 1)
+	if (base_list_read(vpid(t), &plan.bases))
+		return -1;
+	if (!sw->mapped_restore && sw->restore_threads == 1 && !plan.bases.ranges_n)
 		return 0;
 	aside = restore_standaside(pr);
+	if (aside && plan.bases.ranges_n) {
+		pr_err("A delta checkpoint can't be restored with %s; restore it without\n", aside);
+		return -1;
+	}
 	if (aside) {
 		stand_aside(t, aside);
 		return 0;
@@ -314,7 +309,7 @@ static int add_run(struct vma_area *vma, unsigned long addr, unsigned long len, 
 		plan.runs[plan.n - 1].len += len;
 		return 0;
 	}
-	if (grow(&plan.runs, plan.n, sizeof(*plan.runs)))
+	if (array_grow(&plan.runs, plan.n, sizeof(*plan.runs)))
 		return -1;
 	plan.runs[plan.n++] = (struct page_run){vma, addr, len, off, mappable};
 	return 0;
@@ -441,7 +436,8 @@ static size_t count_mapped(const struct cut *cut)
 /* Each mapped piece can cost two mappings, its own and what it splits off; a quarter is left to the program. */
 static size_t mapped_limit(void)
 {
-	size_t limit = switches()->max_map_count / 4 * 3, taken = rsti(plan.task)->vmas.nr;
+	size_t limit = switches()->max_map_count / 4 * 3;
+	size_t taken = rsti(plan.task)->vmas.nr + 2 * plan.bases.ranges_n;
 
 	return limit > taken ? (limit - taken) / 2 : 0;
 }
@@ -462,36 +458,91 @@ static size_t choose_cut(struct cut *cut)
 	return n;
 }
 
-static void render_mapped(struct memory_plan *out, struct mapped_run *to, const struct page_run *run,
-			  const struct piece *piece, int fd)
+static struct mapped_run mapped_run(const VmaEntry *e, unsigned long addr, unsigned long len, int fd, off_t off)
 {
-	const VmaEntry *e = run->vma->e;
-
-	*to = (struct mapped_run){
-		.addr = piece->addr,
-		.len = piece->len,
-		.off = run->off + (piece->addr - run->addr),
+	return (struct mapped_run){
+		.addr = addr,
+		.len = len,
+		.off = off,
 		.fd = fd,
 		.prot = e->prot,
 		.flags = MAP_PRIVATE | MAP_FIXED | (e->flags & MAP_NORESERVE),
 	};
-	out->runs_n++;
-	out->mapped_bytes += piece->len;
+}
+
+static struct mapped_run *render_own_runs(struct mapped_run *to, const struct cut *cut, int fd)
+{
+	struct piece piece;
+	size_t i;
+
+	for (i = 0; i < plan.n; i++) {
+		const struct page_run *run = &plan.runs[i];
+
+		for_each_piece(run, piece, cut) if (piece.mapped) *to++ =
+			mapped_run(run->vma->e, piece.addr, piece.len, fd, run->off + (piece.addr - run->addr));
+	}
+	return to;
+}
+
+static const VmaEntry *vma_around(const struct base_range *range)
+{
+	struct vma_area *vma;
+
+	list_for_each_entry(vma, &rsti(plan.task)->vmas.h,
+			    list) if (vma->e->start <= range->start && range->end <= vma->e->end &&
+				      vma_area_is(vma, VMA_AREA_REGULAR | VMA_ANON_PRIVATE)) return vma->e;
+	pr_err("The list of base images names %lx-%lx, which is no private memory of this process\n", range->start,
+	       range->end);
+	return NULL;
+}
+
+/* The runs of one base; the last of them closes its file. */
+static struct mapped_run *render_base_runs(struct mapped_run *to, unsigned base)
+{
+	struct mapped_run *last = NULL;
+	int fd = base_open(&plan.bases.files[base]);
+	size_t i;
+
+	if (fd < 0)
+		return NULL;
+	for (i = 0; i < plan.bases.ranges_n; i++) {
+		const struct base_range *range = &plan.bases.ranges[i];
+		const VmaEntry *e;
+
+		if (range->base != base)
+			continue;
+		e = vma_around(range);
+		if (!e)
+			return NULL;
+		last = to;
+		*to++ = mapped_run(e, range->start, range->end - range->start, fd, range->off);
+	}
+	if (last)
+		last->closes_fd = true;
+	else
+		close(fd);
+	return to;
 }
 
 static int render_all_mapped(struct memory_plan *out, const struct cut *cut, size_t n, int fd)
 {
-	struct mapped_run *to;
-	struct piece piece;
-	size_t i;
+	struct mapped_run *first, *to;
+	unsigned base;
 
+	n += plan.bases.ranges_n;
 	out->runs = (struct mapped_run *)rst_mem_align_cpos(RM_PRIVATE);
-	to = rst_mem_alloc(n * sizeof(*to), RM_PRIVATE);
-	if (!to)
+	first = to = rst_mem_alloc(n * sizeof(*first), RM_PRIVATE);
+	if (!first)
 		return -1;
-	for (i = 0; i < plan.n; i++)
-		for_each_piece(&plan.runs[i], piece, cut) if (piece.mapped)
-			render_mapped(out, to++, &plan.runs[i], &piece, fd);
+	to = render_own_runs(to, cut, fd);
+	for (base = 0; base < plan.bases.files_n; base++) {
+		to = render_base_runs(to, base);
+		if (!to)
+			return -1;
+	}
+	out->runs_n = to - first;
+	while (to-- > first)
+		out->mapped_bytes += to->len;
 	return 0;
 }
 

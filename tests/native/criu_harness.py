@@ -69,6 +69,13 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def largest_mapping(pid: int) -> tuple[int, int]:
+    """Start and end of the largest mapping of a process."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    ranges = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in lines if "[vsyscall]" not in line]
+    return max(ranges, key=lambda r: r[1] - r[0])
+
+
 def find_tarball() -> Path:
     """CRIU's release tarball: named by the environment, or the one that was fetched. Raises HarnessError."""
     named = os.environ.get(TARBALL_VARIABLE)

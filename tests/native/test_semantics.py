@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from criu_harness import HarnessError, Target, descendants
+from criu_harness import HarnessError, Target, descendants, largest_mapping
 
 MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
 DRIVER = {**MAPPED, "CRIU_MAPPED_SCOPE": "driver"}
@@ -35,12 +35,6 @@ def start(programs, tmp_path, targets):
 def image_maps(pid: int) -> list[str]:
     """The lines of the process's maps that name a page image."""
     return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pages-" in line]
-
-
-def largest_mapping(pid: int) -> tuple[int, int]:
-    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    ranges = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in lines if "[vsyscall]" not in line]
-    return max(ranges, key=lambda r: r[1] - r[0])
 
 
 @pytest.mark.parametrize("case", ["grow", "shrink-grow", "realloc", "arena", "execute"])

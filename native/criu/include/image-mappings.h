@@ -4,18 +4,34 @@
 
 #include <stdbool.h>
 
+#include "pagemap-cache.h"
+
+struct pstree_item;
 struct vma_area;
 struct vm_area_list;
-struct list_head;
 
-/* True if the private mapping of this path is memory that a mapped restore made: it is then anonymous memory to CRIU.
+/* What is known of a mapping that a mapped restore made, while it is dumped. */
+struct image_mapping;
+
+/*
+ * 1: the private mapping of this path is memory that a mapped restore made, and anonymous memory to CRIU from now on;
+ * 0: it is not; -1: error. map_files_dfd is the folder map_files of the process.
  */
-extern bool image_mapping_claim(struct vma_area *vma, const char *path);
+extern int image_mapping_claim(struct vma_area *vma, const char *path, int map_files_dfd);
 
-/* True if the page must be dumped although the kernel does not call it anonymous. */
-extern bool image_mapping_wants_page(const struct vma_area *vma, unsigned long vaddr, const struct list_head *vmas);
+/* Whether the page of a claimed mapping is dumped; the others stay in the base images. */
+extern bool image_mapping_wants_page(struct vma_area *vma, unsigned long vaddr, const pmc_t *pmc);
 
-/* Joins what a mapped restore split, so that generations of checkpoints do not fragment. Call when pages are dumped. */
-extern void image_mappings_join(struct vm_area_list *vmas);
+/*
+ * To be called when the pages are dumped: writes the list of bases, and joins what the mapped restore split, so that
+ * generations of checkpoints do not fragment.
+ */
+extern int image_mappings_finish(struct pstree_item *item, struct vm_area_list *vmas);
+
+/* The image version of such a dump: stock CRIU, which would leave that memory empty, refuses it. */
+#define CRTOOLS_IMAGES_WITH_BASES 0x67700001
+
+/* Whether this dump refers to base images, without which it cannot be restored. */
+extern bool image_mappings_have_bases(void);
 
 #endif

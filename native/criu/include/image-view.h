@@ -3,6 +3,7 @@
 #define GPUCKPT_IMAGE_VIEW_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 /*
  * A second way to the images, for mapping them. A file mapped through a mount with noexec can never become executable
@@ -17,6 +18,9 @@ extern void image_view_close(void);
 
 /* Opens a file of the image folder for mapping. Returns -1 with errno set. */
 extern int image_view_open_file(const char *name);
+
+/* The path of the root of the mount that the folder lies on; -1: not to be found out. */
+extern int image_view_mountpoint(int dfd, char *path, size_t size);
 
 /* Whether memory mapped from fd may become executable later. */
 extern bool image_view_is_executable(int fd);
