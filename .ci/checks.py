@@ -5,7 +5,8 @@
     checks.py [--list] [NAME ...]      NAME: a check, or a group (lint, unit, native, integration, molecule)
 
 Each check writes build/checks/<name>.log; the end of it is shown when it fails. The exit status is 1 if one failed.
-A check may exit 77 to say that it cannot run on this machine: its last line says why.
+A check may exit 77 to say that it cannot run on this machine: its last line says why. The summary tells why single tests
+were skipped.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Outcome:
     state: str
     seconds: float
     detail: str = ""
+    notes: tuple[str, ...] = ()  # one line for each reason for which single tests were skipped
 
 
 def tracked(*patterns: str) -> tuple[str, ...]:
@@ -151,7 +153,13 @@ def run(check: Check) -> Outcome:
     seconds = time.monotonic() - started
     if status == SKIPPED:
         return Outcome(check, "skipped", seconds, tail(log, 1).strip())
-    return Outcome(check, "ok" if status == 0 else "failed", seconds)
+    return Outcome(check, "ok" if status == 0 else "failed", seconds, notes=skipped_tests(log))
+
+
+def skipped_tests(log: Path) -> tuple[str, ...]:
+    """Returns pytest's lines about tests that it skipped (option -ra): how many, where, why."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return tuple(line for line in lines if line.startswith("SKIPPED ["))
 
 
 def tail(log: Path, lines: int) -> str:
@@ -205,6 +213,8 @@ def summary(outcomes: list[Outcome], seconds: float) -> None:
     print("\nsummary")
     for outcome in sorted(outcomes, key=lambda o: o.check.name):
         print(f"  {outcome.check.name:<32} {outcome.state:<8} {outcome.seconds:6.0f} s  {outcome.detail}".rstrip())
+        for note in outcome.notes:
+            print(f"      {note}")
     count = {state: sum(o.state == state for o in outcomes) for state in ("ok", "failed", "skipped")}
     print(f"  {seconds:.0f} s in all; logs in {LOGS.relative_to(ROOT)}/")
     print(f"{count['ok']} passed, {count['failed']} failed, {count['skipped']} skipped")

@@ -69,6 +69,13 @@ def test_the_exit_status_decides(checks, tmp_path, argv, state, detail):
     assert (outcome.state, outcome.detail) == (state, detail)
 
 
+def test_the_summary_tells_why_single_tests_were_skipped(checks, tmp_path, capsys):
+    line = "SKIPPED [1] tests/unit/test_x.py:3: PostgreSQL's server is not installed"
+    outcome = checks.run(checks.Check("x", "g", command(f"print({line!r})"), cwd=tmp_path))
+    checks.summary([outcome], 1.0)
+    assert f"      {line}\n" in capsys.readouterr().out
+
+
 def test_a_check_that_hangs_is_ended_with_what_it_started(checks, tmp_path):
     started = time.monotonic()
     outcome = checks.run(checks.Check("x", "g", ("sh", "-c", "sleep 60 & wait"), cwd=tmp_path, limit_s=1))
