@@ -28,11 +28,15 @@ def machine() -> None:
 
 
 @pytest.fixture(scope="session")
-def provisioned(machine: None) -> Iterator[dict[str, object]]:
-    """Provision this machine; yields its state before. One that was provisioned already stays so."""
-    was_provisioned = os.path.ismount(STORE)
-    before = node_state()
+def was_bare(machine: None) -> dict[str, object] | None:
+    """The state of this machine before the tests; None if it was provisioned already, and therefore stays so."""
+    return None if os.path.ismount(STORE) else node_state()
+
+
+@pytest.fixture(scope="session")
+def provisioned(was_bare: dict[str, object] | None) -> Iterator[None]:
+    """Provision this machine, and put it back at the end."""
     play("provision.yml", gpuckpt_weights_mib=WEIGHTS_MIB)
-    yield before
-    if not was_provisioned:
+    yield
+    if was_bare is not None:
         play("rollback.yml")

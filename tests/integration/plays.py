@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 STORE = "/mnt/checkpoint-ram"
+IMAGE_NAMES = ("podman", "images", "--format", "{{.Repository}}:{{.Tag}}")
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -59,16 +61,24 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def node_state() -> dict[str, Any]:
-    """Return what provisioning may not leave behind after a rollback: mounts, containers, criu, configuration."""
+    """Return what provisioning changes and a rollback puts back: mounts, containers, images, files and links."""
+    roots = ("/usr/local/sbin", "/etc/criu", "/etc/gpuckpt", "/etc/containers", "/opt/gpuckpt")
+    paths = [Path("/etc/fstab"), *(path for root in roots for path in (Path(root), *Path(root).rglob("*")))]
+    # podman first: its first call mounts its storage, and that stays
     return {
-        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
         "containers": run("podman", "ps", "--all", "--format", "{{.Names}}").split(),
-        "criu": os.path.realpath("/usr/local/sbin/criu") if os.path.lexists("/usr/local/sbin/criu") else None,
-        "fstab": Path("/etc/fstab").read_text() if Path("/etc/fstab").exists() else None,
-        "configuration": sorted(
-            str(path) for folder in ("/etc/criu", "/etc/gpuckpt", "/etc/containers") for path in Path(folder).rglob("*")
-        ),
+        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+        "images": sorted(name for name in run(*IMAGE_NAMES).split() if "gpuckpt-molecule" not in name),
+        "files": {str(path): content(path) for path in paths if os.path.lexists(path)},
     }
+
+
+def content(path: Path) -> str:
+    """Return a link's target, a file's digest and mode, or a folder's mode."""
+    if path.is_symlink():
+        return f"link to {os.readlink(path)}"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+    return f"{path.stat().st_mode:o} {digest}"
 
 
 def run(*command: str) -> str:
