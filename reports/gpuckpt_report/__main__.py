@@ -56,22 +56,19 @@ def create_run(arguments: argparse.Namespace) -> int:
 def render_run(arguments: argparse.Namespace) -> int:
     """Write report.html, report.md and records.csv."""
     run = _run(arguments)
-    for path in render.write(run, _analyse(arguments, run)):
-        print(path)
+    result = _analyse(arguments, run)
+    paths = render.write(run, result)
+    if arguments.summary:
+        _print_summary(run, result)
+    else:
+        print(*paths, sep="\n")
     return 0
 
 
 def summary(arguments: argparse.Namespace) -> int:
     """Print the table of lanes of each host."""
     run = _run(arguments)
-    result = _analyse(arguments, run)
-    for host in result.hosts:
-        print(f"{host.host}: {render.headline(host, result)}\n\n{tables.lanes(host).plain()}\n")
-    if result.fake:
-        print("fake records: nothing here was measured")
-    report = run.path / "report.html"
-    if report.is_file():
-        print(f"report: {report}")
+    _print_summary(run, _analyse(arguments, run))
     return 0
 
 
@@ -112,6 +109,16 @@ def _run(arguments: argparse.Namespace) -> RunFolder:
     return find_run(arguments.run, arguments.runs)
 
 
+def _print_summary(run: RunFolder, result: analysis.RunAnalysis) -> None:
+    for host in result.hosts:
+        print(f"{host.host}: {render.headline(host, result)}\n\n{tables.lanes(host).plain()}\n")
+    if result.fake:
+        print("fake records: nothing here was measured")
+    report = run.path / "report.html"
+    if report.is_file():
+        print(f"report: {report}")
+
+
 def _analyse(arguments: argparse.Namespace, run: RunFolder) -> analysis.RunAnalysis:
     url = arguments.database or database.default_url(run.path.parent)
     return analysis.analyse(database.open_database(url), run)
@@ -128,7 +135,9 @@ def parser() -> argparse.ArgumentParser:
     _run_command(commands, "ingest", ingest).add_argument(
         "files", nargs="*", type=Path, help="more .json or .jsonl files"
     )
-    _run_command(commands, "render", render_run)
+    _run_command(commands, "render", render_run).add_argument(
+        "--summary", action="store_true", help="print the summary instead of the files' paths"
+    )
     _run_command(commands, "summary", summary)
     _run_command(commands, "validate", validate)
     _run_command(commands, "compare", compare_runs).add_argument("other", help="the later run")
