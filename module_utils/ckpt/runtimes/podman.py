@@ -55,6 +55,7 @@ class PodmanRuntime(Runtime):
         container = json.loads(result.stdout)[0]
         state = container["State"]
         labels = container["Config"].get("Labels") or {}
+        self._userdata = container["StaticDir"]
         details = {
             "container_id": container["Id"],
             "userdata": container["StaticDir"],
@@ -98,7 +99,7 @@ class PodmanRuntime(Runtime):
     def prepare_checkpoint(self, request: DumpRequest) -> None:
         for folder in (request.layout.images, request.layout.work):
             os.makedirs(folder, mode=0o700, exist_ok=True)
-        self._userdata = self._own().details["userdata"]
+        self._own()
         self._forget_traces("dump")
         if not request.layout.archive:
             self._mount(request.layout.images)
@@ -130,10 +131,10 @@ class PodmanRuntime(Runtime):
             remove(request.layout.archive)
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
-        self._userdata = request.manifest.instance.get("userdata")
         if request.layout.archive:
             if self._own().exists:
                 self.remove()
+            self._userdata = request.manifest.instance.get("userdata")
             return [request.layout.archive]
         self._container_id = request.manifest.instance.get("container_id")
         container = self._own()
@@ -175,6 +176,10 @@ class PodmanRuntime(Runtime):
         return found
 
     def stop(self) -> None:
+        self._stop()
+
+    def _stop(self) -> Instance:
+        """Stop the container, and return what it was before."""
         container = self._own()
         if container.running:
             result = self._podman("stop", "--time", "0", container.details["container_id"])
@@ -187,10 +192,10 @@ class PodmanRuntime(Runtime):
                 )
         if container.exists:
             self._unmount()
+        return container
 
     def remove(self) -> None:
-        self.stop()
-        container = self.instance()
+        container = self._stop()
         if not container.exists:
             return
         result = self._podman("rm", "--force", "--time", "0", container.details["container_id"])
@@ -239,7 +244,7 @@ class PodmanRuntime(Runtime):
         return container
 
     def _mount_point(self) -> str:
-        return os.path.join(self.instance().details["userdata"], "checkpoint")
+        return os.path.join(self._userdata or self.instance().details["userdata"], "checkpoint")
 
     def _mount(self, images: str) -> None:
         """Let podman find the store's folder where it keeps a container's checkpoint."""
