@@ -249,10 +249,8 @@ static bool is_arena_heap(struct vma_area *vma)
 	unsigned long heap_end = vma->e->start + ARENA_HEAP_SIZE;
 	struct vma_area *next;
 
-	if (vma->e->start % ARENA_HEAP_SIZE || vma->e->end > heap_end)
+	if (vma->e->start % ARENA_HEAP_SIZE || vma->e->end >= heap_end)
 		return false;
-	if (vma->e->end == heap_end)
-		return true;
 	if (vma->list.next == &rsti(plan.task)->vmas.h)
 		return false;
 	next = vma_next(vma);

@@ -185,5 +185,5 @@ def test_layout_survives_three_deltas(seed, stock_build, patched_build, programs
         patched_build.restored(store / "3", environment=environment)
         assert target.ask() == expected
     finally:
-        for name in Path("/dev/shm").glob("torture-*"):
+        for name in Path("/dev/shm").glob(f"torture-{target.pid}-*"):
             name.unlink()

@@ -37,12 +37,12 @@ def image_maps(pid: int) -> list[str]:
     return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pages-" in line]
 
 
-@pytest.mark.parametrize("case", ["grow", "shrink-grow", "realloc", "arena", "execute"])
+@pytest.mark.parametrize("case", ["grow", "shrink-grow", "realloc", "arena", "full-arena", "execute"])
 def test_program_notices_nothing(case, stock_build, patched_build, mounted, start):
     target = start("semantics", case)
     stock_build.dump(target, mounted / "images")
     outcome = patched_build.restored(mounted / "images", environment=MAPPED)
-    if case == "arena":
+    if "arena" in case:
         assert "arena" in outcome.notes("standaside")
     else:
         assert outcome.mapped_bytes > 16 * MIB

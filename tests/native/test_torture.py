@@ -34,10 +34,11 @@ def torture(programs: Path, seed: int, folder: Path, targets: list[Target]) -> T
 
 
 @pytest.fixture(autouse=True)
-def _shared_memory_names():
+def _shared_memory_names(targets):
     yield
-    for name in Path("/dev/shm").glob("torture-*"):
-        name.unlink()
+    for target in targets:
+        for name in Path("/dev/shm").glob(f"torture-{target.pid}-*"):
+            name.unlink()
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

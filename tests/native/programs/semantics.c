@@ -113,21 +113,23 @@ static const char *grow_by_realloc(void)
 	return "ok";
 }
 
+enum { MAX_CHUNKS = 1500, LEN = 100 * 1024 };
+static int n_chunks;
+
 static void fill_and_free_heap(void)
 {
-	enum { CHUNKS = 400, LEN = 100 * 1024 };
-	static unsigned char *chunks[CHUNKS];
+	static unsigned char *chunks[MAX_CHUNKS];
 	int i;
 
-	for (i = 0; i < CHUNKS; i++) {
+	for (i = 0; i < n_chunks; i++) {
 		chunks[i] = malloc(LEN);
 		pattern(chunks[i], LEN);
 	}
 	pthread_barrier_wait(&restored);
-	for (i = CHUNKS; i > 0; i--)
+	for (i = n_chunks; i > 0; i--)
 		free(chunks[i - 1]); /* the top of the heap is trimmed on the way */
 	malloc_trim(0);
-	for (i = 0; i < CHUNKS; i++) {
+	for (i = 0; i < n_chunks; i++) {
 		chunks[i] = calloc(1, LEN);
 		if (!is_zero(chunks[i], LEN))
 			verdict = "calloc returned memory that is not zero";
@@ -144,17 +146,30 @@ static void *arena_thread(void *unused)
 	return NULL;
 }
 
-static void prepare_arena(void)
+static void start_arena(int chunks)
 {
 	pthread_t thread;
 
+	n_chunks = chunks;
 	mallopt(M_MMAP_THRESHOLD, 8 * MIB);
 	mallopt(M_TRIM_THRESHOLD, 64 * 1024);
 	pthread_barrier_init(&restored, NULL, 2);
 	pthread_barrier_init(&done, NULL, 2);
 	if (pthread_create(&thread, NULL, arena_thread, NULL))
 		exit(1);
-	usleep(300000); /* it fills its heap; more is not needed, for the barrier waits */
+	usleep(800000); /* it fills its heap; more is not needed, for the barrier waits */
+}
+
+/* One heap of the arena, partly grown: its rest is inaccessible. */
+static void prepare_arena(void)
+{
+	start_arena(400);
+}
+
+/* Several heaps, of which the first are full but for a rest that is too small for a chunk. */
+static void prepare_full_arena(void)
+{
+	start_arena(MAX_CHUNKS);
 }
 
 static const char *trim_and_calloc(void)
@@ -185,8 +200,11 @@ static const struct {
 	void (*prepare)(void);
 	const char *(*act)(void);
 } cases[] = {
-	{"grow", prepare_mapping, grow_mapping},       {"shrink-grow", prepare_mapping, shrink_and_grow},
-	{"realloc", prepare_realloc, grow_by_realloc}, {"arena", prepare_arena, trim_and_calloc},
+	{"grow", prepare_mapping, grow_mapping},
+	{"shrink-grow", prepare_mapping, shrink_and_grow},
+	{"realloc", prepare_realloc, grow_by_realloc},
+	{"arena", prepare_arena, trim_and_calloc},
+	{"full-arena", prepare_full_arena, trim_and_calloc},
 	{"execute", prepare_code, make_executable},
 };
 
@@ -221,6 +239,6 @@ int main(int argc, char **argv)
 		report(argv[2], line);
 		pause();
 	}
-	fprintf(stderr, "usage: semantics grow|shrink-grow|realloc|arena|execute REPORT\n");
+	fprintf(stderr, "usage: semantics grow|shrink-grow|realloc|arena|full-arena|execute REPORT\n");
 	return 2;
 }
