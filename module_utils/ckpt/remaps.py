@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from ansible.module_utils.ckpt.criu_stats import fields
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import read_json, write_json
+from ansible.module_utils.ckpt.files import read_json, remove, write_json
 
 INDEX = "index.json"
 HEADER_BYTES = 8
@@ -25,18 +25,30 @@ DELETED = " (deleted)"
 
 def linked_back(images: str) -> dict[str, str]:
     """Absolute path of each link_remap file of the images in a folder → the name that the file had."""
-    names = {}
-    for entry in _entries(os.path.join(images, "files.img")):
-        regular = dict(fields(entry)).get(3)
-        if isinstance(regular, bytes):
-            file = dict(fields(regular))
-            names[file[1]] = _text(file[6])
+    names = {file[1]: _text(file[6]) for file in _regular_files(images)}
     found = {}
     for entry in _entries(os.path.join(images, "remap-fpath.img")):
         remap = dict(fields(entry))
         if remap.get(3, LINKED) == LINKED:
             found[_absolute(names[remap[2]])] = _absolute(names[remap[1]])
     return found
+
+
+def size_of(images: str, path: str) -> int | None:
+    """Size in bytes that an open file had when its holder was frozen; None if the images do not hold the file."""
+    for file in _regular_files(images):
+        size = file.get(8)
+        if _absolute(_text(file[6])) == path and isinstance(size, int):
+            return size
+    return None
+
+
+def _regular_files(images: str) -> Iterator[dict[int, int | bytes]]:
+    """CRIU's reg_file_entry of each regular file that was open, by field number: 1 id, 6 name, 8 size."""
+    for entry in _entries(os.path.join(images, "files.img")):
+        regular = dict(fields(entry)).get(3)
+        if isinstance(regular, bytes):
+            yield dict(fields(regular))
 
 
 def _absolute(name: str) -> str:
@@ -65,8 +77,9 @@ def _entries(path: str) -> Iterator[bytes]:
 
 
 def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:
-    """Copy the files that the checkpoint in `images` had linked back to `folder`, which is replaced.
+    """Move the files that the checkpoint in `images` had linked back to `folder`, which is replaced.
 
+    They do not stay where they were: CRIU numbers them anew for each server, and the next dump would meet them.
     `pids` are the processes if they run on. Raises CkptError (criu_failed) if a file is nowhere to be found.
     """
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,6 +95,8 @@ def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:
                 "take the checkpoint again while the server runs.",
             )
         _copy(source, os.path.join(folder, str(number)))
+        if source == link:
+            os.unlink(link)
     write_json(os.path.join(folder, INDEX), {"paths": list(links)})
 
 
@@ -91,6 +106,12 @@ def put_back(folder: str) -> None:
     for number, path in enumerate(index["paths"]):
         if not os.path.exists(path):
             _copy(os.path.join(folder, str(number)), path)
+
+
+def take_away(folder: str) -> None:
+    """Remove what a restore that failed has not used up."""
+    for path in (read_json(os.path.join(folder, INDEX)) or {"paths": []})["paths"]:
+        remove(path)
 
 
 def _deleted_files(pids: Iterable[int]) -> Iterator[tuple[str, str]]:

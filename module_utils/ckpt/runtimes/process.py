@@ -42,6 +42,8 @@ class ProcessRuntime(Runtime):
     _child: subprocess.Popen[bytes] | None = None
     # numbers that were free before our restore: whoever has them afterwards is ours, finished or not
     _restoring: tuple[int, ...] = ()
+    # deleted files that our restore was given back, see remaps
+    _links: str | None = None
 
     @property
     def _state_path(self) -> str:
@@ -123,10 +125,12 @@ class ProcessRuntime(Runtime):
         pid = self.instance().details.get("pid")
         alive = [task.pid for task in self.tasks()] if request.leave_running else []
         remaps.keep(request.layout.images, f"{request.layout.work}/{LINKS}", alive)
+        # as it was while all were frozen: a server that is left running may have written since
+        logged = remaps.size_of(request.layout.images, self._log_path)
         if request.layout.archive:
             archive.pack(self.commands, request.layout.images, request.layout.archive)
             shutil.rmtree(request.layout.images)
-        return {"pid": pid, "log": {"path": self._log_path, "bytes": _size(self._log_path)}}
+        return {"pid": pid, "log": {"path": self._log_path, "bytes": logged}}
 
     def abandon_checkpoint(self, request: DumpRequest) -> None:
         shutil.rmtree(request.layout.images, ignore_errors=True)
@@ -145,7 +149,8 @@ class ProcessRuntime(Runtime):
             )
         self._rewind_log(request.manifest.instance.get("log") or {})
         os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
-        remaps.put_back(f"{request.layout.work}/{LINKS}")
+        self._links = f"{request.layout.work}/{LINKS}"
+        remaps.put_back(self._links)
         for path in (self._state_path, self._pidfile, *criu_traces(request.layout.work, "restore")):
             remove(path)
         if request.layout.archive:
@@ -178,6 +183,8 @@ class ProcessRuntime(Runtime):
                 os.kill(pid, signal.SIGKILL)
         if self._child is not None:
             self._child.wait()
+        if self._links is not None:
+            remaps.take_away(self._links)
         left = still_there(pids)
         if left:
             raise CkptError(

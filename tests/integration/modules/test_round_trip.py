@@ -42,6 +42,49 @@ def test_connections_between_the_servers_own_processes(call: Call, process_serve
     round_trip(call, process_server, store, "store", [])
 
 
+# As vLLM does: a log that grows all the time, a semaphore without a name and the process that watches over it.
+BUSY = """
+import multiprocessing.resource_tracker, runpy, sys, threading, time
+held = multiprocessing.get_context("fork").Semaphore(1)
+multiprocessing.resource_tracker.ensure_running()
+def chatter():
+    while True:
+        print("still here", flush=True)
+        time.sleep(0.002)
+threading.Thread(target=chatter, daemon=True).start()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_many_checkpoints_of_one_busy_server(call: Call, process_server: Result, store: Path) -> None:
+    """They are restored in any order, and nothing of them is in the way of the next server's checkpoint."""
+    shared_memory = set(os.listdir("/dev/shm"))
+    server = process_server["server"]
+    server["command"] = ["/usr/bin/python3", "-c", BUSY, *server["command"][1:]]
+    modes = ["none", "kv-drop", "sleep1"]
+    for generation in ("first", "second"):
+        golden = {mode: {"dir": str(store / f"{generation}-{mode}")} for mode in modes}
+        call("ckpt_start", **process_server)
+        for mode in modes:
+            last = mode == modes[-1]
+            options = {"checkpoint": golden[mode], "slimming": mode, "leave_running": not last}
+            assert call("ckpt_checkpoint", **process_server, criu=STOCK, **options)["record"]["status"] == "ok"
+        for mode in [*reversed(modes), *modes]:
+            result = call(
+                "ckpt_restore",
+                **process_server,
+                criu=STOCK,
+                checkpoint=golden[mode],
+                slimming=mode,
+                stop_after=True,
+                record=identity(f"busy-{mode}"),
+            )
+            assert result["record"]["status"] == "ok", result["record"]["message"]
+        assert not [name for name in os.listdir("/dev/shm") if name.startswith("link_remap")]
+    assert set(os.listdir("/dev/shm")) == shared_memory
+
+
 @pytest.mark.parametrize("source", ["store", "tar", "tar.zst"])
 def test_process_round_trip(call: Call, process_server: Result, store: Path, source: str) -> None:
     round_trip(call, process_server, store, source, [])
