@@ -81,7 +81,7 @@ def find_tarball() -> Path:
     named = os.environ.get(TARBALL_VARIABLE)
     tarball = Path(named) if named else next(iter(sorted((ROOT / ".cache/sources").glob("criu_*.tar.xz"))), None)
     if tarball is None or not tarball.is_file():
-        raise HarnessError(f"no CRIU tarball at {tarball}: run native/fetch.sh, or name one in {TARBALL_VARIABLE}")
+        raise HarnessError(f"no CRIU tarball at {tarball}: run `make sources`, or name one in {TARBALL_VARIABLE}")
     return tarball
 
 
