@@ -35,10 +35,11 @@ mkdir -p "$scratch/lists/partial" "$scratch/cache"
 chmod 755 "$scratch"
 printf 'deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s sid main\n' "$mirror" >"$scratch/sources.list"
 
+# A mirror may lag behind, or be a snapshot: the tarball's checksum decides, not the index's date.
 private_apt() {
 	command=$1
 	shift
-	"$command" -q -o Dir::Etc::SourceList="$scratch/sources.list" -o Dir::Etc::SourceParts=- \
+	"$command" -q -o Acquire::Check-Valid-Until=false -o Dir::Etc::SourceList="$scratch/sources.list" -o Dir::Etc::SourceParts=- \
 		-o Dir::State::Lists="$scratch/lists" -o Dir::Cache="$scratch/cache" "$@"
 }
 
