@@ -113,7 +113,7 @@ def runs_on_host(scenario: Path) -> bool:
 
 def all_checks() -> list[Check]:
     """Returns every check, those that share the machine first, since they take longest."""
-    pytest = (PYTHON, "-m", "pytest", "-q")
+    pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
     return [
         Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
         Check(

@@ -13,9 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plays import STORE, node_state, play
-
-WEIGHTS_MIB = 64
+from plays import STORE, WEIGHTS_MIB, node_state, play
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 STORE = "/mnt/checkpoint-ram"
+WEIGHTS_MIB = 64
+OTHER_IMAGES = ("localhost/gpuckpt-molecule", "<none>")
 IMAGE_NAMES = ("podman", "images", "--format", "{{.Repository}}:{{.Tag}}")
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
@@ -67,10 +70,28 @@ def node_state() -> dict[str, Any]:
     # podman first: its first call mounts its storage, and that stays
     return {
         "containers": run("podman", "ps", "--all", "--format", "{{.Names}}").split(),
-        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
-        "images": sorted(name for name in run(*IMAGE_NAMES).split() if "gpuckpt-molecule" not in name),
+        "mounts": mounts(),
+        "images": sorted(name for name in run(*IMAGE_NAMES).split() if not name.startswith(OTHER_IMAGES)),
         "files": {str(path): content(path) for path in paths if os.path.lexists(path)},
     }
+
+
+def mounts() -> list[str]:
+    """Return the mount points, but for those of tests that run beside these, which are in the folder for temporary files."""
+    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return sorted(point for point in points if not point.startswith(tempfile.gettempdir()))
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Return in words how two states of the node differ."""
+    found = []
+    for kind in before:
+        old, new = before[kind], after[kind]
+        if isinstance(old, dict):
+            old, new = ([f"{name}: {value}" for name, value in items.items()] for items in (old, new))
+        found += [f"{kind}: {item} is gone" for item in old if item not in new]
+        found += [f"{kind}: {item} is new" for item in new if item not in old]
+    return found
 
 
 def content(path: Path) -> str:

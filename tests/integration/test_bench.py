@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WEIGHTS_MIB
-from plays import STORE, Played, play, records, run
+from plays import STORE, WEIGHTS_MIB, Played, mounts, play, records, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("provisioned")]
 
@@ -61,8 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def traces() -> set[str]:
     """Containers, mounts and checkpoints that a run leaves if it does not clean up."""
     containers = run("podman", "ps", "--all", "--format", "{{.Names}}").split()
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return {*containers, *mounts, *(str(path) for path in Path(STORE).iterdir())}
+    return {*containers, *mounts(), *(str(path) for path in Path(STORE).iterdir())}
 
 
 @pytest.fixture(scope="module")
