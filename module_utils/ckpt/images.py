@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -81,15 +82,15 @@ def inspect(folder: str) -> Report:
 def inspect_archive(commands: Commands, path: str) -> tuple[dict[str, int], int]:
     """(bytes by kind, total bytes) of an archive that podman exported, before its compression.
 
-    Raises CkptError (images_truncated) if it cannot be read to its end.
+    Raises CkptError: images_truncated if it cannot be read to its end, runtime_failed if tar lacks the decompressor.
     """
     result = commands.run(["tar", "--list", "--verbose", "--numeric-owner", f"--file={path}"], ARCHIVE_TIMEOUT_S)
     if result.rc != 0:
-        raise CkptError(
-            "images_truncated",
-            f"the archive {path} is damaged; take the checkpoint again.",
-            result.stderr.strip().splitlines()[-4:],
-        )
+        lines = result.stderr.strip().splitlines()[-4:]
+        missing = re.search(r"(\S+): Cannot exec", result.stderr)
+        if missing:
+            raise CkptError("runtime_failed", f"{path} cannot be read: install {missing[1]} on this node.", lines)
+        raise CkptError("images_truncated", f"the archive {path} is damaged; take the checkpoint again.", lines)
     sizes: dict[str, int] = {}
     for size, name in listing(result.stdout):
         kind = kind_of(os.path.basename(name)) if name.startswith("checkpoint/") else archive_kind(name)

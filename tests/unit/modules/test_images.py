@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt import criu_stats, images
+from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.errors import CkptError
 
 PAGES_BYTES = 44560384
@@ -93,6 +94,24 @@ def test_listing_of_an_exported_archive(podman: Path) -> None:
     assert max(rows)[1] == "checkpoint/pages-1.img"
     assert images.archive_kind("rootfs-diff.tar") == "rootfs"
     assert images.archive_kind("spec.dump") == "container"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason", "words"),
+    [
+        # as GNU tar 1.34 said it on a machine without zstd
+        ("tar (child): zstd: Cannot exec: No such file or directory\n", "runtime_failed", "install zstd"),
+        ("tar: Unexpected EOF in archive\n", "images_truncated", "is damaged"),
+    ],
+)
+def test_archive_that_tar_does_not_read(stderr: str, reason: str, words: str) -> None:
+    class Tar(Commands):
+        def run(self, *_arguments: object, **_options: object) -> Result:
+            return Result(["tar"], 2, "", stderr, 0.0, 0.0)
+
+    with pytest.raises(CkptError, match=words) as caught:
+        images.inspect_archive(Tar(), "/store/checkpoint.tar.zst")
+    assert caught.value.reason == reason
 
 
 def test_stats_of_a_dump(criu: Path) -> None:
