@@ -29,9 +29,10 @@ def image(*entries: bytes) -> bytes:
     return b"\0" * 8 + b"".join(struct.pack("<I", len(entry)) + entry for entry in entries)
 
 
-def regular(identity: int, name: str) -> bytes:
-    """file_entry of a regular file (reg_file_entry: id 1, flags 2, pos 3, name 6)."""
-    return number(1, 1) + number(2, identity) + data(3, number(1, identity) + number(2, 0) + data(6, name.encode()))
+def regular(identity: int, name: str, size: int = 0) -> bytes:
+    """file_entry of a regular file (reg_file_entry: id 1, flags 2, pos 3, name 6, size 8)."""
+    file = number(1, identity) + number(2, 0) + data(6, name.encode()) + number(8, size)
+    return number(1, 1) + number(2, identity) + data(3, file)
 
 
 @pytest.fixture
@@ -63,10 +64,21 @@ def test_used_up_files_come_back_with_content_and_mode(images: Path, tmp_path: P
     link.write_bytes(b"semaphore")
     link.chmod(0o640)
     remaps.keep(str(images), str(tmp_path / "links"))
-    link.unlink()
+    assert not link.exists(), "the next dump would meet it"
     remaps.put_back(str(tmp_path / "links"))
     assert link.read_bytes() == b"semaphore"
     assert link.stat().st_mode & 0o777 == 0o640
+    remaps.take_away(str(tmp_path / "links"))
+    assert not link.exists()
+    remaps.take_away(str(tmp_path / "links"))
+
+
+def test_the_size_of_an_open_file_is_that_of_the_images(tmp_path: Path) -> None:
+    (tmp_path / "files.img").write_bytes(
+        image(regular(5, "var/log/server.log", 99), regular(6, "var/log/other.log", 7))
+    )
+    assert remaps.size_of(str(tmp_path), "/var/log/server.log") == 99
+    assert remaps.size_of(str(tmp_path), "/var/log/none.log") is None
 
 
 def test_a_process_that_runs_on_still_holds_its_file(images: Path, tmp_path: Path) -> None:

@@ -30,6 +30,17 @@ def test_dump_spends_its_time_on_memory(criu: Path) -> None:
     assert found["memory"] == (0.041669, 0.588176)
 
 
+def test_spans_of_vllm_on_a_gpu(criu: Path) -> None:
+    text = (criu / "dump-vllm-h100.log").read_text()
+    found = criu_log.spans(text)
+    assert {"driver-open", "cuda-lock", "cuda-checkpoint"} <= found.keys()
+    start, end, parked = found["cuda-checkpoint"]
+    # two processes, handled at the same time: from the first start to the last end
+    assert (start, end) == (298.494960, 299.091747)
+    assert parked == 945967104
+    assert criu_log.silent_failures(text) == []
+
+
 def test_a_failed_log_has_no_phase_it_did_not_finish(criu: Path) -> None:
     found = criu_log.phases(criu_log.parse((criu / "failed-tcp.log").read_text()), criu_log.DUMP_PHASES)
     assert "finish" not in found
