@@ -112,10 +112,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Build:
-    """One build of CRIU: the folder that native/build.sh made, and its source tree where it was kept."""
+    """One build of CRIU: the folder that native/build.sh made, its source tree where it was kept, and what starts it."""
 
     home: Path
     tree: Path | None = None
+    launcher: tuple[str, ...] = ()
 
     @property
     def binary(self) -> Path:
@@ -126,7 +127,7 @@ class Build:
         log.unlink(missing_ok=True)
         start = time.monotonic()
         done = subprocess.run(
-            [self.binary, command, "-D", images, "-o", log, "-v4", *arguments],
+            [*self.launcher, self.binary, command, "-D", images, "-o", log, "-v4", *arguments],
             env={**os.environ, "CRIU_LIBS_DIR": str(self.home / "lib/criu"), **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
