@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +41,14 @@ LANES: list[dict[str, Any]] = [
     {"name": "broken", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--no-such-flag"]},
 ]
 WARMUP_REQUESTS = 3
+# A run's records stay on the node, so each needs a name of its own.
+RUN_ID = f"integration-{int(time.time())}"
 
 
 def bench(results: Path, check: bool = True, **variables: Any) -> Played:
     settings = {
         "gpuckpt_results_dir": str(results),
-        "gpuckpt_run_id": "integration",
+        "gpuckpt_run_id": RUN_ID,
         "gpuckpt_weights_mib": WEIGHTS_MIB,
         "gpuckpt_lanes": LANES,
         "gpuckpt_warmup_rounds": 0,
@@ -53,8 +58,9 @@ def bench(results: Path, check: bool = True, **variables: Any) -> Played:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("runs")
+    shutil.rmtree(f"/var/lib/gpuckpt/runs/{RUN_ID}", ignore_errors=True)
 
 
 def traces() -> set[str]:
@@ -72,14 +78,14 @@ def before_the_run(provisioned: object) -> set[str]:
 def first_part(results: Path, before_the_run: set[str]) -> list[dict[str, Any]]:
     """The run's first iteration, its checkpoints kept."""
     bench(results, gpuckpt_iterations=1, gpuckpt_keep_checkpoints=True)
-    return records(results / "integration")
+    return records(results / RUN_ID)
 
 
 @pytest.fixture(scope="module")
 def whole(results: Path, first_part: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The run, continued to its second iteration."""
     bench(results, gpuckpt_iterations=2, gpuckpt_continue=True)
-    return records(results / "integration")
+    return records(results / RUN_ID)
 
 
 def measured(found: list[dict[str, Any]], lanes: set[str]) -> list[dict[str, Any]]:
@@ -129,7 +135,7 @@ def test_a_failing_lane_stays_in_the_statistics(whole: list[dict[str, Any]], res
     assert len(broken) == 2
     assert {record["status"] for record in broken} == {"failed"}
     assert all(record["reason"] and record["message"] for record in broken)
-    assert "broken" in (results / "integration" / "report.md").read_text(encoding="utf-8")
+    assert "broken" in (results / RUN_ID / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_continued_run_keeps_its_records_and_its_checkpoints(
@@ -142,7 +148,7 @@ def test_a_continued_run_keeps_its_records_and_its_checkpoints(
 
 
 def test_the_manifest_tells_what_ran(whole: list[dict[str, Any]], results: Path) -> None:
-    manifest = json.loads((results / "integration" / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((results / RUN_ID / "manifest.json").read_text(encoding="utf-8"))
     assert [lane["name"] for lane in manifest["lanes"]] == [lane["name"] for lane in LANES]
     assert manifest["hosts"]["localhost"]["host"]
     assert manifest["finished_at"] > manifest["started_at"]
@@ -152,7 +158,7 @@ def test_the_report_is_made_and_can_be_made_again(whole: list[dict[str, Any]], r
     again = play("report.yml", gpuckpt_results_dir=str(results))
     assert "process-mapped" in again.output
     for name in ("report.html", "report.md", "records.csv"):
-        assert (results / "integration" / name).stat().st_size > 0
+        assert (results / RUN_ID / name).stat().st_size > 0
 
 
 def test_nothing_is_left_on_the_node(before_the_run: set[str], whole: list[dict[str, Any]]) -> None:
@@ -163,8 +169,8 @@ def test_nothing_is_left_on_the_node(before_the_run: set[str], whole: list[dict[
 def test_a_run_is_not_overwritten(whole: list[dict[str, Any]], results: Path) -> None:
     refused = bench(results, check=False)
     assert refused.status != 0
-    assert "the run integration is there already" in refused.output
-    assert records(results / "integration") == whole
+    assert f"the run {RUN_ID} is there already" in refused.output
+    assert records(results / RUN_ID) == whole
 
 
 def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:
