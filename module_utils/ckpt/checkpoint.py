@@ -151,7 +151,7 @@ def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, ma
             result = runtime.checkpoint(request).wait()
         record.mark("T0", result.started)
         record.mark("T1", result.ended)
-        _judge_dump(operation, layout, result)
+        _judge_dump(operation, layout, manifest, result)
         _measure_images(operation, layout, manifest)
         manifest.instance = runtime.finish_checkpoint(request)
         record.bytes["archive"] = os.path.getsize(layout.archive) if layout.archive else None
@@ -161,7 +161,7 @@ def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, ma
         raise
 
 
-def _judge_dump(operation: flows.Operation, layout: Layout, result: Result) -> None:
+def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, result: Result) -> None:
     record, runtime = operation.record, operation.runtime
     evidence = runtime.evidence("dump", layout)
     record.stats["criu"] = dict(evidence.stats)
@@ -170,7 +170,7 @@ def _judge_dump(operation: flows.Operation, layout: Layout, result: Result) -> N
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:
         raise flows.explain(evidence, result.stderr, "criu_failed", f"the checkpoint of {operation.spec.name} failed")
-    failures = criu_log.silent_failures(evidence.log)
+    failures = criu_log.silent_failures(evidence.log, manifest.plain_processes)
     record.checks["no_error_line"] = not failures
     if failures:
         raise CkptError("criu_failed", "CRIU exited 0, but its log shows that a plugin or hook failed.", failures)

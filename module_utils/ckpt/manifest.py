@@ -75,6 +75,11 @@ class Manifest:
         """(number in the namespace, name) of each process."""
         return {(task["nspid"], task["comm"]) for task in self.tasks}
 
+    @property
+    def plain_processes(self) -> int:
+        """How many processes use no GPU."""
+        return len(self.tasks) - len(self.cuda_nspids)
+
     def write(self, layout: Layout) -> None:
         """Complete the checkpoint."""
         write_json(layout.manifest, asdict(self))

@@ -128,9 +128,10 @@ def _add_result(operation: flows.Operation, request: RestoreRequest, result: Res
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:
         raise flows.explain(evidence, result.stderr, "criu_failed", f"the restore of {request.manifest.name} failed")
-    failures = criu_log.silent_failures(evidence.log)
+    failures = criu_log.silent_failures(evidence.log, request.manifest.plain_processes)
     # without a log there is no proof that no hook failed
     record.checks["no_error_line"] = bool(evidence.log) and not failures
+    record.log_tail = failures
     operation.log_lines += failures
 
 

@@ -101,6 +101,27 @@ def test_hidden_failures_are_seen(line: str) -> None:
     assert criu_log.silent_failures(f"(02.0) fine\n{line}\n") == [line]
 
 
+# As CRIU 4.2.1's own plugin words it (plugins/cuda/cuda_plugin.c) for a process without a context.
+PASSED_OVER = (
+    "(09.1) cuda_plugin: cuda-checkpoint output ===>\n"
+    "cuda-checkpoint: restore thread of pid {pid} failed: not a CUDA process\n"
+    "<=== cuda-checkpoint output\n"
+    "(09.1) Error (cuda_plugin.c:221): cuda_plugin: Failed to launch cuda-checkpoint to retrieve restore tid: no thread\n"
+    "(09.1) cuda_plugin: No need to resume devices on pid {pid}\n"
+)
+
+
+def test_the_released_plugin_may_pass_over_as_many_processes_as_use_no_gpu() -> None:
+    assert criu_log.silent_failures(PASSED_OVER.format(pid=7), plain_processes=1) == []
+
+
+def test_one_more_passed_over_is_a_cuda_process_without_its_gpu() -> None:
+    text = PASSED_OVER.format(pid=7) + PASSED_OVER.format(pid=9)
+    found = criu_log.silent_failures(text, plain_processes=1)
+    assert len(found) == 2
+    assert all("retrieve restore tid" in line for line in found)
+
+
 def test_a_disabled_plugin_is_no_failure() -> None:
     assert criu_log.silent_failures("(00.0) cuda_plugin: No GPU device found; CUDA plugin is disabled") == []
 
