@@ -41,7 +41,7 @@
 /* A mapped range longer than this holds an anonymous page: see anchored(). */
 #define ANCHOR_PERIOD (1UL << 20)
 
-/* So many bytes per read let several threads share the work evenly. */
+/* So many bytes per read let several threads share the work evenly. A multiple of a huge page: see add_read(). */
 #define THREAD_READ_BYTES (4UL << 20)
 
 struct page_run {
@@ -50,6 +50,7 @@ struct page_run {
 	unsigned long len;
 	off_t off;
 	bool mappable;
+	bool huge; /* read, into memory that asks for huge pages */
 };
 
 struct range {
@@ -151,6 +152,7 @@ static const char *mapping_standaside(struct page_read *pr)
 	close_safe(&fd);
 	return note;
 }
+
 static int add_driver_range(struct range range)
 {
 	if (array_grow(&plan.driver_ranges, plan.driver_ranges_n, sizeof(range)))
@@ -209,7 +211,7 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 
 	if (base_list_read(vpid(t), &plan.bases))
 		return -1;
-	if (!sw->mapped_restore && sw->restore_threads == 1 && !plan.bases.ranges_n)
+	if (!sw->mapped_restore && sw->restore_threads == 1 && !sw->driver_huge_pages && !plan.bases.ranges_n)
 		return 0;
 	aside = restore_standaside(pr);
 	if (aside && plan.bases.ranges_n) {
@@ -221,15 +223,13 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 		return 0;
 	}
 	plan.active = true;
-	if (!sw->mapped_restore)
-		return 0;
-	aside = mapping_standaside(pr);
-	if (aside) {
-		stand_aside(t, aside);
-		return 0;
+	if (sw->mapped_restore) {
+		aside = mapping_standaside(pr);
+		if (aside)
+			stand_aside(t, aside);
+		plan.maps = !aside;
 	}
-	plan.maps = true;
-	if (sw->mapped_scope == MAPPED_SCOPE_DRIVER)
+	if (sw->driver_huge_pages || (plan.maps && sw->mapped_scope == MAPPED_SCOPE_DRIVER))
 		return read_driver_ranges(t);
 	return 0;
 }
@@ -292,24 +292,33 @@ static enum standaside vma_standaside(struct vma_area *vma)
 	return MAPPABLE;
 }
 
+/* Whether this memory of the driver's may ask for huge pages: advice that the process gave itself is kept. */
+static bool may_be_huge(const struct vma_area *vma)
+{
+	const VmaEntry *e = vma->e;
+
+	return switches()->driver_huge_pages && vma_area_is(vma, VMA_AREA_REGULAR | VMA_ANON_PRIVATE) &&
+	       !(e->flags & MAP_HUGETLB) && !(e->has_madv && e->madv & 1UL << MADV_NOHUGEPAGE);
+}
+
 /* CRIU writes its pagemap in pieces of a pipe's size; neighbours are joined again, to be one mapping. */
-static bool continues_last_run(const struct vma_area *vma, unsigned long addr, off_t off, bool mappable)
+static bool continues_last_run(const struct page_run *run)
 {
 	const struct page_run *last = &plan.runs[plan.n - 1];
 
-	return plan.n && last->vma == vma && last->mappable == mappable && last->addr + last->len == addr &&
-	       last->off + last->len == off;
+	return plan.n && last->vma == run->vma && last->mappable == run->mappable && last->huge == run->huge &&
+	       last->addr + last->len == run->addr && last->off + last->len == run->off;
 }
 
-static int add_run(struct vma_area *vma, unsigned long addr, unsigned long len, off_t off, bool mappable)
+static int add_run(struct page_run run)
 {
-	if (continues_last_run(vma, addr, off, mappable)) {
-		plan.runs[plan.n - 1].len += len;
+	if (continues_last_run(&run)) {
+		plan.runs[plan.n - 1].len += run.len;
 		return 0;
 	}
 	if (array_grow(&plan.runs, plan.n, sizeof(*plan.runs)))
 		return -1;
-	plan.runs[plan.n++] = (struct page_run){vma, addr, len, off, mappable};
+	plan.runs[plan.n++] = run;
 	return 0;
 }
 
@@ -334,19 +343,22 @@ static unsigned long split_at_driver_range(unsigned long addr, unsigned long len
 	return end - addr;
 }
 
-static int add_runs_by_scope(struct vma_area *vma, unsigned long addr, unsigned long len, off_t off)
+static int add_runs(struct vma_area *vma, unsigned long addr, unsigned long len, off_t off, bool mappable)
 {
 	while (len) {
+		struct page_run run = {.vma = vma, .addr = addr, .off = off};
 		bool inside;
-		unsigned long head = split_at_driver_range(addr, len, &inside);
 
-		if (!inside)
-			plan.aside_bytes[ASIDE_SCOPE] += head;
-		if (add_run(vma, addr, head, off, inside))
+		run.len = split_at_driver_range(addr, len, &inside);
+		run.mappable = mappable && (inside || switches()->mapped_scope == MAPPED_SCOPE_ALL);
+		run.huge = inside && !run.mappable && may_be_huge(vma);
+		if (mappable && !run.mappable)
+			plan.aside_bytes[ASIDE_SCOPE] += run.len;
+		if (add_run(run))
 			return -1;
-		addr += head;
-		off += head;
-		len -= head;
+		addr += run.len;
+		off += run.len;
+		len -= run.len;
 	}
 	return 0;
 }
@@ -355,7 +367,6 @@ int memory_plan_take(struct vma_area *vma, struct page_read *pr, unsigned long a
 {
 	bool premapped = vma_area_is(vma, VMA_PREMMAPED);
 	enum standaside aside;
-	int ret;
 
 	if (!plan.active)
 		return 0;
@@ -366,11 +377,7 @@ int memory_plan_take(struct vma_area *vma, struct page_read *pr, unsigned long a
 
 	if (plan.maps && aside != MAPPABLE)
 		plan.aside_bytes[aside] += len;
-	if (plan.maps && aside == MAPPABLE && switches()->mapped_scope == MAPPED_SCOPE_DRIVER)
-		ret = add_runs_by_scope(vma, addr, len, pr->pi_off);
-	else
-		ret = add_run(vma, addr, len, pr->pi_off, plan.maps && aside == MAPPABLE);
-	return ret ? -1 : 1;
+	return add_runs(vma, addr, len, pr->pi_off, plan.maps && aside == MAPPABLE) ? -1 : 1;
 }
 
 /* How finely runs are cut. Coarser cuts keep the number of mappings within the kernel's limit. */
@@ -544,6 +551,43 @@ static int render_all_mapped(struct memory_plan *out, const struct cut *cut, siz
 	return 0;
 }
 
+/* The part of the driver's range around this run that lies in the run's mapping, so that advice splits no mapping. */
+static struct huge_range huge_range_around(const struct page_run *run)
+{
+	const VmaEntry *e = run->vma->e;
+	size_t i = 0;
+
+	while (run->addr < plan.driver_ranges[i].start || run->addr >= plan.driver_ranges[i].end)
+		i++; /* one of them is around: see add_runs() */
+	return (struct huge_range){
+		.start = max(plan.driver_ranges[i].start, (unsigned long)e->start),
+		.end = min(plan.driver_ranges[i].end, (unsigned long)e->end),
+	};
+}
+
+static int render_huge_ranges(struct memory_plan *out)
+{
+	struct huge_range *last = NULL;
+	size_t i;
+
+	out->huge = (struct huge_range *)rst_mem_align_cpos(RM_PRIVATE);
+	for (i = 0; i < plan.n; i++) {
+		struct huge_range range;
+
+		if (!plan.runs[i].huge)
+			continue;
+		range = huge_range_around(&plan.runs[i]);
+		if (last && last->start == range.start)
+			continue;
+		last = rst_mem_alloc(sizeof(*last), RM_PRIVATE);
+		if (!last)
+			return -1;
+		*last = range;
+		out->huge_n++;
+	}
+	return 0;
+}
+
 /* One preadv() in the making: neighbours in the file, anywhere in memory. */
 struct read_batch {
 	struct iovec iovs[IOV_MAX];
@@ -551,6 +595,7 @@ struct read_batch {
 	off_t off;
 	unsigned long bytes;
 	unsigned long max_bytes;
+	unsigned long block; /* of memory, where that asks for huge pages; else 0 */
 };
 
 static int flush_batch(struct read_batch *batch, struct task_restore_args *ta)
@@ -572,18 +617,26 @@ static int flush_batch(struct read_batch *batch, struct task_restore_args *ta)
 	return 0;
 }
 
-static int add_read(struct read_batch *batch, unsigned long addr, unsigned long len, off_t off,
+/*
+ * Memory with huge pages is read block by block, each aligned: of two threads that touch one huge page first, one waits
+ * until the other has zeroed it.
+ */
+static int add_read(struct read_batch *batch, unsigned long addr, unsigned long len, off_t off, bool huge,
 		    struct task_restore_args *ta)
 {
 	while (len) {
-		unsigned long part;
+		unsigned long block = huge ? addr / THREAD_READ_BYTES : 0, part;
 
-		if (batch->n == IOV_MAX || batch->bytes == batch->max_bytes || off != batch->off + batch->bytes)
+		if (batch->n == IOV_MAX || batch->bytes == batch->max_bytes || off != batch->off + batch->bytes ||
+		    block != batch->block)
 			if (flush_batch(batch, ta))
 				return -1;
 		if (!batch->n)
 			batch->off = off;
+		batch->block = block;
 		part = min(len, batch->max_bytes - batch->bytes);
+		if (huge)
+			part = min(part, THREAD_READ_BYTES - addr % THREAD_READ_BYTES);
 		batch->iovs[batch->n++] = (struct iovec){(void *)addr, part};
 		batch->bytes += part;
 		addr += part;
@@ -616,7 +669,7 @@ static int render_all_reads(struct task_restore_args *ta, const struct cut *cut)
 				continue;
 			if (run->mappable)
 				plan.aside_bytes[ASIDE_SHORT] += piece.len;
-			if (add_read(batch, piece.addr, piece.len, run->off + (piece.addr - run->addr), ta))
+			if (add_read(batch, piece.addr, piece.len, run->off + (piece.addr - run->addr), run->huge, ta))
 				goto out;
 		}
 	}
@@ -674,7 +727,8 @@ int memory_plan_render(struct pstree_item *t, struct task_restore_args *ta)
 	out->threads = switches()->restore_threads;
 	out->spare_tid = copy_team_spare_tid(out->threads);
 	mapped = choose_cut(&cut);
-	if (render_all_mapped(out, &cut, mapped, ta->vma_ios_fd) || render_all_reads(ta, &cut))
+	if (render_all_mapped(out, &cut, mapped, ta->vma_ios_fd) || render_huge_ranges(out) ||
+	    render_all_reads(ta, &cut))
 		return -1;
 	report_aside(out->pid);
 	return 1;

@@ -30,6 +30,26 @@ static int memory_plan_map(const struct memory_plan *plan)
 	return 0;
 }
 
+/* Only a hint: memory that gets no huge pages is filled all the same. */
+static void memory_plan_ask_for_huge_pages(const struct memory_plan *plan)
+{
+	unsigned long bytes = 0;
+	unsigned i;
+
+	for (i = 0; i < plan->huge_n; i++) {
+		const struct huge_range *range = &plan->huge[i];
+		long ret = sys_madvise(range->start, range->end - range->start, MADV_HUGEPAGE);
+
+		if (ret)
+			pr_info("gpuckpt: the kernel gives no huge pages for %lx-%lx: %ld\n", range->start, range->end,
+				ret);
+		else
+			bytes += range->end - range->start;
+	}
+	if (bytes)
+		pr_info("gpuckpt: huge pages pid=%d bytes=%lu\n", plan->pid, bytes);
+}
+
 /* Reads differ in size, so they form a list; each worker walks it forward to the item that it drew. */
 static struct restore_vma_io *memory_plan_io(struct task_restore_args *args, unsigned item)
 {
@@ -79,6 +99,7 @@ static int memory_plan_restore(struct task_restore_args *args)
 	if (!plan->active)
 		return 0;
 	span_clock_offset_us = plan->clock_offset_us;
+	memory_plan_ask_for_huge_pages(plan);
 	if (plan->runs_n && memory_plan_map(plan))
 		return -1;
 	plan->read_start_us = span_now_us();

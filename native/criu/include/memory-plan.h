@@ -16,12 +16,20 @@ struct mapped_run {
 	bool closes_fd; /* the last run of a file that nobody else closes */
 };
 
+/* Memory that is read and may use huge pages meanwhile: the GPU driver releases it after the restore. */
+struct huge_range {
+	unsigned long start;
+	unsigned long end;
+};
+
 /* How the restorer fills one task's private memory; a part of struct task_restore_args. */
 struct memory_plan {
 	bool active; /* else the restorer does as stock does */
 	int pid;
 	struct mapped_run *runs;
 	unsigned runs_n;
+	struct huge_range *huge;
+	unsigned huge_n;
 	unsigned threads;
 	int spare_tid;
 	unsigned long mapped_bytes;

@@ -21,6 +21,7 @@ struct switches {
 	enum mapped_scope mapped_scope;
 	enum mapped_redump mapped_redump;
 	unsigned restore_threads;
+	bool driver_huge_pages;
 	unsigned freeze_poll_ms;
 	unsigned long max_map_count; /* of this node */
 };

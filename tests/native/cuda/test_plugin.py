@@ -98,6 +98,19 @@ def test_a_tree_survives(workload, criu, backend, mapped):
     assert int(workload.ask(0)["counter"]) > counter
 
 
+def test_parked_data_is_read_into_huge_pages_that_go_with_it(workload, criu):
+    workload.start(mib=16)
+    digests = workload.digests()
+    assert criu.dump(CRIU_CUDA_BACKEND="driver-api").returncode == 0
+    restore = criu.restore(CRIU_CUDA_BACKEND="driver-api", CRIU_DRIVER_HUGE_PAGES="1", CRIU_RESTORE_THREADS="4")
+    assert restore.returncode == 0
+    [pid] = workload.pids
+    assert f"gpuckpt: huge pages pid={pid} bytes={16 * MIB}\n" in restore.log
+    assert_lives(workload, digests)
+    assert "VmFlags: rd wr" in (smaps := Path(f"/proc/{pid}/smaps").read_text())
+    assert not [line for line in smaps.splitlines() if line.startswith("VmFlags:") and " hg" in line]
+
+
 def test_the_driver_api_starts_no_command(workload, criu, tmp_path):
     workload.start()
     witness = tmp_path / "was-started"

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * Workload of the restore bench: N MiB of random memory, private (anonymous) or shared (memfd).
+ * Workload of the restore bench: N MiB of random memory, private (anonymous), private with the advice to use no huge
+ * pages, or shared (memfd).
  *
- *   heap private|shared MIB REPORT
+ *   heap private|small-pages|shared MIB REPORT
  *
  * On SIGUSR1 it reads all of it and replaces the file REPORT by one line: "<number of the answer> <digest in hex>".
  * The first line, number 0, appears when the memory is filled.
@@ -30,6 +31,8 @@ static uint64_t *allocate(const char *kind, size_t len)
 	at = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, 0);
 	if (fd >= 0)
 		close(fd);
+	if (at != MAP_FAILED && !strcmp(kind, "small-pages") && madvise(at, len, MADV_NOHUGEPAGE))
+		return MAP_FAILED;
 	return at;
 }
 
@@ -79,7 +82,7 @@ int main(int argc, char **argv)
 	int sig;
 
 	if (argc != 4) {
-		fprintf(stderr, "usage: heap private|shared MIB REPORT\n");
+		fprintf(stderr, "usage: heap private|small-pages|shared MIB REPORT\n");
 		return 2;
 	}
 	len = strtoull(argv[2], NULL, 10) << 20;
