@@ -5,6 +5,7 @@
 One JSON line per operation is appended to --out (the first line of a run is its manifest); a table of medians follows on
 standard output. An operation counts as ok only when criu exited 0, the driver says RUNNING, the digest of the GPU's
 memory is the one from before the dump, and the counter went on. Needs root, no network, only the standard library.
+Nothing waits longer than --op-limit-s: the first hang is recorded and ends the run.
 
     gpu_bench.py --stock HOME --patched HOME --workload gpu_workload --out samples.jsonl --gib 8 --rounds 10
 """
@@ -35,11 +36,13 @@ SPAN = re.compile(
     r"gpuckpt: span name=(?P<name>\S+) pid=(?P<pid>\d+) start=(?P<start>[\d.]+) end=(?P<end>[\d.]+)"
     r" bytes=(?P<bytes>\d+) note=(?P<note>\S+)"
 )
+HUGE_PAGES = re.compile(r"gpuckpt: huge pages pid=\d+ bytes=(\d+)$", re.M)
 COMMAND = {"CRIU_CUDA_BACKEND": "cuda-checkpoint"}
 DRIVER_API = {"CRIU_CUDA_BACKEND": "driver-api"}
 MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
 THREADS = {"CRIU_RESTORE_THREADS": "8"}
 POOL = {"CRIU_CUDA_CONTEXT_POOL": "1"}
+HUGE = {"CRIU_DRIVER_HUGE_PAGES": "1"}
 QUICK_FREEZE = {"CRIU_FREEZE_POLL_MS": "1"}
 ALL = DRIVER_API | MAPPED | THREADS | QUICK_FREEZE
 
@@ -59,10 +62,13 @@ VARIANTS = {
     "driver-api": Variant("patched", DRIVER_API),
     "mapped": Variant("patched", COMMAND | MAPPED),
     "threads": Variant("patched", COMMAND | THREADS),
+    "huge-threads": Variant("patched", COMMAND | THREADS | HUGE),
     "pool": Variant("patched", COMMAND | POOL),
     "resident": Variant("patched", COMMAND, resident_pool=True),
     "all": Variant("patched", ALL),
     "all+driver-scope": Variant("patched", ALL | {"CRIU_MAPPED_SCOPE": "driver"}),
+    "all-threads": Variant("patched", DRIVER_API | THREADS | QUICK_FREEZE),
+    "all-threads+huge": Variant("patched", DRIVER_API | THREADS | QUICK_FREEZE | HUGE),
     "all+pool": Variant("patched", ALL | POOL),
     "all+pool-init": Variant("patched", ALL | POOL | {"CRIU_CUDA_POOL_CONTEXTS": "0"}),
     "all+resident": Variant("patched", ALL, resident_pool=True),
@@ -73,30 +79,50 @@ class BenchError(Exception):
     """Something that the bench itself needs did not work; the message says what."""
 
 
-def run(command: list[object], environment: dict[str, str], timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command],
+class HangError(BenchError):
+    """Something did not end or answer within the limit of one operation: whatever came after it would be no sample."""
+
+
+class Limits:
+    """Seconds that one program, one answer or one end of a process may take; set once from the command line."""
+
+    operation_s: float = 60
+
+
+def run(command: list[object], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs a program and returns what it said. Raises HangError when it does not end within the limit, after SIGKILL."""
+    words = [str(word) for word in command]
+    process = subprocess.Popen(
+        words,
         env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
         stdin=subprocess.DEVNULL,
-        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    try:
+        stdout, stderr = process.communicate(timeout=Limits.operation_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        # A program that hangs in the kernel does not even die: it must not take the bench with it.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        raise HangError(f"{' '.join(words[:2])} did not end within {Limits.operation_s:g} s") from None
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
-def reap(pids: list[int], timeout_s: float = 60) -> None:
+def reap(pids: list[int]) -> None:
     """Ends processes and waits until their pids are free again. They are our children: we are a subreaper."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + Limits.operation_s
     for pid in pids:
         while Path(f"/proc/{pid}").exists():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
             if time.monotonic() > deadline:
-                raise BenchError(f"pid {pid} does not end")
+                raise HangError(f"pid {pid} did not end within {Limits.operation_s:g} s of SIGKILL")
             time.sleep(0.005)
 
 
@@ -125,10 +151,13 @@ class Workload:
                 stderr=log,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 240
+        self.pids = [process.pid]
+        deadline = time.monotonic() + Limits.operation_s
         while not self.digests:
-            if process.poll() is not None or time.monotonic() > deadline:
+            if process.poll() is not None:
                 raise BenchError(f"the workload does not start: {(self.folder / 'workload.log').read_text()}")
+            if time.monotonic() > deadline:
+                raise HangError(f"the workload was not ready within {Limits.operation_s:g} s")
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
                 self.digests = [self.ask(index, "digest")["digest"] for index in range(self.processes)]
             time.sleep(0.05)
@@ -136,13 +165,34 @@ class Workload:
         self.pids = [process.pid, *map(int, children.split())]
         self.counter = int(self.ask(0, "ping")["counter"])
 
-    def ask(self, index: int, question: str, timeout_s: float = 120) -> dict[str, str]:
+    def ask(self, index: int, question: str) -> dict[str, str]:
+        """Its answer. Raises HangError when none comes within the limit."""
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(timeout_s)
-            client.connect(str(self.folder / ("socket" if index == 0 else f"socket.{index}")))
-            client.sendall(f"{question}\n".encode())
-            with client.makefile() as stream:
-                return dict(pair.split("=") for pair in stream.read().split())
+            client.settimeout(Limits.operation_s)
+            try:
+                client.connect(str(self.folder / ("socket" if index == 0 else f"socket.{index}")))
+                client.sendall(f"{question}\n".encode())
+                with client.makefile() as stream:
+                    return dict(pair.split("=") for pair in stream.read().split())
+            except TimeoutError:
+                raise HangError(
+                    f"process {index} did not answer '{question}' within {Limits.operation_s:g} s"
+                ) from None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of criu: its exit code (None: killed), wall time in seconds, log, and what hung, or an empty string."""
+
+    returncode: int | None
+    seconds: float
+    log: str
+    spans: list[dict[str, object]]
+    hang: str
+
+    @property
+    def failure(self) -> str:
+        return self.hang or (f"criu exited {self.returncode}" if self.returncode else "")
 
 
 @dataclass
@@ -160,12 +210,14 @@ class Bench:
         with self.out.open("a") as stream:
             stream.write(json.dumps(values, sort_keys=True) + "\n")
 
-    def criu(self, variant: Variant, command: str, images: Path, *arguments: object) -> tuple[int, float, str]:
-        """Runs criu. Returns its exit code, its wall time in seconds, and its log."""
+    def criu(self, variant: Variant, command: str, images: Path, *arguments: object) -> "Run":
+        """Runs criu. A hang is in what it returns, so that it can be recorded with the log."""
         home = self.homes[variant.build]
         log = images / f"{command}.log"
         log.unlink(missing_ok=True)
         environment = {
+            # Before our own limit, so that CRIU says which call of the driver hangs, and puts things back.
+            "CRIU_CUDA_TIMEOUT_S": str(max(1, int(Limits.operation_s * 3 / 4))),
             **self.environment,
             **variant.environment,
             "CRIU_LIBS_DIR": str(home / "lib/criu"),
@@ -173,8 +225,18 @@ class Bench:
         }
         words = [home / "libexec/criu", command, "-D", images, "-o", log, *CRIU_OPTIONS, *arguments]
         start = time.monotonic()
-        done = run(words, environment)
-        return done.returncode, time.monotonic() - start, log.read_text(errors="replace") if log.exists() else ""
+        returncode, hang = None, ""
+        try:
+            returncode = run(words, environment).returncode
+        except HangError as error:
+            hang = str(error)
+        seconds = time.monotonic() - start
+        text = log.read_text(errors="replace") if log.exists() else ""
+        spans = spans_of(text)
+        for span in spans:
+            if span["note"] == "timeout":
+                hang = hang or f"{span['name']} of pid {span['pid']} did not end"
+        return Run(returncode, seconds, text, spans, hang)
 
     def states(self) -> list[str]:
         command = [self.homes["patched"] / "bin/cuda-checkpoint", "--get-state", "--pid"]
@@ -192,9 +254,12 @@ class Bench:
         )
         try:
             status = [command[0], "--status", *command[1:]]
+            deadline = time.monotonic() + Limits.operation_s
             while run(status, self.environment).returncode != 0:
                 if pool.poll() is not None:
                     raise BenchError("the resident pool ended")
+                if time.monotonic() > deadline:
+                    raise HangError(f"the resident pool was not ready within {Limits.operation_s:g} s")
                 time.sleep(0.05)
             yield
         finally:
@@ -238,28 +303,40 @@ def gpu_used_after_stop(before: int | None) -> int | None:
         time.sleep(0.1)
 
 
-def proof(bench: Bench, returncode: int) -> tuple[str, dict[str, float], dict[str, object]]:
+@dataclass
+class Proof:
     """Why the restored tree is not what it was, or an empty string; times since the call; facts for the record."""
+
+    reason: str = ""
+    times: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+    hang: bool = False
+
+
+def prove(bench: Bench, done: Run) -> Proof:
+    if done.failure:
+        return Proof(done.failure, hang=bool(done.hang))
+    proof = Proof()
     start = time.monotonic()
-    if returncode != 0:
-        return f"criu exited {returncode}", {}, {}
     workload = bench.workload
     try:
         alive = [int(workload.ask(index, "ping")["counter"]) for index in range(workload.processes)]
-        times = {"answer_s": time.monotonic() - start}
+        proof.times["answer_s"] = time.monotonic() - start
         states = bench.states()
         answers = [workload.ask(index, "digest") for index in range(workload.processes)]
+        proof.times["digest_s"] = time.monotonic() - start
+        proof.facts = {"states": states, "free_mib": int(answers[0]["free_mib"]), **footprint(workload.pids[0])}
+    except HangError as error:
+        return Proof(str(error), hang=True)
     except (OSError, KeyError) as error:
-        return f"the restored workload does not answer: {error}", {}, {}
-    times["digest_s"] = time.monotonic() - start
-    facts = {"states": states, "free_mib": int(answers[0]["free_mib"]), **footprint(workload.pids[0])}
+        return Proof(f"the restored workload does not answer: {error}")
     if states != ["running"] * workload.processes:
-        return f"CUDA states {states}", times, facts
-    if [answer["digest"] for answer in answers] != workload.digests:
-        return "the digest of the GPU memory changed", times, facts
-    if alive[0] < workload.counter:
-        return "the counter went back", times, facts
-    return "", times, facts
+        proof.reason = f"CUDA states {states}"
+    elif [answer["digest"] for answer in answers] != workload.digests:
+        proof.reason = "the digest of the GPU memory changed"
+    elif alive[0] < workload.counter:
+        proof.reason = "the counter went back"
+    return proof
 
 
 def footprint(pid: int) -> dict[str, object]:
@@ -273,40 +350,47 @@ def footprint(pid: int) -> dict[str, object]:
 
 
 def restore_once(bench: Bench, name: str, images: Path, gpu_before: int | None, **labels: object) -> bool:
-    """One restore with its proof and record; the tree is ended again."""
+    """One restore with its proof and record; the tree is ended again. Raises HangError when that is recorded too."""
     variant = VARIANTS[name]
     with bench.beside(variant):
-        returncode, seconds, log = bench.criu(variant, "restore", images, "-d")
-        reason, times, facts = proof(bench, returncode)
-        reap(bench.workload.pids)
-    after = gpu_used_after_stop(gpu_before)
-    if not reason and gpu_before is not None and after is not None and after > gpu_before:
-        reason = f"GPU memory in use grew from {gpu_before} to {after} MiB"
+        done = bench.criu(variant, "restore", images, "-d")
+        proof = prove(bench, done)
+        try:
+            reap(bench.workload.pids)
+        except HangError as error:
+            proof.reason, proof.hang = proof.reason or str(error), True
+    after = None if proof.hang else gpu_used_after_stop(gpu_before)
+    if not proof.reason and gpu_before is not None and after is not None and after > gpu_before:
+        proof.reason = f"GPU memory in use grew from {gpu_before} to {after} MiB"
     bench.record(
         kind="restore",
         variant=name,
-        ok=not reason,
-        reason=reason,
-        criu_s=seconds,
-        ready_s=seconds + times.get("answer_s", 0) if times else None,
-        digest_s=times.get("digest_s"),
+        ok=not proof.reason,
+        reason=proof.reason,
+        hang=proof.hang,
+        criu_s=done.seconds,
+        ready_s=done.seconds + proof.times["answer_s"] if proof.times else None,
+        digest_s=proof.times.get("digest_s"),
         gpu_used_mib={"before": gpu_before, "after": after},
-        spans=spans_of(log),
-        log_tail=log[-3000:] if reason else "",
-        **facts,
+        huge_bytes=sum(map(int, HUGE_PAGES.findall(done.log))),
+        spans=done.spans,
+        log_tail=done.log[-3000:] if proof.reason else "",
+        **proof.facts,
         **labels,
     )
-    print(f"{labels} restore {name}: {seconds:.3f} s {reason or 'ok'}", flush=True)
-    return not reason
+    print(f"{labels} restore {name}: {done.seconds:.3f} s {proof.reason or 'ok'}", flush=True)
+    if proof.hang:
+        raise HangError(f"the run stops at its first hang, restore {name}: {proof.reason}")
+    return not proof.reason
 
 
 def dump_once(bench: Bench, name: str, images: Path, **labels: object) -> bool:
-    """One dump of the running tree, which ends with it."""
+    """One dump of the running tree, which ends with it. Raises HangError when that is recorded too."""
     images.mkdir(parents=True)
-    returncode, seconds, log = bench.criu(VARIANTS[name], "dump", images, "-t", bench.workload.pids[0])
+    done = bench.criu(VARIANTS[name], "dump", images, "-t", bench.workload.pids[0])
     size = image_bytes(images)
     expected = bench.workload.mib * bench.workload.processes << 20
-    reason = f"criu exited {returncode}" if returncode else ""
+    reason = done.failure
     if not reason and size < expected:
         reason = f"{size} bytes of images for {expected} bytes of GPU data"
     bench.record(
@@ -314,13 +398,16 @@ def dump_once(bench: Bench, name: str, images: Path, **labels: object) -> bool:
         variant=name,
         ok=not reason,
         reason=reason,
-        criu_s=seconds,
+        hang=bool(done.hang),
+        criu_s=done.seconds,
         image_bytes=size,
-        spans=spans_of(log),
-        log_tail=log[-3000:] if reason else "",
+        spans=done.spans,
+        log_tail=done.log[-3000:] if reason else "",
         **labels,
     )
-    print(f"{labels} dump {name}: {seconds:.3f} s {size} bytes {reason or 'ok'}", flush=True)
+    print(f"{labels} dump {name}: {done.seconds:.3f} s {size} bytes {reason or 'ok'}", flush=True)
+    if done.hang:
+        raise HangError(f"the run stops at its first hang, dump {name}: {reason}")
     if not reason:
         reap(bench.workload.pids)
     return not reason
@@ -352,9 +439,9 @@ def measure_dumps(bench: Bench, images: Path, args: argparse.Namespace) -> None:
             print("the time limit is reached: the rest of the dumps is left out", flush=True)
             return
         # Restored by copying, so that each dump meets memory of its own, whoever made it.
-        returncode, _, log = bench.criu(VARIANTS["driver-api"], "restore", images, "-d")
-        if returncode:
-            raise BenchError(f"the restore before a dump failed:\n{log[-2000:]}")
+        restored = bench.criu(VARIANTS["driver-api"], "restore", images, "-d")
+        if restored.failure:
+            raise BenchError(f"the restore before a dump failed: {restored.failure}\n{restored.log[-2000:]}")
         for process in range(bench.workload.processes):
             bench.workload.ask(process, "ping")
         if not dump_once(bench, name, scratch, gib=args.gib, round=index, warmup=index == 0):
@@ -458,6 +545,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--leak-variant", default="all+pool", choices=sorted(VARIANTS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--limit-s", type=float, default=540, help="start no further operation after this time")
+    parser.add_argument(
+        "--op-limit-s", type=float, default=60, help="no program and no answer may take longer: the run stops there"
+    )
     parser.add_argument("--images", type=Path, default=Path("/dev/shm"), help="folder on a tmpfs for the images")
     parser.add_argument("--tmpfs", metavar="SIZE", help="mount a tmpfs of this size on the images' folder meanwhile")
     parser.add_argument("--fake", type=Path, metavar="LIBCUDA", help="run on the tests' fake driver instead of a GPU")
@@ -492,8 +582,19 @@ def fake_environment(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     }
 
 
+def end_workload(workload: Workload) -> bool:
+    """Ends what still runs; False, with a line, where that cannot be done."""
+    try:
+        reap(workload.pids)
+    except HangError as error:
+        print(f"gpu_bench: {error}; look at it by hand", file=sys.stderr)
+        return False
+    return True
+
+
 def main() -> int:
     args = parse()
+    Limits.operation_s = args.op_limit_s
     if os.geteuid() != 0:
         print("gpu_bench: run as root: CRIU needs it", file=sys.stderr)
         return 2
@@ -505,9 +606,9 @@ def main() -> int:
         workload = Workload(args.workload, folder, environment, int(args.gib * 1024), args.processes)
         homes = {"stock": args.stock.resolve(), "patched": args.patched.resolve()}
         bench = Bench(homes, workload, folder, environment, args.out, time.monotonic() + args.limit_s)
-        bench.record(**manifest(bench, args))
-        before = gpu_used_mib()
         try:
+            bench.record(**manifest(bench, args))
+            before = gpu_used_mib()
             workload.start()
             if not dump_once(bench, "driver-api", folder / "images", gib=args.gib, round=-1, warmup=True):
                 raise BenchError("the first dump failed; its log's end is in the record")
@@ -519,8 +620,8 @@ def main() -> int:
             print(f"gpu_bench: {error}", file=sys.stderr)
             ok = False
         finally:
-            reap(workload.pids)
-    summarise(args.out)
+            ok = end_workload(workload) and ok
+            summarise(args.out)
     return 0 if ok else 1
 
 

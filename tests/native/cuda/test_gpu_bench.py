@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The GPU bench on the fake driver: what it records, and that nothing holds it up."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+MIB = 1 << 20
+BENCH = Path(__file__).resolve().parent / "gpu_bench.py"
+
+
+@dataclass
+class Result:
+    """One run of the bench."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+    records: list[dict]
+    seconds: float
+
+    def restores(self, variant: str) -> list[dict]:
+        return [r for r in self.records if r["kind"] == "restore" and r["variant"] == variant]
+
+
+@pytest.fixture
+def bench(tools, stock_build, patched_build, tmp_path):
+    def bench(*arguments: str, patched: Path = patched_build.home, **environment: str) -> Result:
+        out = tmp_path / "samples.jsonl"
+        command = [sys.executable, BENCH, "--stock", stock_build.home, "--patched", patched, "--out", out]
+        command += ["--workload", tools.folder / "gpu_workload", "--fake", tools.driver, "--images", tmp_path]
+        start = time.monotonic()
+        done = subprocess.run(
+            [*command, "--gib", "0.0625", *arguments],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        records = [json.loads(line) for line in out.read_text().splitlines()]
+        return Result(done.returncode, done.stdout, done.stderr, records, time.monotonic() - start)
+
+    return bench
+
+
+def holding(home: Path, folder: Path, command: str) -> Path:
+    """A build like `home` whose criu never comes back from one command."""
+    folder.mkdir()
+    for entry in home.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    (folder / "libexec").unlink()
+    (folder / "libexec").mkdir()
+    criu = folder / "libexec/criu"
+    criu.write_text(f'#!/bin/sh\n[ "$1" = {command} ] && exec sleep 600\nexec {home}/libexec/criu "$@"\n')
+    criu.chmod(0o755)
+    return folder
+
+
+def test_variants_set_what_they_are_named_after(bench):
+    ways = {"stock": set(), "mapped": {"mapped"}}
+    ways |= {name: {"read"} for name in ["threads", "huge-threads", "all-threads", "all-threads+huge"]}
+    done = bench("--rounds", "1", "--variants", ",".join(ways))
+    assert done.returncode == 0, done.stderr
+    for name in ways:
+        samples = done.restores(name)
+        assert [(sample["ok"], sample["warmup"]) for sample in samples] == [(True, True), (True, False)]
+        large = {span["name"] for sample in samples for span in sample["spans"] if span["bytes"] > 60 * MIB}
+        assert large & {"mapped", "read"} == ways[name]
+        assert [sample["huge_bytes"] for sample in samples] == [64 * MIB if "huge" in name else 0] * 2
+        assert f"restore  0.0625 {name:18}   1   0" in done.stdout
+
+
+def test_a_criu_that_hangs_ends_the_run(bench, patched_build, tmp_path):
+    patched = holding(patched_build.home, tmp_path / "holding", "restore")
+    done = bench("--rounds", "5", "--variants", "stock,driver-api", "--op-limit-s", "3", patched=patched)
+    assert done.returncode == 1
+    assert "gpu_bench: the run stops at its first hang, restore driver-api: " in done.stderr
+    assert "libexec/criu restore did not end within 3 s" in done.stderr
+    [sample] = done.restores("driver-api")
+    assert (sample["ok"], sample["hang"]) == (False, True)
+    assert done.records[-1] == sample, "nothing comes after it"
+    assert all(record["ok"] for record in done.restores("stock"))
+    assert done.seconds < 30
+    assert "kind" in done.stdout, "the table of what there is"
+
+
+def test_a_driver_that_hangs_ends_the_run(bench):
+    faults = {"GPUCKPT_FAKE_FAULTS": "restore:*:delay=60000"}
+    done = bench("--rounds", "5", "--variants", "driver-api", "--op-limit-s", "4", **faults)
+    assert done.returncode == 1
+    [sample] = done.restores("driver-api")
+    assert sample["hang"]
+    assert sample["reason"].startswith("cuda-restore of pid ")
+    assert done.seconds < 30
+
+
+def test_a_workload_that_does_not_start_ends_the_run(bench):
+    done = bench("--op-limit-s", "2", GPUCKPT_FAKE_FAULTS="retain:*:delay=60000")
+    assert done.returncode == 1
+    assert "gpu_bench: the workload was not ready within 2 s" in done.stderr
+    assert [record["kind"] for record in done.records] == ["manifest"]
+    assert done.seconds < 30
