@@ -44,13 +44,17 @@
 /* So many bytes per read let several threads share the work evenly. A multiple of a huge page: see add_read(). */
 #define THREAD_READ_BYTES (4UL << 20)
 
+/* So many bytes are populated at once by one thread. */
+#define POPULATE_BYTES (32UL << 20)
+
 struct page_run {
 	struct vma_area *vma;
 	unsigned long addr;
 	unsigned long len;
 	off_t off;
 	bool mappable;
-	bool huge; /* read, into memory that asks for huge pages */
+	bool driver; /* what the driver parked: nothing but the driver touches it, and then it is gone */
+	bool huge;   /* read, into memory that asks for huge pages */
 };
 
 struct range {
@@ -229,7 +233,7 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 			stand_aside(t, aside);
 		plan.maps = !aside;
 	}
-	if (sw->driver_huge_pages || (plan.maps && sw->mapped_scope == MAPPED_SCOPE_DRIVER))
+	if (sw->driver_huge_pages || plan.maps)
 		return read_driver_ranges(t);
 	return 0;
 }
@@ -306,8 +310,8 @@ static bool continues_last_run(const struct page_run *run)
 {
 	const struct page_run *last = &plan.runs[plan.n - 1];
 
-	return plan.n && last->vma == run->vma && last->mappable == run->mappable && last->huge == run->huge &&
-	       last->addr + last->len == run->addr && last->off + last->len == run->off;
+	return plan.n && last->vma == run->vma && last->mappable == run->mappable && last->driver == run->driver &&
+	       last->huge == run->huge && last->addr + last->len == run->addr && last->off + last->len == run->off;
 }
 
 static int add_run(struct page_run run)
@@ -350,6 +354,7 @@ static int add_runs(struct vma_area *vma, unsigned long addr, unsigned long len,
 		bool inside;
 
 		run.len = split_at_driver_range(addr, len, &inside);
+		run.driver = inside;
 		run.mappable = mappable && (inside || switches()->mapped_scope == MAPPED_SCOPE_ALL);
 		run.huge = inside && !run.mappable && may_be_huge(vma);
 		if (mappable && !run.mappable)
@@ -416,7 +421,7 @@ static struct piece piece_at(const struct page_run *run, unsigned long addr, con
 
 	if (!run->mappable)
 		return (struct piece){addr, end - addr, false};
-	if (cut->period) {
+	if (cut->period && !run->driver) {
 		if (anchored(run->vma, addr, cut))
 			return (struct piece){addr, PAGE_SIZE, false};
 		end = min(end, next_anchor(run->vma, addr, cut));
@@ -552,14 +557,14 @@ static int render_all_mapped(struct memory_plan *out, const struct cut *cut, siz
 }
 
 /* The part of the driver's range around this run that lies in the run's mapping, so that advice splits no mapping. */
-static struct huge_range huge_range_around(const struct page_run *run)
+static struct driver_range driver_range_around(const struct page_run *run)
 {
 	const VmaEntry *e = run->vma->e;
 	size_t i = 0;
 
 	while (run->addr < plan.driver_ranges[i].start || run->addr >= plan.driver_ranges[i].end)
 		i++; /* one of them is around: see add_runs() */
-	return (struct huge_range){
+	return (struct driver_range){
 		.start = max(plan.driver_ranges[i].start, (unsigned long)e->start),
 		.end = min(plan.driver_ranges[i].end, (unsigned long)e->end),
 	};
@@ -567,16 +572,16 @@ static struct huge_range huge_range_around(const struct page_run *run)
 
 static int render_huge_ranges(struct memory_plan *out)
 {
-	struct huge_range *last = NULL;
+	struct driver_range *last = NULL;
 	size_t i;
 
-	out->huge = (struct huge_range *)rst_mem_align_cpos(RM_PRIVATE);
+	out->huge = (struct driver_range *)rst_mem_align_cpos(RM_PRIVATE);
 	for (i = 0; i < plan.n; i++) {
-		struct huge_range range;
+		struct driver_range range;
 
 		if (!plan.runs[i].huge)
 			continue;
-		range = huge_range_around(&plan.runs[i]);
+		range = driver_range_around(&plan.runs[i]);
 		if (last && last->start == range.start)
 			continue;
 		last = rst_mem_alloc(sizeof(*last), RM_PRIVATE);
@@ -584,6 +589,37 @@ static int render_huge_ranges(struct memory_plan *out)
 			return -1;
 		*last = range;
 		out->huge_n++;
+	}
+	return 0;
+}
+
+static int add_populated(struct memory_plan *out, unsigned long addr, unsigned long end)
+{
+	for (; addr < end; addr += POPULATE_BYTES) {
+		struct driver_range *part = rst_mem_alloc(sizeof(*part), RM_PRIVATE);
+
+		if (!part)
+			return -1;
+		*part = (struct driver_range){addr, min(end, addr + POPULATE_BYTES)};
+		out->populate_n++;
+	}
+	return 0;
+}
+
+static int render_populated_ranges(struct memory_plan *out, const struct cut *cut)
+{
+	struct piece piece;
+	size_t i;
+
+	out->populate = (struct driver_range *)rst_mem_align_cpos(RM_PRIVATE);
+	for (i = 0; switches()->driver_populate && i < plan.n; i++) {
+		if (!plan.runs[i].driver)
+			continue;
+		for_each_piece(&plan.runs[i], piece, cut)
+		{
+			if (piece.mapped && add_populated(out, piece.addr, piece.addr + piece.len))
+				return -1;
+		}
 	}
 	return 0;
 }
@@ -728,7 +764,7 @@ int memory_plan_render(struct pstree_item *t, struct task_restore_args *ta)
 	out->spare_tid = copy_team_spare_tid(out->threads);
 	mapped = choose_cut(&cut);
 	if (render_all_mapped(out, &cut, mapped, ta->vma_ios_fd) || render_huge_ranges(out) ||
-	    render_all_reads(ta, &cut))
+	    render_populated_ranges(out, &cut) || render_all_reads(ta, &cut))
 		return -1;
 	report_aside(out->pid);
 	return 1;

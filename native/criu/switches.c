@@ -89,7 +89,7 @@ int switches_load(void)
 	static const char *const on_off[] = {"0", "1"};
 	static const char *const scopes[] = {"all", "driver"};
 	static const char *const redumps[] = {"standalone", "delta"};
-	unsigned mapped = 0, scope = MAPPED_SCOPE_ALL, redump = MAPPED_REDUMP_STANDALONE, driver_huge = 0;
+	unsigned mapped = 0, scope = MAPPED_SCOPE_ALL, redump = MAPPED_REDUMP_STANDALONE, driver_huge = 0, populate = 0;
 	unsigned long min_kb = DEFAULT_MAPPED_MIN_KB, threads = 1, poll_ms = DEFAULT_FREEZE_POLL_MS;
 	int ret = 0;
 
@@ -99,6 +99,7 @@ int switches_load(void)
 	ret |= load_word("CRIU_MAPPED_SCOPE", scopes, ARRAY_SIZE(scopes), &scope);
 	ret |= load_word("CRIU_MAPPED_REDUMP", redumps, ARRAY_SIZE(redumps), &redump);
 	ret |= load_word("CRIU_DRIVER_HUGE_PAGES", on_off, ARRAY_SIZE(on_off), &driver_huge);
+	ret |= load_word("CRIU_DRIVER_POPULATE", on_off, ARRAY_SIZE(on_off), &populate);
 	ret |= load_number("CRIU_MAPPED_MIN_KB", 1, 1 << 30, &min_kb);
 	ret |= load_number("CRIU_RESTORE_THREADS", 1, MAX_RESTORE_THREADS, &threads);
 	ret |= load_number("CRIU_FREEZE_POLL_MS", 1, DEFAULT_FREEZE_POLL_MS, &poll_ms);
@@ -111,6 +112,7 @@ int switches_load(void)
 	loaded.mapped_min_bytes = min_kb << 10;
 	loaded.restore_threads = threads;
 	loaded.driver_huge_pages = driver_huge;
+	loaded.driver_populate = populate;
 	loaded.freeze_poll_ms = poll_ms;
 	loaded.max_map_count = read_max_map_count();
 	return 0;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Huge pages for what the GPU driver parked, while it is read: where they are asked for, and where not."""
+"""What the GPU driver parked: huge pages where it is read, one populated mapping where it is mapped."""
 
 import re
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ class Mapping:
 
     start: int
     end: int
+    resident_bytes: int
     huge_bytes: int
     flags: tuple[str, ...]
 
@@ -28,11 +29,14 @@ class Mapping:
 def mappings(pid: int, start: int, end: int) -> list[Mapping]:
     """The mappings of a process that overlap start to end."""
     found = re.findall(
-        r"^([0-9a-f]+)-([0-9a-f]+) .*?^AnonHugePages:\s+(\d+) kB.*?^VmFlags: ([a-z ]+)$",
+        r"^([0-9a-f]+)-([0-9a-f]+) .*?^Rss:\s+(\d+) kB.*?^AnonHugePages:\s+(\d+) kB.*?^VmFlags: ([a-z ]+)$",
         Path(f"/proc/{pid}/smaps").read_text(),
         re.M | re.S,
     )
-    all_of_them = [Mapping(int(a, 16), int(b, 16), int(kib) << 10, tuple(flags.split())) for a, b, kib, flags in found]
+    all_of_them = [
+        Mapping(int(a, 16), int(b, 16), int(resident) << 10, int(huge) << 10, tuple(flags.split()))
+        for a, b, resident, huge, flags in found
+    ]
     return [mapping for mapping in all_of_them if mapping.start < end and start < mapping.end]
 
 
@@ -112,6 +116,30 @@ def test_mapped_memory_is_left_alone(scope, patched_build, park):
     assert outcome.mapped_bytes >= 60 * MIB
     assert asked_bytes(outcome, parked.target.pid) == 0
     assert not any("hg" in mapping.flags for mapping in parked.mappings)
+    assert parked.target.ask() == park.digests
+
+
+@pytest.mark.parametrize("scope", ["driver", "all"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_mapped_memory_is_populated(threads, scope, patched_build, park):
+    parked = park(before=9 * MIB, behind=5 * MIB)
+    environment = {"CRIU_MAPPED_RESTORE": "1", "CRIU_MAPPED_SCOPE": scope, "CRIU_RESTORE_THREADS": str(threads)}
+    outcome = patched_build.restored(parked.images, environment={**environment, "CRIU_DRIVER_POPULATE": "1"})
+    [mapping] = parked.mappings  # one, without anchors: nobody but the driver touches it
+    assert mapping.start <= parked.start
+    assert mapping.end >= parked.end
+    assert mapping.resident_bytes >= 50 * MIB
+    assert outcome.notes("populate") == {"driver"}
+    assert parked.target.ask() == park.digests
+
+
+def test_without_populate_pages_come_when_they_are_touched(patched_build, park):
+    parked = park()
+    outcome = patched_build.restored(
+        parked.images, environment={"CRIU_MAPPED_RESTORE": "1", "CRIU_RESTORE_THREADS": "4"}
+    )
+    assert outcome.mapped_bytes >= 60 * MIB
+    assert sum(mapping.resident_bytes for mapping in parked.mappings) < 32 * MIB
     assert parked.target.ask() == park.digests
 
 

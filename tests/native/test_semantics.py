@@ -181,6 +181,7 @@ def test_standalone_generations(stock_build, patched_build, store, start):
         ("CRIU_MAPPED_REDUMP", "full"),
         ("CRIU_RESTORE_THREADS", "1000"),
         ("CRIU_DRIVER_HUGE_PAGES", "always"),
+        ("CRIU_DRIVER_POPULATE", "2"),
         ("CRIU_FREEZE_POLL_MS", "-1"),
     ],
 )

@@ -18,6 +18,7 @@
 #define COPY_TEAM_MAX 256
 #define COPY_TEAM_STACK (32 << 10)
 #define COPY_TEAM_TID_ATTEMPTS 64
+#define TEAM_MADV_POPULATE_READ 22 /* headers older than Linux 5.14 lack it */
 
 struct copy_team {
 	int (*work)(struct copy_team *team, unsigned item); /* 0, or a negative error that ends the work */
@@ -93,6 +94,11 @@ static inline long team_preadv(int fd, const struct iovec *iovs, int n, unsigned
 	return team_syscall6(__NR_preadv, fd, (long)iovs, n, off, 0, 0);
 }
 
+static inline long team_madvise(unsigned long addr, unsigned long len, int advice)
+{
+	return team_syscall6(__NR_madvise, addr, len, advice, 0, 0, 0);
+}
+
 #define COPY_TEAM_HAS_THREADS true
 
 #else /* one worker, the caller, on architectures without an entry stub above */
@@ -114,6 +120,10 @@ static inline long team_mmap(unsigned long len)
 }
 static inline void team_munmap(long addr, unsigned long len)
 {
+}
+static inline long team_madvise(unsigned long addr, unsigned long len, int advice)
+{
+	return -1;
 }
 #ifdef CR_NOGLIBC
 #define team_preadv(fd, iovs, n, off) sys_preadv(fd, (struct iovec *)(iovs), n, off)

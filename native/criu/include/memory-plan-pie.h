@@ -37,7 +37,7 @@ static void memory_plan_ask_for_huge_pages(const struct memory_plan *plan)
 	unsigned i;
 
 	for (i = 0; i < plan->huge_n; i++) {
-		const struct huge_range *range = &plan->huge[i];
+		const struct driver_range *range = &plan->huge[i];
 		long ret = sys_madvise(range->start, range->end - range->start, MADV_HUGEPAGE);
 
 		if (ret)
@@ -48,6 +48,36 @@ static void memory_plan_ask_for_huge_pages(const struct memory_plan *plan)
 	}
 	if (bytes)
 		pr_info("gpuckpt: huge pages pid=%d bytes=%lu\n", plan->pid, bytes);
+}
+
+static int memory_plan_populate_item(struct copy_team *team, unsigned item)
+{
+	const struct memory_plan *plan = team->data;
+	const struct driver_range *range = &plan->populate[item];
+
+	/* Only a hint, and unknown to kernels before 5.14: what is not populated is faulted in when it is touched. */
+	team_madvise(range->start, range->end - range->start, TEAM_MADV_POPULATE_READ);
+	return 0;
+}
+
+/* The driver copies with one thread, which would take a fault for every few pages of a mapped image. */
+static void memory_plan_populate(struct memory_plan *plan)
+{
+	struct copy_team team = {
+		.work = memory_plan_populate_item,
+		.items = plan->populate_n,
+		.data = plan,
+		.spare_tid = plan->spare_tid,
+	};
+	unsigned long start = span_now_us(), bytes = 0;
+	unsigned i, used;
+
+	if (!plan->populate_n)
+		return;
+	for (i = 0; i < plan->populate_n; i++)
+		bytes += plan->populate[i].end - plan->populate[i].start;
+	copy_team_run(&team, plan->threads, &used);
+	span_log("populate", plan->pid, start, span_now_us(), bytes, "driver");
 }
 
 /* Reads differ in size, so they form a list; each worker walks it forward to the item that it drew. */
@@ -102,6 +132,7 @@ static int memory_plan_restore(struct task_restore_args *args)
 	memory_plan_ask_for_huge_pages(plan);
 	if (plan->runs_n && memory_plan_map(plan))
 		return -1;
+	memory_plan_populate(plan);
 	plan->read_start_us = span_now_us();
 	if (plan->threads > 1 && args->vma_ios_n)
 		return memory_plan_read_in_parallel(args);

@@ -16,8 +16,8 @@ struct mapped_run {
 	bool closes_fd; /* the last run of a file that nobody else closes */
 };
 
-/* Memory that is read and may use huge pages meanwhile: the GPU driver releases it after the restore. */
-struct huge_range {
+/* A part of what the GPU driver parked: it is read back after the restore, and then released. */
+struct driver_range {
 	unsigned long start;
 	unsigned long end;
 };
@@ -28,8 +28,11 @@ struct memory_plan {
 	int pid;
 	struct mapped_run *runs;
 	unsigned runs_n;
-	struct huge_range *huge;
+	struct driver_range *huge; /* is read, and may use huge pages meanwhile */
 	unsigned huge_n;
+	struct driver_range
+		*populate; /* is mapped, and shall have its page tables filled; pieces for one worker each */
+	unsigned populate_n;
 	unsigned threads;
 	int spare_tid;
 	unsigned long mapped_bytes;

@@ -22,6 +22,7 @@ struct switches {
 	enum mapped_redump mapped_redump;
 	unsigned restore_threads;
 	bool driver_huge_pages;
+	bool driver_populate;
 	unsigned freeze_poll_ms;
 	unsigned long max_map_count; /* of this node */
 };
