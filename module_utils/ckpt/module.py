@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt import flows
+from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.record import write_record
+from ansible.module_utils.ckpt.record import Record, write_record
 
+MEASURED_KINDS = ("cold", "restore")
+# kinds that are results even where they fail, and kinds that leave the node as it was
+RESULT_KINDS = (*MEASURED_KINDS, "floor")
+HARMLESS_KINDS = ("probe", "floor")
 RECORD_OPTIONS: dict[str, Any] = {
     "run_id": {"type": "str", "required": True},
     "host": {"type": "str"},
@@ -21,7 +26,12 @@ RECORD_OPTIONS: dict[str, Any] = {
     "iteration": {"type": "int", "default": 0},
     "warmup": {"type": "bool", "default": False},
 }
-SHARED_OPTIONS: dict[str, Any] = {
+RECORDING_OPTIONS: dict[str, Any] = {
+    "record": {"type": "dict", "options": RECORD_OPTIONS},
+    "record_path": {"type": "path"},
+    "fail_on_error": {"type": "bool", "default": False},
+}
+SERVER_OPTIONS: dict[str, Any] = {
     "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},
     "server": {"type": "dict", "required": True},
     "criu": {
@@ -32,26 +42,44 @@ SHARED_OPTIONS: dict[str, Any] = {
             "home": {"type": "path", "default": DEFAULT_HOME},
         },
     },
-    "record": {"type": "dict", "options": RECORD_OPTIONS},
-    "record_path": {"type": "path"},
-    "fail_on_error": {"type": "bool", "default": False},
 }
 
-Flow = Callable[[flows.Operation, dict[str, Any]], dict[str, Any]]
+
+class Measurement(Protocol):
+    """What the frame needs to know of a measurement under way."""
+
+    record: Record
+    commands: Commands
+    log_lines: list[str]
 
 
-def run_module(kind: str, options: dict[str, Any], flow: Flow) -> None:
-    """Run a measuring module: its flow, the record on the node, and the result."""
-    module = AnsibleModule(argument_spec={**SHARED_OPTIONS, **options}, supports_check_mode=True)
+MeasurementT = TypeVar("MeasurementT", bound=Measurement)
+
+
+def run_module(
+    kind: str, options: dict[str, Any], flow: Callable[[flows.Operation, dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Run a module that measures a server: its flow, the record on the node, and the result."""
+    measure(kind, {**SERVER_OPTIONS, **options}, flows.open_operation, flow)
+
+
+def measure(
+    kind: str,
+    options: dict[str, Any],
+    begin: Callable[[str, Mapping[str, Any]], MeasurementT],
+    flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
+) -> None:
+    """Run any measuring module: `begin` checks its options, `flow` measures; both raise CkptError."""
+    module = AnsibleModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     result: dict[str, Any] = {"changed": False, "record": None, "actions": [], "reason": None, "log_lines": []}
-    operation: flows.Operation | None = None
+    operation: MeasurementT | None = None
     try:
-        operation = flows.open_operation(kind, module.params)
+        operation = begin(kind, module.params)
         if module.check_mode:
-            result["changed"] = kind != "probe"
+            result["changed"] = kind not in HARMLESS_KINDS
             module.exit_json(**result)
         result.update(flow(operation, module.params))
-        result["changed"] = kind != "probe"
+        result["changed"] = kind not in HARMLESS_KINDS
     except CkptError as error:
         _note_failure(module, operation, result, error)
     except Exception as error:
@@ -65,7 +93,7 @@ def run_module(kind: str, options: dict[str, Any], flow: Flow) -> None:
 
 
 def _note_failure(
-    module: AnsibleModule, operation: flows.Operation | None, result: dict[str, Any], error: CkptError
+    module: AnsibleModule, operation: Measurement | None, result: dict[str, Any], error: CkptError
 ) -> None:
     """A failed measurement is a result; a failure that makes no measurement ends the task."""
     result.update(reason=error.reason, log_lines=error.log_lines, changed=True, msg=error.message)
@@ -74,12 +102,12 @@ def _note_failure(
         operation.record.log_tail = error.log_lines or operation.record.log_tail
         result["log_lines"] = error.log_lines + operation.log_lines
         _keep_record(module, operation, result)
-    measured = operation is not None and operation.record.kind in ("cold", "restore")
+    measured = operation is not None and operation.record.kind in RESULT_KINDS
     if not measured or not module.params.get("record") or module.params["fail_on_error"]:
         module.fail_json(**result)
 
 
-def _keep_record(module: AnsibleModule, operation: flows.Operation, result: dict[str, Any]) -> None:
+def _keep_record(module: AnsibleModule, operation: Measurement, result: dict[str, Any]) -> None:
     result["actions"] = operation.commands.actions
     result["record"] = operation.record.as_dict(operation.commands.actions)
     if module.params.get("record"):

@@ -59,13 +59,14 @@ class Record:
         self.canary_equal: bool | None = None
         self.counter: dict[str, int | None] = {"before": None, "after": None}
         self.requests: list[dict[str, Any]] = []
-        self.build: dict[str, Any] = {"name": "current", "digest": None, "version": None}
+        self.build: dict[str, Any] | None = {"name": "current", "digest": None, "version": None}
         self.switches: dict[str, str] = {}
         self.slimming = "none"
-        self.source = "store"
+        self.source: str | None = "store"
         self.page_cache: dict[str, Any] = {"asked": "warm", "resident_fraction": None}
         self.checks: dict[str, bool | None] = dict.fromkeys(GATES)
         self.log_tail: list[str] = []
+        self.floor: dict[str, dict[str, Any]] = {}
         self.failure: CkptError | None = None
 
     def mark(self, name: str, when: float) -> None:
@@ -113,6 +114,7 @@ class Record:
             "checks": self.checks,
             "actions": actions,
             "log_tail": self.log_tail,
+            "floor": {} if failure else self.floor,
         }
 
     def _phases(self, start: float | None) -> dict[str, dict[str, float]]:

@@ -202,8 +202,8 @@ class Record(Model):
                 errors.append(f"status is ok, yet these checks of the truth gate are false: {', '.join(missed)}")
             if self.kind in MEASURED_KINDS and self.t.T1 is None and self.t.T4 is None:
                 errors.append(f"an ok {self.kind} record needs T4 or at least T1")
-        if (self.kind == "floor") != bool(self.floor):
-            errors.append("records of kind floor, and only they, carry floor quantities")
+        if bool(self.floor) != (self.kind == "floor" and self.status == "ok"):
+            errors.append("ok records of kind floor, and only they, carry floor quantities")
         if errors:
             raise ValueError("; ".join(errors))
         return self

@@ -13,7 +13,7 @@
  *   GPUCKPT_FAKE_DEVICE      a file that the target holds open, as it would /dev/nvidia0, except while checkpointed
  *   GPUCKPT_FAKE_TOTAL_MB    size of the "GPU" (default 8192)
  *   GPUCKPT_FAKE_FAULTS      scripted faults, separated by spaces: CALL:PID:RESULT[:TIMES] or CALL:PID:delay=MS,
- *                            CALL one of init retain tid state lock checkpoint restore unlock, PID a number or *
+ *                            CALL one of init retain copy tid state lock checkpoint restore unlock, PID a number or *
  *   GPUCKPT_FAKE_NEEDS_INIT  if set, a restore fails with CUDA_ERROR_NOT_INITIALIZED unless the caller called cuInit
  *   GPUCKPT_FAKE_VERSION     what cuDriverGetVersion answers (default 13000)
  */
@@ -427,6 +427,24 @@ EXPORT CUresult cuMemcpyHtoD_v2(uint64_t pointer, const void *memory, size_t byt
 	    transfer((pointer >> 40) - 1, (void *)memory, pointer & ((1UL << 40) - 1), bytes, true))
 		result = CUDA_ERROR_INVALID_VALUE;
 	return result;
+}
+
+/* A copy is over when its call returns, so a stream has nothing to wait for. */
+EXPORT CUresult cuMemcpyHtoDAsync_v2(uint64_t pointer, const void *memory, size_t bytes, void *stream)
+{
+	return stream == block ? fault("copy", getpid()) ?: cuMemcpyHtoD_v2(pointer, memory, bytes)
+			       : CUDA_ERROR_INVALID_VALUE;
+}
+
+EXPORT CUresult cuStreamCreate(void **stream, unsigned int flags)
+{
+	*stream = block;
+	return flags ? CUDA_ERROR_INVALID_VALUE : enter();
+}
+
+EXPORT CUresult cuStreamSynchronize(void *stream)
+{
+	return stream == block ? enter() : CUDA_ERROR_INVALID_VALUE;
 }
 
 EXPORT CUresult cuMemcpyDtoH_v2(void *memory, uint64_t pointer, size_t bytes)

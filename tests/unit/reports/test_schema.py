@@ -45,7 +45,7 @@ def test_all_errors_are_named_at_once():
         ({"t": {"T0": 0.5, "T4": 1.0}}, "t.T0"),
         ({"t": {"T0": 0.0, "T4": -1.0}}, "t.T4"),
         ({"phases": {"criu": {"start": 2.0, "end": 1.0}}}, "phases.criu: end (1.0) lies before start (2.0)"),
-        ({"kind": "floor"}, "records of kind floor, and only they"),
+        ({"kind": "floor"}, "ok records of kind floor, and only they"),
         ({"started_at": "2026-01-02T03:04:05"}, "started_at"),
         ({"schema_version": 2}, "schema_version"),
         ({"switches": {"LD_PRELOAD": "x"}}, "switches.LD_PRELOAD"),
