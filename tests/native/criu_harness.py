@@ -13,12 +13,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent.parent  # means nothing in a bench's kit, which may lie anywhere
 TARBALL_VARIABLE = "GPUCKPT_CRIU_TARBALL"
 PR_SET_CHILD_SUBREAPER = 36
 SUMMARY = re.compile(
     r"gpuckpt: memory pid=(\d+) mapped_bytes=(\d+) read_bytes=(\d+) maps=(\d+) threads=(\d+)", re.MULTILINE
 )
+HUGE_PAGES = re.compile(r"gpuckpt: huge pages pid=(\d+) bytes=(\d+)$", re.MULTILINE)
 SPAN = re.compile(
     r"gpuckpt: span name=(\S+) pid=(\d+) start=(\d+\.\d{6}) end=(\d+\.\d{6}) bytes=(\d+) note=(\S+)$", re.M
 )
@@ -105,6 +106,17 @@ class Outcome:
     def mapped_bytes(self) -> int:
         return sum(int(match.group(2)) for match in SUMMARY.finditer(self.log))
 
+    def asked_huge_bytes(self, pid: int) -> int:
+        """The bytes that the restore of one process asked huge pages for."""
+        return sum(int(size) for of, size in HUGE_PAGES.findall(self.log) if int(of) == pid)
+
+    def span_seconds(self, name: str, pid: int) -> float | None:
+        """How long the span of that name took for one process, or None where there is none."""
+        for match in SPAN.finditer(self.log):
+            if (match.group(1), int(match.group(2))) == (name, pid):
+                return round(float(match.group(4)) - float(match.group(3)), 6)
+        return None
+
     def notes(self, name: str) -> set[str]:
         """The notes of all spans of that name."""
         return {match.group(6) for match in SPAN.finditer(self.log) if match.group(1) == name}
@@ -117,24 +129,29 @@ class Build:
     home: Path
     tree: Path | None = None
     launcher: tuple[str, ...] = ()
+    limit_s: float = 600.0
 
     @property
     def binary(self) -> Path:
         return self.home / "libexec/criu"
 
     def run(self, command: str, images: Path, *arguments: str, environment: dict[str, str] | None = None) -> Outcome:
+        """Runs criu. Raises HarnessError when it does not end within limit_s."""
         log = images / f"{command}.log"
         log.unlink(missing_ok=True)
         start = time.monotonic()
-        done = subprocess.run(
-            [*self.launcher, self.binary, command, "-D", images, "-o", log, "-v4", *arguments],
-            env={**os.environ, "CRIU_LIBS_DIR": str(self.home / "lib/criu"), **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=600,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [*self.launcher, self.binary, command, "-D", images, "-o", log, "-v4", *arguments],
+                env={**os.environ, "CRIU_LIBS_DIR": str(self.home / "lib/criu"), **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=self.limit_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise HarnessError(f"criu {command} did not end within {self.limit_s:g} s") from None
         seconds = time.monotonic() - start
         return Outcome(done.returncode, log.read_text(errors="replace") if log.exists() else "", seconds)
 

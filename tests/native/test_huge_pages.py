@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from criu_harness import Outcome, Target, largest_mapping
+from criu_harness import Target, largest_mapping
 
 MIB = 1 << 20
 BLOCK = 4 * MIB  # so much memory is filled by one thread at a time
 HUGE = {"CRIU_DRIVER_HUGE_PAGES": "1"}
 POLICY = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-ASKED = re.compile(r"gpuckpt: huge pages pid=(\d+) bytes=(\d+)$", re.M)
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,6 @@ def mappings(pid: int, start: int, end: int) -> list[Mapping]:
         for a, b, resident, huge, flags in found
     ]
     return [mapping for mapping in all_of_them if mapping.start < end and start < mapping.end]
-
-
-def asked_bytes(outcome: Outcome, pid: int) -> int:
-    """The bytes that CRIU says it asked huge pages for."""
-    return sum(int(size) for of, size in ASKED.findall(outcome.log) if int(of) == pid)
 
 
 def policy() -> str:
@@ -92,7 +86,7 @@ def test_driver_memory_gets_huge_pages(threads, patched_build, park):
         assert mapping.huge_bytes >= 44 * MIB
     beside = mappings(parked.target.pid, parked.start - MIB, parked.end + MIB)
     assert [("hg" in found.flags) for found in beside] == [False, True, False]
-    assert asked_bytes(outcome, parked.target.pid) == 50 * MIB
+    assert outcome.asked_huge_bytes(parked.target.pid) == 50 * MIB
     assert outcome.summary(parked.target.pid)["threads"] == threads
     assert parked.target.ask() == park.digests
 
@@ -104,7 +98,7 @@ def test_without_the_switch_nothing_changes(patched_build, park):
     assert "hg" not in mapping.flags
     if policy() != "always":
         assert mapping.huge_bytes == 0
-    assert asked_bytes(outcome, parked.target.pid) == 0
+    assert outcome.asked_huge_bytes(parked.target.pid) == 0
     assert parked.target.ask() == park.digests
 
 
@@ -114,7 +108,7 @@ def test_mapped_memory_is_left_alone(scope, patched_build, park):
     environment = {**HUGE, "CRIU_MAPPED_RESTORE": "1", "CRIU_MAPPED_SCOPE": scope}
     outcome = patched_build.restored(parked.images, environment=environment)
     assert outcome.mapped_bytes >= 60 * MIB
-    assert asked_bytes(outcome, parked.target.pid) == 0
+    assert outcome.asked_huge_bytes(parked.target.pid) == 0
     assert not any("hg" in mapping.flags for mapping in parked.mappings)
     assert parked.target.ask() == park.digests
 
@@ -149,7 +143,7 @@ def test_advice_of_the_process_is_kept(patched_build, park):
     [mapping] = parked.mappings
     assert "nh" in mapping.flags
     assert mapping.huge_bytes == 0
-    assert asked_bytes(outcome, parked.target.pid) == 0
+    assert outcome.asked_huge_bytes(parked.target.pid) == 0
     assert parked.target.ask() == park.digests
 
 
