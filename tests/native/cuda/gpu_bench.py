@@ -43,8 +43,9 @@ MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
 THREADS = {"CRIU_RESTORE_THREADS": "8"}
 POOL = {"CRIU_CUDA_CONTEXT_POOL": "1"}
 HUGE = {"CRIU_DRIVER_HUGE_PAGES": "1"}
+POPULATE = {"CRIU_DRIVER_POPULATE": "1"}
 QUICK_FREEZE = {"CRIU_FREEZE_POLL_MS": "1"}
-ALL = DRIVER_API | MAPPED | THREADS | QUICK_FREEZE
+ALL = DRIVER_API | MAPPED | THREADS | POPULATE | QUICK_FREEZE
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ VARIANTS = {
     "patched-off": Variant("patched", COMMAND),
     "driver-api": Variant("patched", DRIVER_API),
     "mapped": Variant("patched", COMMAND | MAPPED),
+    "populate": Variant("patched", COMMAND | MAPPED | THREADS | POPULATE),
     "threads": Variant("patched", COMMAND | THREADS),
     "huge-threads": Variant("patched", COMMAND | THREADS | HUGE),
     "pool": Variant("patched", COMMAND | POOL),
