@@ -94,6 +94,15 @@ class CheckpointSize:
 
 
 @dataclass(frozen=True)
+class FirstStart:
+    """The start of a server that checkpoints are taken of: seconds until it was healthy, and until its first token."""
+
+    server: str
+    healthy_s: float | None
+    first_token_s: float | None
+
+
+@dataclass(frozen=True)
 class ProbeResult:
     """Warm-up requests: seconds to the first token, tokens per second."""
 
@@ -111,6 +120,7 @@ class HostAnalysis:
     host: str
     lanes: list[LaneResult]
     checkpoints: list[CheckpointSize]
+    first_starts: list[FirstStart]
     probes: list[ProbeResult]
     floors: dict[str, tuple[float, str]]
     failures: list[dict[str, Any]]
@@ -171,7 +181,13 @@ class _Host:
 
     def analysis(self) -> HostAnalysis:
         return HostAnalysis(
-            self.host, self._lanes(), self._checkpoints(), self._probes(), self.floors, self._failures()
+            host=self.host,
+            lanes=self._lanes(),
+            checkpoints=self._checkpoints(),
+            first_starts=self._first_starts(),
+            probes=self._probes(),
+            floors=self.floors,
+            failures=self._failures(),
         )
 
     def _lanes(self) -> list[LaneResult]:
@@ -236,10 +252,18 @@ class _Host:
                     total=sum(by_kind.values()) if total is None else total,
                     gpu=_integer(row["gpu_bytes"]),
                     archive=_integer(row["archive_bytes"]),
-                    dump_s=None if pd.isna(row["T1"]) else row["T1"],
+                    dump_s=_number(row["T1"]),
                 )
             )
         return sizes
+
+    def _first_starts(self) -> list[FirstStart]:
+        """Cold starts beside the schedule: warm-up records under the name of a server, which is no lane's."""
+        rows = self.records[(self.records["kind"] == "cold") & (self.records["status"] == "ok")]
+        beside = rows[rows["warmup"].astype(bool) & ~rows["lane"].isin([lane.name for lane in self.manifest.lanes])]
+        return [
+            FirstStart(row["lane"], _number(row["T3"]), _number(row["T4"])) for row in _dicts(beside.sort_values("seq"))
+        ]
 
     def _probes(self) -> list[ProbeResult]:
         lanes = self.records.loc[self.records["kind"] == "probe", ["seq", "kind", "lane"]]
@@ -302,6 +326,10 @@ def _median(column: pd.Series[Any]) -> float | None:
 def _range(column: pd.Series[Any]) -> tuple[int, int] | None:
     present = column.dropna()
     return (int(present.min()), int(present.max())) if len(present) else None
+
+
+def _number(value: Any) -> float | None:
+    return None if pd.isna(value) else float(value)
 
 
 def _integer(value: Any) -> int | None:

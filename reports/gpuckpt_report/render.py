@@ -16,13 +16,22 @@ from markupsafe import Markup
 
 from gpuckpt_report import stats, svg, tables
 from gpuckpt_report.advisor import Advice, advise
-from gpuckpt_report.analysis import HostAnalysis, RunAnalysis
+from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, RunAnalysis
 from gpuckpt_report.database import MOMENTS, SIZES
 from gpuckpt_report.schema import Record
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.units import human_bytes, human_seconds, quantity, times
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
+# Floor quantities in words; others are shown by their names.
+FLOORS = {
+    CONTEXT_COST: "CUDA context in a fresh process",
+    COPY_CEILING: "copy host to GPU, pinned",
+    "copy_h2d_pageable": "copy host to GPU, pageable",
+    RESTORE_FLOOR: "restore as a whole",
+    "store_read_1": "read of the checkpoint store, 1 thread",
+    "store_read_8": "read of the checkpoint store, 8 threads",
+}
 CSV_IDENTITY = ("run_id", "host", "seq", "lane", "kind", "iteration", "warmup", "status", "reason")
 
 
@@ -34,6 +43,7 @@ class HostView:
     lanes: tables.Table
     phases: tables.Table | None
     checkpoints: tables.Table | None
+    first_starts: tables.Table | None
     probes: tables.Table | None
     advice: Advice | None
     headline: str
@@ -105,10 +115,11 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
         lanes=tables.lanes(host),
         phases=tables.phases(host),
         checkpoints=tables.checkpoints(host.checkpoints),
+        first_starts=tables.first_starts(host.first_starts),
         probes=tables.probes(host.probes),
         advice=advise(host.lanes),
         headline=headline(host, analysis),
-        floors=[(name, quantity(value, unit)) for name, (value, unit) in host.floors.items()],
+        floors=[(FLOORS.get(name, name), quantity(value, unit)) for name, (value, unit) in host.floors.items()],
         provenance=_flatten(analysis.manifest.hosts.get(host.host, {})),
         distribution_svg=Markup(svg.distribution(f"distribution-{host.host}", host.lanes, analysis.metric_name)),
         phase_svgs=_phase_charts(host, colours),

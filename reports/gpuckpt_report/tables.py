@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuckpt_report import stats
-from gpuckpt_report.analysis import UNATTRIBUTED, CheckpointSize, HostAnalysis, LaneResult, ProbeResult
+from gpuckpt_report.analysis import UNATTRIBUTED, CheckpointSize, FirstStart, HostAnalysis, LaneResult, ProbeResult
 from gpuckpt_report.units import human_bytes, seconds, times
 
 
@@ -77,6 +77,14 @@ def checkpoints(sizes: Sequence[CheckpointSize]) -> Table | None:
     return Table(headings, rows)
 
 
+def first_starts(starts: Sequence[FirstStart]) -> Table | None:
+    """Starts of the servers that checkpoints are taken of; None where none was recorded."""
+    if not starts:
+        return None
+    rows = [[start.server, seconds(start.healthy_s), seconds(start.first_token_s)] for start in starts]
+    return Table(["first start of", "healthy s", "first token s"], rows)
+
+
 def probes(results: Sequence[ProbeResult]) -> Table | None:
     """Warm-up requests; None where none were recorded."""
     if not results:
@@ -97,6 +105,13 @@ class _Column:
         return seconds(lane.moments[self.moment])
 
 
+class _FloorColumn:
+    heading = "floor s"
+
+    def value(self, lane: LaneResult) -> str:
+        return seconds(lane.floor)
+
+
 class _GpuMemoryColumn:
     heading = "GPU memory after stop"
 
@@ -108,6 +123,7 @@ class _GpuMemoryColumn:
 
 
 _OPTIONAL_LANE_COLUMNS = (
+    _FloorColumn(),
     _Column("returned s", "T1"),
     _Column("CUDA running s", "T2"),
     _Column("healthy s", "T3"),

@@ -72,6 +72,14 @@ def test_resume_with_more_iterations_keeps_what_was_measured():
     assert rest == ckpt_schedule(LANES, 5, seed=7)[len(done) :]
 
 
+def test_a_first_start_beside_the_schedule_is_no_entry_and_its_number_is_not_reused():
+    whole = ckpt_schedule(LANES, 2, seed=7)
+    start = {"kind": "cold", "lane": "podman-shared-0123abcd", "iteration": 1, "warmup": True, "seq": len(whole) + 1}
+    assert ckpt_schedule(LANES, 2, seed=7, done=[start, *whole[:5]]) == whole[5:]
+    rest = ckpt_schedule(LANES, 3, seed=7, done=[start, *whole])
+    assert [entry["seq"] for entry in rest] == [start["seq"] + 1 + number for number in range(4)]
+
+
 def test_resume_with_another_lane_never_reuses_a_number():
     done = ckpt_schedule(LANES, 3, seed=7)
     rest = ckpt_schedule([*LANES, "tar"], 3, seed=7, done=done)

@@ -101,8 +101,13 @@ def checkpoint(seq: int, lane: str, gpu: int) -> dict[str, Any]:
     )
 
 
+def first_start(seq: int, seconds: float, **changes: Any) -> dict[str, Any]:
+    """The start of the server that the checkpoints are taken of."""
+    return record(seq, "podman-shared-0123abcd", 1, seconds, kind="cold", warmup=True, **changes)
+
+
 def run_records(iterations: int = 5, failures: int = 1) -> list[dict[str, Any]]:
-    """Checkpoints, warm-up requests, a warm-up round, measured rounds, and failures in the last lane but one."""
+    """Checkpoints, warm-up requests, a floor, the first start, a warm-up round, measured rounds, and failures in the last lane but one."""
     draw = random.Random(1)
     names = list(LANES)
     records = [
@@ -112,8 +117,13 @@ def run_records(iterations: int = 5, failures: int = 1) -> list[dict[str, Any]]:
             {"ttft_s": 0.02 + 0.001 * number, "duration_s": 0.2, "tokens": 16} for number in range(5)
         ]),
         record(4, "cold", 0, 1.0, kind="floor", phases={}, t={"T0": 0.0}, floor={
-            "context": {"value": 0.4, "unit": "s"}, "copy_h2d": {"value": 52e9, "unit": "B/s"}
+            "context": {"value": 0.4, "unit": "s"},
+            "copy_h2d": {"value": 52e9, "unit": "B/s"},
+            "copy_h2d_pageable": {"value": 6.5e9, "unit": "B/s"},
+            "store_read_1": {"value": 2.4e9, "unit": "B/s"},
+            "store_read_8": {"value": 14e9, "unit": "B/s"},
         }),
+        first_start(5, 93.2),
     ]  # fmt: skip
     seq = 10
     for round_number in range(iterations + 1):

@@ -76,6 +76,28 @@ def test_floor_is_context_plus_copy_of_the_lanes_gpu_bytes(fake_run, analyse):
     assert lane_of(result, "cold").floor is None
 
 
+def test_a_first_start_is_shown_and_enters_no_figure(fake_run, analyse):
+    records = [
+        *rounds("cold", [50.0, 51.0, 52.0]),
+        synthetic.record(9, "cold", 1, 70.0, warmup=True),
+        synthetic.first_start(10, 93.0),
+        synthetic.first_start(11, 60.0, status="failed", reason="server_died"),
+    ]
+    result = analyse(fake_run(records))
+    (host,) = result.hosts
+    assert [(start.server, start.first_token_s) for start in host.first_starts] == [("podman-shared-0123abcd", 93.0)]
+    assert [lane.name for lane in host.lanes] == ["cold"]
+    assert host.lanes[0].median == 51.0
+    assert [record["seq"] for record in host.failures] == [11]
+
+
+def test_a_floor_that_failed_is_a_failure_and_no_floor(fake_run, analyse):
+    broken = synthetic.failed(9, "node", 0, kind="floor", reason="timeout", checks={})
+    (host,) = analyse(fake_run([broken, *rounds("podman-stock", [9.0] * 3)])).hosts
+    assert (host.floors, host.lanes[0].floor) == ({}, None)
+    assert [record["kind"] for record in host.failures] == ["floor"]
+
+
 def test_another_metric_moves_every_figure(fake_run, analyse):
     assert lane_of(analyse(fake_run(rounds("podman-stock", [10.0] * 3), metric="T1")), "podman-stock").median == 7.0
 

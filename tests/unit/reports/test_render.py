@@ -97,10 +97,33 @@ def test_failures_are_shown_with_reason_log_and_commands(rendered):
     assert "| 1 canary_differs |" in (rendered / "report.md").read_text()
 
 
+def test_the_floor_is_told_in_words_and_for_each_lane(rendered):
+    html, markdown = ((rendered / name).read_text() for name in ("report.html", "report.md"))
+    for part in (
+        "CUDA context in a fresh process",
+        "copy host to GPU, pinned",
+        "48.4 GiB/s",
+        "read of the checkpoint store",
+    ):
+        assert part in html
+        assert part in markdown
+    # 0.4 s and 12 GiB at 52 GB/s
+    stock = next(line for line in markdown.splitlines() if line.startswith("| podman-stock (baseline)"))
+    assert " 0.648 |" in stock
+    assert "floor s" in markdown
+
+
+def test_the_first_start_is_told(rendered):
+    html, markdown = ((rendered / name).read_text() for name in ("report.html", "report.md"))
+    assert "| podman-shared-0123abcd | 83.9 | 93.2 |" in markdown
+    assert "<h3>First starts</h3>" in html
+    assert "93.2" in html
+
+
 def test_csv_has_a_row_per_record_with_phases(rendered):
     with (rendered / "records.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 28
+    assert len(rows) == 29
     restore = next(
         row for row in rows if row["lane"] == "podman-stock" and row["warmup"] == "False" and row["kind"] == "restore"
     )
@@ -227,7 +250,7 @@ def test_command_line_from_ingest_to_summary(fake_run, capsys):
     assert cli.main([*options, "render", "fake-run"]) == 0
     assert cli.main([*options, "summary", str(run.path)]) == 0
     output = capsys.readouterr().out
-    assert "0 records added, 28 known, 0 rejected" in output
+    assert "0 records added, 29 known, 0 rejected" in output
     assert "podman-stock (baseline)" in output
     assert f"report: {run.path / 'report.html'}" in output
     assert cli.main([*options, "compare", "fake-run", "latest"]) == 0

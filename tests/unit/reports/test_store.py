@@ -26,7 +26,7 @@ def test_ingest_is_idempotent_and_follows_the_order_of_the_run(fake_run):
     run = fake_run()
     records = run.records()
     assert [record.seq for record in records] == sorted(record.seq for record in records)
-    assert len(records) == 28
+    assert len(records) == 29
     again = run.ingest()
     assert (again.added, again.known, again.rejected) == (0, 28, [])
     assert run.records() == records
@@ -114,7 +114,7 @@ def test_loading_twice_gives_the_same_database(fake_run):
     database.load(engine, run)
     for table in (database.RECORDS, *database.DETAILS):
         assert database.read(engine, table, "fake-run").equals(first[table.name])
-    assert len(first["records"]) == 28
+    assert len(first["records"]) == 29
     assert len(first["requests"]) == 5
 
 
