@@ -43,8 +43,10 @@ def bench(stock_build, patched_build, programs, tmp_path):
 
 
 def test_each_variant_restores_from_each_cache_in_each_round(bench):
-    names = ["stock", "threads", "huge-threads", "mapped"]
-    expanded = {"stock", "threads-1", "threads-3", "huge-threads-1", "huge-threads-3", "mapped"}
+    names = ["stock", "threads", "huge-threads", "mapped", "mapped-populate"]
+    expanded = {"stock", "mapped"} | {
+        f"{name}-{n}" for name in names if "-" in name or name == "threads" for n in (1, 3)
+    }
     done, samples = bench("-n", "1", "--cache", "warm", "dropped", "--variants", *names, "--threads", "1", "3")
     assert done.returncode == 0, done.stderr
     for iteration in range(2):
@@ -54,8 +56,10 @@ def test_each_variant_restores_from_each_cache_in_each_round(bench):
         assert sample["correct"]
         assert (sample["cached_bytes_before"] > 60 * MIB) == (sample["cache"] == "warm")
         assert sample["asked_huge_bytes"] == (64 * MIB if "huge" in sample["variant"] else 0)
-        if sample["variant"].endswith("-3"):
+        if sample["variant"].endswith("threads-3"):
             assert sample["used_threads"] == 3
+        if sample["variant"].startswith("mapped"):
+            assert (sample["maps"] == 1) == ("populate" in sample["variant"]), "the heap is the driver's only there"
     assert len(done.stdout.splitlines()) == 1 + 2 * len(expanded)
 
 

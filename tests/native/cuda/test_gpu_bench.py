@@ -64,7 +64,7 @@ def holding(home: Path, folder: Path, command: str) -> Path:
 
 
 def test_variants_set_what_they_are_named_after(bench):
-    ways = {"stock": set(), "mapped": {"mapped"}}
+    ways = {"stock": set(), "mapped": {"mapped"}, "populate": {"mapped", "populate"}}
     ways |= {name: {"read"} for name in ["threads", "huge-threads", "all-threads", "all-threads+huge"]}
     done = bench("--rounds", "1", "--variants", ",".join(ways))
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def test_variants_set_what_they_are_named_after(bench):
         samples = done.restores(name)
         assert [(sample["ok"], sample["warmup"]) for sample in samples] == [(True, True), (True, False)]
         large = {span["name"] for sample in samples for span in sample["spans"] if span["bytes"] > 60 * MIB}
-        assert large & {"mapped", "read"} == ways[name]
+        assert large & {"mapped", "read", "populate"} == ways[name]
         assert [sample["huge_bytes"] for sample in samples] == [64 * MIB if "huge" in name else 0] * 2
         assert f"restore  0.0625 {name:18}   1   0" in done.stdout
 
