@@ -130,6 +130,16 @@ def test_the_warm_up_requests_are_recorded(whole: list[dict[str, Any]]) -> None:
         assert all(0 < request["ttft_s"] <= request["duration_s"] for request in record["requests"])
 
 
+def test_the_first_start_of_each_server_is_recorded_beside_the_schedule(first_part: list[dict[str, Any]]) -> None:
+    colds = [record for record in first_part if record["kind"] == "cold"]
+    starts = [record for record in colds if record["lane"] != "cold"]
+    probed = {record["lane"] for record in first_part if record["kind"] == "probe"}
+    assert {record["lane"] for record in starts} == probed
+    assert all(record["warmup"] and record["status"] == "ok" and record["t"]["T4"] > 0 for record in starts)
+    entries = [record for record in first_part if record["kind"] in ("cold", "restore") and record not in starts]
+    assert min(record["seq"] for record in starts) > max(record["seq"] for record in entries)
+
+
 def test_a_failing_lane_stays_in_the_statistics(whole: list[dict[str, Any]], results: Path) -> None:
     broken = measured(whole, {"broken"})
     assert len(broken) == 2
