@@ -98,6 +98,7 @@ def _note_failure(
     """A failed measurement is a result; a failure that makes no measurement ends the task."""
     result.update(reason=error.reason, log_lines=error.log_lines, changed=True, msg=error.message)
     if operation is not None:
+        result["changed"] = operation.record.kind not in HARMLESS_KINDS
         operation.record.failure = error
         operation.record.log_tail = error.log_lines or operation.record.log_tail
         result["log_lines"] = error.log_lines + operation.log_lines

@@ -134,6 +134,7 @@ def test_a_hang_ends_at_the_limit_and_is_a_failed_record(call, stage):
 def test_an_error_of_the_driver_is_a_failed_record_with_its_mend(call, environment, reason, words):
     result = call(environment)
     assert (result["reason"], result["record"]["status"], result["record"]["floor"]) == (reason, "failed", {})
+    assert result["changed"] is False
     assert words in result["msg"]
     schema.Record.model_validate_json(json.dumps(result["record"]))
 
