@@ -9,7 +9,7 @@ import shutil
 from contextlib import suppress
 from typing import Any
 
-from ansible.module_utils.ckpt.commands import Job, Result, tail
+from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_text, remove
 from ansible.module_utils.ckpt.manifest import Layout
@@ -22,6 +22,7 @@ from ansible.module_utils.ckpt.runtimes.base import (
     Runtime,
     criu_traces,
     read_evidence,
+    still_there,
 )
 
 MANAGED_LABEL = "io.gpuckpt.managed"
@@ -39,16 +40,19 @@ class PodmanRuntime(Runtime):
     _container_id: str | None = None
     _userdata: str | None = None
     _log: OpenLog | None = None
+    # what podman said last; asking it takes 30 ms
+    _seen: Instance | None = None
 
     def require(self) -> None:
         self.criu.require(self.commands)
         self.criu.require_front()
-        if self._podman("--version").rc != 0:
+        if shutil.which("podman", path=SYSTEM_PATH) is None:
             raise CkptError(
                 "runtime_failed", "podman is not installed on this node; run provision.yml (role container_runtime)."
             )
 
     def instance(self) -> Instance:
+        self._seen = None
         result = self._podman("container", "inspect", self._container_id or self.spec.name)
         if result.rc != 0:
             return Instance(exists=False)
@@ -62,7 +66,8 @@ class PodmanRuntime(Runtime):
             "managed": labels.get(SERVER_LABEL) == self.spec.name,
             "checkpointed": bool(state.get("Checkpointed")),
         }
-        return Instance(True, bool(state["Running"]), state["Pid"] or None, details)
+        self._seen = Instance(True, bool(state["Running"]), state["Pid"] or None, details)
+        return self._seen
 
     def prepare_start(self) -> None:
         present = self._own()
@@ -176,33 +181,28 @@ class PodmanRuntime(Runtime):
         return found
 
     def stop(self) -> None:
-        self._stop()
-
-    def _stop(self) -> Instance:
-        """Stop the container, and return what it was before."""
-        container = self._own()
+        container = self._last_seen()
         if container.running:
-            result = self._podman("stop", "--time", "0", container.details["container_id"])
-            if result.rc != 0 or self.instance().running:
-                raise CkptError(
-                    "runtime_failed",
-                    f"podman cannot stop {self.spec.name}: {_last_error(tail(result.stderr))}. "
-                    "A process of it may hang in the kernel or in the GPU's driver: see dmesg.",
-                    tail(result.stderr),
-                )
+            self._end("stop", container)
         if container.exists:
             self._unmount()
-        return container
 
     def remove(self) -> None:
-        container = self._stop()
-        if not container.exists:
-            return
-        result = self._podman("rm", "--force", "--time", "0", container.details["container_id"])
-        if result.rc != 0:
+        container = self._last_seen()
+        if container.exists:
+            self._unmount()
+            self._end("remove", container)
+
+    def _end(self, what: str, container: Instance) -> None:
+        """Stop or remove the container. Raises CkptError (runtime_failed) unless its process is gone afterwards."""
+        self._seen = None
+        command = ("stop",) if what == "stop" else ("rm", "--force")
+        result = self._podman(*command, "--time", "0", container.details["container_id"])
+        if result.rc != 0 or (container.pid and still_there([container.pid])):
             raise CkptError(
                 "runtime_failed",
-                f"podman cannot remove {self.spec.name}: {_last_error(tail(result.stderr))}; see the log lines.",
+                f"podman cannot {what} {self.spec.name}: {_last_error(tail(result.stderr))}. "
+                "A process of it may hang in the kernel or in the GPU's driver: see dmesg.",
                 tail(result.stderr),
             )
 
@@ -232,9 +232,13 @@ class PodmanRuntime(Runtime):
     def _podman(self, *arguments: str) -> Result:
         return self.commands.run(["podman", *arguments])
 
-    def _own(self) -> Instance:
+    def _last_seen(self) -> Instance:
+        """A container that ran a moment ago as podman described it then, any other as it is now; see `_own`."""
+        return self._own(self._seen if self._seen is not None and self._seen.running else self.instance())
+
+    def _own(self, container: Instance | None = None) -> Instance:
         """The container, if there is one. Raises CkptError (runtime_failed) if it is not ours."""
-        container = self.instance()
+        container = container or self.instance()
         if container.exists and not container.details["managed"]:
             raise CkptError(
                 "runtime_failed",

@@ -13,6 +13,7 @@ from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load
+from ansible.module_utils.ckpt.runtimes import podman as podman_module
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, mounts_at
 from ansible.module_utils.ckpt.spec import parse_server
 
@@ -131,6 +132,33 @@ def test_a_container_with_the_images_label_only_is_refused(podman: Path) -> None
     runtime, _ = podman_runtime((0, json.dumps(container)))
     with pytest.raises(CkptError, match="left alone"):
         runtime.stop()
+
+
+def test_what_runs_is_not_asked_for_again_before_it_is_ended(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = (podman / "inspect-running.json").read_text()
+    left: list[int] = []
+    monkeypatch.setattr(podman_module, "still_there", lambda pids: left)
+    container = json.loads(running)[0]
+    for verb, command in (("stop", ["stop"]), ("remove", ["rm", "--force"])):
+        runtime, commands = podman_runtime((0, running), (0, ""), (125, ""))
+        runtime.instance()
+        getattr(runtime, verb)()
+        assert commands.actions[1:] == [["podman", *command, "--time", "0", container["Id"]]]
+        # what was ended is asked for again
+        assert not runtime.instance().exists
+    left.append(container["State"]["Pid"])
+    runtime, _ = podman_runtime((0, running), (0, ""))
+    with pytest.raises(CkptError, match="cannot remove reference"):
+        runtime.remove()
+
+
+def test_a_stopped_container_is_asked_for_again(podman: Path) -> None:
+    stopped = json.loads((podman / "inspect-running.json").read_text())
+    stopped[0]["State"] |= {"Running": False, "Pid": 0}
+    runtime, commands = podman_runtime((0, json.dumps(stopped)), (0, json.dumps(stopped)))
+    runtime.instance()
+    runtime.stop()
+    assert commands.actions == [["podman", "container", "inspect", "reference"]] * 2
 
 
 def test_no_container(podman: Path) -> None:
