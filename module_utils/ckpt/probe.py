@@ -12,6 +12,7 @@ from ansible.module_utils.ckpt import flows
 def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     """Wait until the server is healthy and send `requests` completions. Raises CkptError."""
     record, client = operation.record, operation.client
+    client.ready()
     record.mark("T0", time.monotonic())
     record.mark("T3", client.wait_healthy(lambda: None, params["timeout_s"]))
     record.counter["before"] = client.counter()

@@ -75,6 +75,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
         "resident_fraction": pagecache.prepare(params["page_cache"], files),
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+    operation.client.ready()
     with lane_settings(operation.criu):
         job = runtime.restore(request)
         record.mark("T0", runtime.unpacked[0] if runtime.unpacked else job.started)

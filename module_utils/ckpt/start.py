@@ -20,6 +20,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
         runtime.prepare_start()
         flows.require_port_free(operation)
         record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+        operation.client.ready()
         try:
             _measure(operation)
         except BaseException:

@@ -16,6 +16,8 @@ from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import event_tokens, metric_total
 
+ROOT = Path(__file__).resolve().parents[3]
+
 
 def test_a_tree_of_processes() -> None:
     script = "import subprocess, sys; subprocess.Popen(['sleep', '60']).wait()"
@@ -137,3 +139,32 @@ def test_counters_are_added_up_over_their_labels() -> None:
     )
     assert metric_total(text, "vllm:request_success_total") == 7
     assert metric_total(text, "gpuckpt_requests_total") is None
+
+
+LOAD_HTTPX = """
+import sys
+from ansible.module_utils.ckpt.http import Client
+from ansible.module_utils.ckpt.spec import parse_server
+{before}
+server = {{"name": "a", "kind": "reference", "model": "m", "port": 1, "command": ["a"]}}
+client = Client(parse_server(server, "process"))
+client.ready()
+print(client.healthy(), sorted({{"click", "rich", "pygments"}} & sys.modules.keys()))
+import click
+"""
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    paths = f"import ansible.module_utils; ansible.module_utils.__path__.append({str(ROOT / 'module_utils')!r})\n"
+    return subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, check=False)
+
+
+def test_httpx_is_loaded_without_its_command_line_which_others_can_still_have() -> None:
+    done = run_python(LOAD_HTTPX.format(before=""))
+    assert (done.stdout, done.returncode) == ("False []\n", 0), done.stderr
+
+
+def test_a_node_without_httpx_is_told_what_to_install() -> None:
+    done = run_python(LOAD_HTTPX.format(before="sys.modules['httpx'] = None"))
+    assert done.returncode != 0
+    assert "python3-httpx" in done.stderr.splitlines()[-1]
