@@ -19,6 +19,7 @@ MAPPED_IPV4 = "0000000000000000FFFF0000"
 TCP_LISTEN = "0A"
 OPEN_TCP_STATES = {TCP_ESTABLISHED, TCP_CLOSE_WAIT, "02", "03", "04", "05", "09", "0B"}
 REAP_TIMEOUT_S = 10.0
+REAP_POLL_S = 0.005
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -97,7 +98,7 @@ def wait_gone(pids: Iterable[int], timeout_s: float = REAP_TIMEOUT_S) -> list[in
         remaining = [pid for pid in remaining if os.path.exists(f"/proc/{pid}")]
         if not remaining or time.monotonic() >= deadline:
             break
-        time.sleep(0.02)
+        time.sleep(REAP_POLL_S)
     return remaining
 
 

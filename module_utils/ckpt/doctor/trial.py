@@ -14,7 +14,7 @@ import time
 
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.doctor import Verdict, fail, ok
-from ansible.module_utils.ckpt.procfs import wait_gone
+from ansible.module_utils.ckpt.procfs import adopt_orphans, wait_gone
 
 # Answers every connection with one line and closes it; prints its port when it listens.
 LISTENER = """
@@ -58,6 +58,8 @@ def _try(criu: str, commands: Commands, images: str, process: subprocess.Popen[b
         return _failure("dump", images, "Install a CRIU that knows this kernel: provision.yml builds one.")
     process.wait()
     wait_gone([process.pid])
+    # ours to reap at the end: PID 1 may take more than a second
+    adopt_orphans()
     restore = commands.run([criu, "restore", "--restore-detached", "--log-file", "restore.log", *common], TIMEOUT_S)
     if restore.rc != 0:
         return _failure("restore", images, "The lines above name the cause; the same CRIU dumped the process.")
