@@ -1,5 +1,5 @@
 #!/bin/sh
-# mypy on what is imported: the report package, the filters, and module_utils under the name Ansible gives it.
+# mypy on what is imported: the report package, the plug-ins, and module_utils under the name Ansible gives it.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 
@@ -10,4 +10,5 @@ ln -sfn "$PWD/module_utils/ckpt" "$tree/ansible/module_utils/ckpt"
 
 mypy -p gpuckpt_report
 mypy filter_plugins
+mypy callback_plugins
 MYPYPATH=$tree mypy -p ansible.module_utils.ckpt

@@ -121,6 +121,11 @@ record:
   returned: always, null where nothing was attempted
   type: dict
   sample: {"kind": "cold", "status": "ok", "t": {"T0": 0.0, "T1": 0.35, "T2": null, "T3": 0.36, "T4": 0.39, "T5": 0.43}}
+outcome:
+  description: What came of it in one line, for a reader who waits; times in seconds.
+  returned: when O(record) is given
+  type: str
+  sample: "cold, iteration 1: first token after 0.386 s"
 reason:
   description: Why it failed, from a closed list; null after a success.
   returned: always

@@ -12,7 +12,7 @@ from ansible.module_utils.ckpt import flows
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.record import Record, write_record
+from ansible.module_utils.ckpt.record import Record, outcome, write_record
 
 MEASURED_KINDS = ("cold", "restore")
 # kinds that are results even where they fail, and kinds that leave the node as it was
@@ -112,4 +112,6 @@ def _keep_record(module: AnsibleModule, operation: Measurement, result: dict[str
     result["actions"] = operation.commands.actions
     result["record"] = operation.record.as_dict(operation.commands.actions)
     if module.params.get("record"):
+        if operation.record.kind in MEASURED_KINDS:
+            result["outcome"] = outcome(result["record"])
         write_record(module.params["record_path"], result["record"])

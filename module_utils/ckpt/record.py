@@ -131,6 +131,14 @@ class Record:
         return phases
 
 
+def outcome(record: Mapping[str, Any]) -> str:
+    """What came of a measurement, in one line; times in seconds."""
+    what = f"{record['lane']}, {'warm-up' if record['warmup'] else 'iteration'} {record['iteration']}"
+    if record["status"] == "ok":
+        return f"{what}: first token after {record['t']['T4']:.3f} s"
+    return f"{what}: FAILED ({record['reason']}): {record['message']}"
+
+
 def uncovered(intervals: list[tuple[float, float]], end: float) -> float:
     """Seconds between 0 and `end` that no interval covers."""
     gap = reached = 0.0
@@ -141,8 +149,9 @@ def uncovered(intervals: list[tuple[float, float]], end: float) -> float:
 
 
 def write_record(path: str | None, record: Mapping[str, Any]) -> None:
-    """Keep the record on the node, before the connection can be lost."""
+    """Keep the record on the node, in a folder that only root may read, before the connection can be lost."""
     if path:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         write_json(path, record)
 
 

@@ -46,12 +46,11 @@ class LaneProgress:
 
 @dataclass
 class HostProgress:
-    """Lanes of one host, how much of its schedule is over (warm-up included), and whether the last outcome was told."""
+    """Lanes of one host, and how much of its schedule is over (warm-up included)."""
 
     lanes: dict[str, LaneProgress] = field(default_factory=dict)
     total: int = 0
     done: int = 0
-    untold: bool = False
 
 
 class Progress:
@@ -99,10 +98,11 @@ class Progress:
             if _is_schedule(value):
                 self._take_schedule(host, value)
         measurement = _is_measurement(result.get("record"))
-        if measurement:
-            self._take_record(host, result["record"])
-        if str(data.get("task_action", "")).endswith("debug") and "msg" in result:
-            yield from _debug_lines(result["msg"], self._counted(host))
+        if measurement and self._take_record(host, result["record"]):
+            progress = self.hosts[host]
+            yield f"[{host} {progress.done}/{progress.total}] {result.get('outcome', result['record']['lane'])}"
+        elif str(data.get("task_action", "")).endswith("debug") and "msg" in result:
+            yield from _debug_lines(result["msg"])
         elif result.get("changed") and not measurement and not self.measuring:
             yield f"    changed: {host}"
 
@@ -132,28 +132,21 @@ class Progress:
             lane.total += not entry["warmup"]
         self.hosts[host] = progress
 
-    def _take_record(self, host: str, record: Event) -> None:
+    def _take_record(self, host: str, record: Event) -> bool:
+        """Count a measurement; the answer tells whether it is an entry of the schedule."""
         progress = self.hosts.get(host)
         lane = progress.lanes.get(record["lane"]) if progress is not None else None
         if progress is None or lane is None:
-            return  # a start that only prepares a checkpoint is measured too, but is no entry of the schedule
+            return False  # a start that only prepares a checkpoint is measured too, but is no entry of the schedule
         progress.done += 1
-        progress.untold = True
-        if record.get("warmup"):
-            return
         seconds = _ready(record)
+        if record.get("warmup"):
+            return True
         if record.get("status") == "ok" and seconds is not None:
             lane.seconds.append(seconds)
         else:
             lane.failed += 1
-
-    def _counted(self, host: str) -> str:
-        """The count that goes before what the play says of the entry just measured."""
-        progress = self.hosts.get(host)
-        if progress is None or not progress.untold:
-            return ""
-        progress.untold = False
-        return f"[{host} {progress.done}/{progress.total}] "
+        return True
 
 
 _RECAP = (("ok", "ok"), ("changed", "changed"), ("failed", "failures"), ("unreachable", "dark"), ("rescued", "rescued"))
@@ -173,7 +166,5 @@ def _ready(record: Event) -> float | None:
     return moments.get("T4") if moments.get("T4") is not None else moments.get("T1")
 
 
-def _debug_lines(message: Any, prefix: str) -> Iterator[str]:
-    lines = message if isinstance(message, list) else str(message).splitlines()
-    for number, line in enumerate(lines):
-        yield f"{prefix if number == 0 else ''}{line}"
+def _debug_lines(message: Any) -> Iterator[str]:
+    yield from (str(line) for line in (message if isinstance(message, list) else str(message).splitlines()))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt.errors import REASONS, CkptError
-from ansible.module_utils.ckpt.record import GATES, Record, uncovered, write_record
+from ansible.module_utils.ckpt.record import GATES, Record, outcome, uncovered, write_record
 
 from gpuckpt_report import schema
 
@@ -100,3 +100,18 @@ def test_records_are_written_whole_and_private(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": "ü"}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_outcome_is_one_line() -> None:
+    record = complete()
+    assert outcome(record.as_dict([])) == "podman, iteration 2: first token after 0.600 s"
+    record.checks["canary_equal"] = False
+    record.judge()
+    record.identity["warmup"] = True
+    failed = outcome(record.as_dict([]))
+    assert failed.startswith("podman, warm-up 2: FAILED (canary_differs): the canary's tokens differ")
+
+
+def test_the_folder_of_records_is_made_for_root_alone(tmp_path: Path) -> None:
+    write_record(str(tmp_path / "run" / "records" / "000001-cold.json"), complete().as_dict([]))
+    assert stat.S_IMODE((tmp_path / "run" / "records").stat().st_mode) == 0o700
