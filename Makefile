@@ -25,8 +25,7 @@ setup-dev: $(VENV)/.dev ## the same with linters and test tools
 
 .PHONY: bench
 bench: setup ## provision this machine, benchmark it, write the report
-	@gpuckpt provision $(ARGS)
-	@gpuckpt bench $(ARGS)
+	@gpuckpt provision bench $(ARGS)
 
 .PHONY: deps sources
 deps: ## system packages that the checks use (apt)

@@ -3,3 +3,8 @@
 
 This package reads records and manifests only; it knows nothing of Ansible's inside (``console`` starts it, no more).
 """
+
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+DATABASE_URL_VARIABLE = "GPUCKPT_DATABASE_URL"

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Command line of the report package: ``gpuckpt-report`` or ``python -m gpuckpt_report``."""
+"""Command line of the report package: ``gpuckpt-report`` or ``python -m gpuckpt_report``.
+
+Commands import what they need themselves: pandas and SQLAlchemy take half a second, and to take records in needs neither.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpuckpt_report import analysis, compare, create, database, publish, render, tables
+from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.publish import PROJECT
 from gpuckpt_report.store import RunFolder, find_run
 
 Action = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
+    from gpuckpt_report.analysis import RunAnalysis
+
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 RUNS = PROJECT / "reports" / "runs"
@@ -37,6 +42,8 @@ def ingest(arguments: argparse.Namespace) -> int:
 
 def create_run(arguments: argparse.Namespace) -> int:
     """Make a run of a .jsonl file of records, as native benchmarks write them."""
+    from gpuckpt_report import create
+
     pairs = [pair.partition("=") for pair in arguments.provenance]
     if not all(path for _, _, path in pairs):
         raise ReportError("--provenance takes HOST=FILE")
@@ -55,7 +62,11 @@ def create_run(arguments: argparse.Namespace) -> int:
 
 def render_run(arguments: argparse.Namespace) -> int:
     """Write report.html, report.md and records.csv."""
+    from gpuckpt_report import render
+
     run = _run(arguments)
+    if arguments.finished:
+        run.finish(datetime.now(UTC))
     result = _analyse(arguments, run)
     paths = render.write(run, result)
     if arguments.summary:
@@ -82,6 +93,8 @@ def validate(arguments: argparse.Namespace) -> int:
 
 def compare_runs(arguments: argparse.Namespace) -> int:
     """Tell which lanes became faster or slower from one run to another; exit 4 if one became slower or fails now."""
+    from gpuckpt_report import compare
+
     runs = [find_run(name, arguments.runs) for name in (arguments.run, arguments.other)]
     changes = compare.compare(*(_analyse(arguments, run) for run in runs))
     print(compare.table(changes).plain())
@@ -90,6 +103,8 @@ def compare_runs(arguments: argparse.Namespace) -> int:
 
 def publish_run(arguments: argparse.Namespace) -> int:
     """Copy a finished run of committed code, with its records, manifest and report, to reports/published/NAME."""
+    from gpuckpt_report import publish
+
     run = _run(arguments)
     target = publish.publish(run, _analyse(arguments, run), arguments.name, arguments.published)
     print(f"{target}: commit it, and run `make readme-table`")
@@ -98,6 +113,8 @@ def publish_run(arguments: argparse.Namespace) -> int:
 
 def readme_table(arguments: argparse.Namespace) -> int:
     """Rewrite the headline section of README from all published runs."""
+    from gpuckpt_report import analysis, database, publish
+
     folders = sorted(path.parent for path in arguments.published.glob("*/manifest.json"))
     engine = database.open_database("sqlite://")
     publish.update_readme(arguments.readme, {folder: analysis.analyse(engine, RunFolder(folder)) for folder in folders})
@@ -109,7 +126,9 @@ def _run(arguments: argparse.Namespace) -> RunFolder:
     return find_run(arguments.run, arguments.runs)
 
 
-def _print_summary(run: RunFolder, result: analysis.RunAnalysis) -> None:
+def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
+    from gpuckpt_report import render, tables
+
     for host in result.hosts:
         print(f"{host.host}: {render.headline(host, result)}\n\n{tables.lanes(host).plain()}\n")
     if result.fake:
@@ -119,7 +138,9 @@ def _print_summary(run: RunFolder, result: analysis.RunAnalysis) -> None:
         print(f"report: {report}")
 
 
-def _analyse(arguments: argparse.Namespace, run: RunFolder) -> analysis.RunAnalysis:
+def _analyse(arguments: argparse.Namespace, run: RunFolder) -> RunAnalysis:
+    from gpuckpt_report import analysis, database
+
     url = arguments.database or database.default_url(run.path.parent)
     return analysis.analyse(database.open_database(url), run)
 
@@ -129,15 +150,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="gpuckpt-report", description="Reports made of the records of benchmark runs.")
     top.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
     top.add_argument(
-        "--database", help=f"database URL (default: ${database.URL_VARIABLE}, else runs.sqlite with the runs)"
+        "--database", help=f"database URL (default: ${DATABASE_URL_VARIABLE}, else runs.sqlite with the runs)"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _run_command(commands, "ingest", ingest).add_argument(
         "files", nargs="*", type=Path, help="more .json or .jsonl files"
     )
-    _run_command(commands, "render", render_run).add_argument(
-        "--summary", action="store_true", help="print the summary instead of the files' paths"
-    )
+    rendering = _run_command(commands, "render", render_run)
+    rendering.add_argument("--summary", action="store_true", help="print the summary instead of the files' paths")
+    rendering.add_argument("--finished", action="store_true", help="note in the manifest that the run ends now")
     _run_command(commands, "summary", summary)
     _run_command(commands, "validate", validate)
     _run_command(commands, "compare", compare_runs).add_argument("other", help="the later run")

@@ -32,11 +32,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import SQLAlchemyError
 
+from gpuckpt_report import DATABASE_URL_VARIABLE
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.schema import Record, RunManifest
 from gpuckpt_report.store import RunFolder
-
-URL_VARIABLE = "GPUCKPT_DATABASE_URL"
 
 METADATA = MetaData()
 MOMENTS = ("T1", "T2", "T3", "T4", "T5")
@@ -108,7 +107,7 @@ DETAILS = (PHASES, IMAGES, REQUESTS, FLOORS)
 
 def default_url(runs_path: Path) -> str:
     """The URL of the environment variable GPUCKPT_DATABASE_URL, else a SQLite file beside the runs."""
-    return os.environ.get(URL_VARIABLE) or f"sqlite:///{(runs_path / 'runs.sqlite').resolve()}"
+    return os.environ.get(DATABASE_URL_VARIABLE) or f"sqlite:///{(runs_path / 'runs.sqlite').resolve()}"
 
 
 def open_database(url: str) -> Engine:
@@ -121,7 +120,7 @@ def open_database(url: str) -> Engine:
         METADATA.create_all(engine)
     except (SQLAlchemyError, ModuleNotFoundError) as error:
         cause = str(error).splitlines()[0]
-        raise ReportError(f"cannot open the database: {cause}; check {URL_VARIABLE} or --database") from None
+        raise ReportError(f"cannot open the database: {cause}; check {DATABASE_URL_VARIABLE} or --database") from None
     return engine
 
 

@@ -7,14 +7,13 @@ import re
 import shutil
 from pathlib import Path
 
-from gpuckpt_report import render
+from gpuckpt_report import PROJECT, render
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.tables import Table
 from gpuckpt_report.units import human_seconds, times
 
-PROJECT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 TRUTH = ("manifest.json", "records.jsonl")

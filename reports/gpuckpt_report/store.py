@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,6 +49,19 @@ class RunFolder:
         if not self.manifest_path.is_file():
             raise ReportError(f"{self.manifest_path} is missing: is {self.path} the folder of a run?")
         return parse(RunManifest, self.manifest_path.read_text(encoding="utf-8"), str(self.manifest_path))
+
+    def finish(self, moment: datetime) -> None:
+        """Note in the manifest when the run ended.
+
+        :raises ReportError: if the manifest is missing or invalid
+        """
+        self.manifest()
+        document = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        document["finished_at"] = moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+        scratch = self.manifest_path.with_suffix(".partial")
+        scratch.touch(mode=0o600)
+        scratch.write_text(json.dumps(document, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+        scratch.replace(self.manifest_path)
 
     def records(self) -> list[Record]:
         """Read all records, in the order in which they arrived.

@@ -133,6 +133,19 @@ def project(tmp_path, monkeypatch):
       when: who == 'nobody'
 """
     )
+    (tmp_path / "again.yml").write_text("- import_playbook: playbooks/again.yml\n")
+    (tmp_path / "playbooks" / "again.yml").write_text(
+        """
+- name: Greet again
+  hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - name: Say it again
+      ansible.builtin.debug:
+        msg: "again, {{ who }}, {{ lookup('ansible.builtin.env', 'PYTHONUNBUFFERED') or 'buffered' }}"
+"""
+    )
     monkeypatch.setattr(console, "PROJECT", tmp_path)
     monkeypatch.setattr(console, "RUNNER_FILES", tmp_path / ".ansible" / "runner")
     return tmp_path
@@ -148,3 +161,19 @@ def test_a_real_play_runs_and_its_status_comes_back(project, capfd, monkeypatch,
     kept = [path for path in (project / ".ansible").rglob("*") if path.is_file()]
     assert any(path.name == "stdout" for path in kept)
     assert not any("hf_secret" in path.read_text() for path in kept)
+
+
+@pytest.mark.parametrize(("who", "both"), [("big world", True), ("nobody", False)])
+def test_plays_run_one_after_another_until_one_fails(project, capfd, monkeypatch, who, both):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    assert (console.main(["hello", "again", "-e", f'{{"who": "{who}"}}']) == 0) == both
+    output = capfd.readouterr().out
+    assert f"hello {who}" in output
+    assert (f"again, {who}, buffered" in output) == both
+
+
+def test_a_wrong_second_play_is_refused_before_the_first_runs(project, capfd):
+    assert console.main(["hello", "agian", "-e", "who=me"]) == console.EXIT_USAGE
+    said = capfd.readouterr()
+    assert "there is no play 'agian'; plays: again, hello" in said.err
+    assert "hello me" not in said.out

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import json
+import stat
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 
 import pytest
 import synthetic
@@ -53,6 +57,27 @@ def test_bad_records_are_set_aside_with_their_reasons_and_the_others_kept(fake_r
         assert any(part in reason for reason in result.rejected)
     assert (run.rejected_path / "node1" / "000090-restore.json").read_text() == '{"schema_version": 1'
     assert "unknown key" in (run.rejected_path / "node1" / "000091-restore.json.reasons.txt").read_text()
+
+
+def test_the_end_of_a_run_is_noted_and_nothing_else_changes(fake_run):
+    run = fake_run(finished_at=None)
+    before = json.loads(run.manifest_path.read_text())
+    run.finish(datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC))
+    assert json.loads(run.manifest_path.read_text()) == before | {"finished_at": "2026-01-02T03:04:05Z"}
+    assert run.manifest().finished_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert stat.S_IMODE(run.manifest_path.stat().st_mode) == 0o600
+
+
+def test_records_are_taken_in_without_what_only_reports_need(fake_run):
+    run = fake_run()
+    code = f"""
+import sys
+from gpuckpt_report.__main__ import main
+assert main(["ingest", {str(run.path)!r}]) == 0
+print(sorted({{"pandas", "sqlalchemy", "jinja2"}} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_lines_of_a_jsonl_file_are_judged_one_by_one(fake_run, tmp_path):
