@@ -35,7 +35,7 @@ options:
       - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
       - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
         C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
-        C(stdout), C(image), C(podman_args), C(privileged), C(gpu), C(canary).
+        C(stdout), C(image) or C(rootfs), C(podman_args), C(privileged), C(gpu), C(canary).
       - Every wrong key is named in one message.
     type: dict
     required: true

@@ -47,6 +47,8 @@ class ServerSpec:
     cwd: str = "/"
     stdout: str | None = None
     image: str | None = None
+    # a folder that is a container's root instead of an image; it may be read-only
+    rootfs: str | None = None
     podman_args: list[str] = field(default_factory=list)
     privileged: bool = False
     gpu: bool = False
@@ -70,6 +72,7 @@ OPTIONAL = {
     "cwd": str,
     "stdout": str,
     "image": str,
+    "rootfs": str,
     "env_secret_file": str,
 }
 KNOWN = {*REQUIRED, *OPTIONAL, "health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep"}
@@ -103,9 +106,11 @@ def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
         errors.append(f"server.kind must be one of {', '.join(KINDS)}")
     if values.get("name") and not NAME.match(str(values["name"])):
         errors.append("server.name must be letters, digits, `_`, `.` or `-`")
-    if runtime == "podman" and not values.get("image"):
-        errors.append("server.image is missing (the runtime podman needs it)")
-    for key in ("cwd", "stdout", "env_secret_file"):
+    if runtime == "podman" and not (values.get("image") or values.get("rootfs")):
+        errors.append("server.image is missing (the runtime podman needs it, or server.rootfs)")
+    if values.get("image") and values.get("rootfs"):
+        errors.append("server.image and server.rootfs exclude each other")
+    for key in ("cwd", "stdout", "env_secret_file", "rootfs"):
         if values.get(key) and not str(values[key]).startswith("/"):
             errors.append(f"server.{key} must be an absolute path")
     return errors

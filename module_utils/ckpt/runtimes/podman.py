@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +34,9 @@ SERVER_LABEL = "io.gpuckpt.server"
 COMPRESSION = {"tar": "none", "tar.gz": "gzip", "tar.zst": "zstd"}
 CHECKPOINT_TIMEOUT_S = 900.0
 KEEP = "--keep"
+DEVICE = "--device="
+# What a server expects to write to; a root that is a folder of the node is there to be read.
+SCRATCH = [f"--tmpfs={folder}:rw,nosuid,nodev,exec,notmpcopyup" for folder in ("/tmp", "/run", "/var/tmp")]
 
 
 class PodmanRuntime(Runtime):
@@ -49,6 +55,11 @@ class PodmanRuntime(Runtime):
         if shutil.which("podman", path=SYSTEM_PATH) is None:
             raise CkptError(
                 "runtime_failed", "podman is not installed on this node; run provision.yml (role container_runtime)."
+            )
+        if self.spec.rootfs and not os.path.isdir(os.path.join(self.spec.rootfs, "usr")):
+            raise CkptError(
+                "runtime_failed",
+                f"{self.spec.rootfs} is no root for a container; run provision.yml (role container_runtime mounts it).",
             )
 
     def instance(self) -> Instance:
@@ -88,7 +99,9 @@ class PodmanRuntime(Runtime):
             options += ["--env-file", spec.env_secret_file]
         if spec.privileged:
             options.append("--privileged")
-        return self.commands.start(["podman", "run", *options, *spec.podman_args, str(spec.image), *spec.command])
+        options += with_devices(spec.podman_args)
+        root = [*SCRATCH, "--rootfs", spec.rootfs] if spec.rootfs else [str(spec.image)]
+        return self.commands.start(["podman", "run", *options, *root, *spec.command])
 
     def check_start(self, result: Result) -> None:
         if result.rc == 0:
@@ -97,7 +110,7 @@ class PodmanRuntime(Runtime):
         raise CkptError(
             "runtime_failed",
             f"podman cannot start {self.spec.name}: {_last_error(lines)}. "
-            "Correct server.image, server.command or server.podman_args, or run provision.yml.",
+            "Correct server.image, server.rootfs, server.command or server.podman_args, or run provision.yml.",
             lines,
         )
 
@@ -287,6 +300,26 @@ class PodmanRuntime(Runtime):
 def mounts_at(point: str, mountinfo: str = "/proc/self/mountinfo") -> int:
     """How many mounts lie on one another at `point`; a bind of the same filesystem shows here only."""
     return sum(line.split()[4] == point for line in read_text(mountinfo).splitlines())
+
+
+def with_devices(arguments: Iterable[str]) -> list[str]:
+    """podman's arguments, each `--device=` of a pattern replaced by one for every device node that matches.
+
+    Raises CkptError (runtime_failed) if none does.
+    """
+    expanded = []
+    for argument in arguments:
+        pattern = argument.removeprefix(DEVICE)
+        if pattern == argument or not glob.has_magic(pattern):
+            expanded.append(argument)
+            continue
+        found = [path for path in sorted(glob.glob(pattern)) if stat.S_ISCHR(os.stat(path).st_mode)]
+        if not found:
+            raise CkptError(
+                "runtime_failed", f"no device matches {pattern}; load its driver, or correct server.podman_args."
+            )
+        expanded += [DEVICE + path for path in found]
+    return expanded
 
 
 def _last_error(lines: list[str]) -> str:

@@ -14,7 +14,7 @@ from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load
 from ansible.module_utils.ckpt.runtimes import podman as podman_module
-from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, mounts_at
+from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, mounts_at, with_devices
 from ansible.module_utils.ckpt.spec import parse_server
 
 SERVER: dict[str, Any] = {"name": "reference", "kind": "reference", "model": "m", "port": 18080, "command": ["a"]}
@@ -69,6 +69,25 @@ def test_a_wrong_key_is_named(change: dict[str, Any], word: str | None) -> None:
 def test_podman_needs_an_image() -> None:
     with pytest.raises(CkptError, match=r"server\.image"):
         parse_server(SERVER, "podman")
+
+
+def test_a_container_has_one_root() -> None:
+    assert parse_server({**SERVER, "rootfs": "/mnt/root"}, "podman").rootfs == "/mnt/root"
+    with pytest.raises(CkptError, match="exclude each other"):
+        parse_server({**SERVER, "rootfs": "/mnt/root", "image": "i"}, "podman")
+    with pytest.raises(CkptError, match=r"server\.rootfs must be an absolute path"):
+        parse_server({**SERVER, "rootfs": "root"}, "podman")
+
+
+def test_a_pattern_of_devices_becomes_every_device_node() -> None:
+    found = with_devices(["--network=host", "--device=/dev/[nz]*o", "--device=nvidia.com/gpu=all"])
+    assert found[0] == "--network=host"
+    assert found[-1] == "--device=nvidia.com/gpu=all"
+    assert "--device=/dev/zero" in found
+    # a folder matches, too
+    assert "--device=/dev/net" not in with_devices(["--device=/dev/n*"])
+    with pytest.raises(CkptError, match="no device matches /dev/gpuckpt"):
+        with_devices(["--device=/dev/gpuckpt*"])
 
 
 def test_switches_are_checked_all_at_once() -> None:
