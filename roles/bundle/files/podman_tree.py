@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make a tree of podman and what it needs from this machine's own distribution, for a node that reaches no registry.
+
+    podman_tree.py --debs FOLDER --prefix PREFIX TREE
+
+Downloads the packages with apt, which verifies them, and takes programs, their shared libraries and their licences; nothing
+is installed here. Programs find their libraries below PREFIX, where the tree must lie on the node: runc starts itself again
+from a copy in memory and with an empty environment, so neither a path relative to the program nor a variable would do.
+The C library is the node's; TREE/TREE.json names the oldest one that will do, and every package with its digest.
+
+Needs Python >= 3.11, apt-get and dpkg-deb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+PROGRAMS = {"podman": "podman", "conmon": "conmon", "runc": "runc"}  # name: package
+DATA_PACKAGE = "golang-github-containers-common"
+DATA = {
+    "usr/share/containers/seccomp.json": "share/containers/seccomp.json",
+    "etc/containers/policy.json": "share/containers/policy.json",
+}
+TOOL = "patchelf"
+NODES_OWN = "libc6"
+C_LIBRARY = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util|nsl|anl|mvec))\.so\b.*")
+LIBRARY_FOLDERS = ("usr/lib", "lib")
+C_LIBRARY_VERSION = re.compile(rb"\0GLIBC_2\.(\d+)")
+
+
+class TreeError(Exception):
+    """Something the user must mend; the text says what and how."""
+
+
+def run(argv: Sequence[str], cwd: Path | None = None) -> str:
+    """Run a command and return its standard output.
+
+    Raises:
+        TreeError: when it is missing or fails, with its last line.
+    """
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd)
+    except FileNotFoundError:
+        raise TreeError(f"{argv[0]} is missing: make the component podman on Debian or Ubuntu") from None
+    if done.returncode:
+        last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        raise TreeError(f"{' '.join(map(str, argv[:3]))} failed: {last[0]}")
+    return done.stdout
+
+
+def dependencies(fields: str) -> list[str]:
+    """Return the names in `Depends` and `Pre-Depends` (fields of `dpkg-deb --field`), of alternatives the first."""
+    wanted = []
+    for line in fields.splitlines():
+        key, _, value = line.partition(":")
+        if key in ("Depends", "Pre-Depends"):
+            wanted += [group.split("|")[0].split("(")[0].split(":")[0].strip() for group in value.split(",")]
+    return [name for name in wanted if name]
+
+
+def oldest_c_library(contents: Iterable[bytes]) -> str:
+    """Return the oldest glibc that has all symbol versions which these ELF files ask for, as 2.34."""
+    minors = [int(minor) for content in contents for minor in C_LIBRARY_VERSION.findall(content)]
+    return f"2.{max(minors, default=0)}"
+
+
+class Packages:
+    """Packages of this machine's distribution, downloaded once to `debs` and unpacked side by side below `root`."""
+
+    def __init__(self, debs: Path, root: Path) -> None:
+        self.debs, self.root = debs, root
+        root.mkdir(parents=True)
+        self.taken: dict[str, Path] = {}
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Download and unpack the packages that are not here yet."""
+        missing = [name for name in dict.fromkeys(names) if name not in self.taken]
+        self.debs.mkdir(parents=True, exist_ok=True)
+        # lines of 'URI' FILE SIZE DIGEST; a file that is there and right is not downloaded again
+        offered = run(["apt-get", "download", "--print-uris", *missing]).splitlines()
+        files = {line.split()[1].split("_")[0]: line.split()[1] for line in offered}
+        unknown = [name for name in missing if name not in files]
+        if unknown:
+            raise TreeError(f"apt offers no package {', '.join(unknown)}: run `apt-get update`")
+        run(["apt-get", "download", "--quiet", *missing], cwd=self.debs)
+        for name in missing:
+            self.taken[name] = self.debs / files[name]
+            run(["dpkg-deb", "--extract", str(self.taken[name]), str(self.root / name)])
+
+    def depended_on(self) -> list[str]:
+        """Return the libraries' packages that those taken so far depend on directly and that are not taken yet."""
+        found: list[str] = []
+        for deb in self.taken.values():
+            found += dependencies(run(["dpkg-deb", "--field", str(deb), "Depends", "Pre-Depends"]))
+        libraries = [name for name in dict.fromkeys(found) if name.startswith("lib") and name != NODES_OWN]
+        return [name for name in libraries if name not in self.taken]
+
+    def library(self, soname: str) -> Path | None:
+        """Return the file that is loaded as `soname`."""
+        for folder in LIBRARY_FOLDERS:
+            for pattern in (soname, f"*/{soname}"):
+                for path in sorted(self.root.glob(f"*/{folder}/{pattern}")):
+                    if path.exists():
+                        return path.resolve()
+        return None
+
+    def entries(self) -> list[dict[str, str]]:
+        """Return name, version and digest of each package."""
+        entries = []
+        for name, deb in sorted(self.taken.items()):
+            version = run(["dpkg-deb", "--field", str(deb), "Version"]).strip()
+            entries.append({"name": name, "version": version, "sha256": hashlib.sha256(deb.read_bytes()).hexdigest()})
+        return entries
+
+
+def needed(patchelf: Path, path: Path) -> list[str]:
+    """Return the shared libraries that an ELF file asks for, without the C library's."""
+    names = run([str(patchelf), "--print-needed", str(path)]).split()
+    return [name for name in names if not C_LIBRARY.fullmatch(name)]
+
+
+def collect_libraries(packages: Packages, patchelf: Path, programs: Iterable[Path], folder: Path) -> None:
+    """Copy every library that the programs need, directly or through another, to `folder`.
+
+    Raises:
+        TreeError: naming a library that no package of the dependencies holds.
+    """
+    waiting = [name for program in programs for name in needed(patchelf, program)]
+    while waiting:
+        name = waiting.pop()
+        target = folder / name
+        if target.exists():
+            continue
+        while (source := packages.library(name)) is None:
+            more = packages.depended_on()
+            if not more:
+                raise TreeError(f"no package holds {name}: run `apt-get update` and try again")
+            packages.fetch(more)
+        shutil.copyfile(source, target)
+        waiting += needed(patchelf, target)
+
+
+def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
+    """Make the tree at `tree`, which must not exist; return what TREE.json holds.
+
+    Raises:
+        TreeError: when `tree` exists, or a package or library cannot be had.
+    """
+    if tree.exists():
+        raise TreeError(f"{tree} exists; remove it or name another folder")
+    with tempfile.TemporaryDirectory(prefix="podman-tree-") as scratch:
+        tools = Packages(debs, Path(scratch, "tools"))
+        tools.fetch([TOOL])
+        patchelf = Path(scratch, "tools", TOOL, "usr/bin/patchelf")
+        packages = Packages(debs, Path(scratch, "packages"))
+        packages.fetch([*PROGRAMS.values(), DATA_PACKAGE])
+        for folder in ("bin", "lib", "share/containers", "share/doc"):
+            (tree / folder).mkdir(parents=True)
+        programs = [copy_program(packages, name, tree / "bin") for name in PROGRAMS]
+        collect_libraries(packages, patchelf, programs, tree / "lib")
+        for program in programs:
+            # the older kind of entry, since it holds for the libraries of our libraries, too
+            run([str(patchelf), "--force-rpath", "--set-rpath", f"{prefix}/lib", str(program)])
+        copy_data(packages, tree)
+        elves = [*programs, *(tree / "lib").iterdir()]
+        about: dict[str, object] = {
+            "machine": platform.machine(),
+            "prefix": prefix,
+            "glibc": oldest_c_library(path.read_bytes() for path in elves),
+            "packages": packages.entries(),
+        }
+    (tree / "TREE.json").write_text(json.dumps(about, indent=1) + "\n")
+    return about
+
+
+def copy_program(packages: Packages, name: str, folder: Path) -> Path:
+    """Copy the program `name` out of its package; return where it lies now."""
+    found = [packages.root / PROGRAMS[name] / place / name for place in ("usr/bin", "usr/sbin")]
+    source = next((path for path in found if path.is_file() and not path.is_symlink()), None)
+    if source is None:
+        raise TreeError(f"the package {PROGRAMS[name]} holds no program {name}; another distribution's may")
+    shutil.copyfile(source, folder / name)
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
+def copy_data(packages: Packages, tree: Path) -> None:
+    """Copy default profiles, and the licence of every package of which something is in the tree."""
+    for source, target in DATA.items():
+        shutil.copyfile(packages.root / DATA_PACKAGE / source, tree / target)
+    used = {*PROGRAMS.values(), DATA_PACKAGE}
+    for path in (tree / "lib").iterdir():
+        library = packages.library(path.name)
+        assert library is not None
+        used.add(library.relative_to(packages.root.resolve()).parts[0])
+    for package in sorted(used):
+        copyright_file = packages.root / package / "usr/share/doc" / package / "copyright"
+        if copyright_file.is_file():
+            (tree / "share/doc" / package).mkdir()
+            shutil.copyfile(copyright_file, tree / "share/doc" / package / "copyright")
+    packages.taken = {name: deb for name, deb in packages.taken.items() if name in used}
+
+
+def main() -> int:
+    """Make a tree; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debs", type=Path, required=True, help="folder that keeps the downloaded packages")
+    parser.add_argument("--prefix", required=True, help="where the tree will lie on the node")
+    parser.add_argument("tree", type=Path)
+    arguments = parser.parse_args()
+    os.environ["LC_ALL"] = "C"
+    try:
+        about = make(arguments.debs, arguments.prefix, arguments.tree)
+    except (TreeError, OSError) as error:
+        print(f"podman_tree: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(about))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
