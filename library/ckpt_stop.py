@@ -11,7 +11,7 @@ DOCUMENTATION = r"""
 module: ckpt_stop
 short_description: Stop a server and remove what is left of it
 description:
-  - Ends the server's processes or container, unmounts its checkpoint, removes the container, and optionally the checkpoint.
+  - Ends the server's processes or container, unmounts its checkpoint, removes the container, and optionally checkpoints.
   - Containers without the label C(io.gpuckpt.server), and processes that the modules did not start, are left alone.
 author: gpuckpt contributors
 requirements:
@@ -34,22 +34,15 @@ options:
       - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
       - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
         C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
-        C(stdout), C(image), C(podman_args), C(privileged), C(gpu), C(canary).
+        C(stdout), C(image) or C(rootfs), C(podman_args), C(privileged), C(gpu), C(canary).
       - Every wrong key is named in one message.
     type: dict
     required: true
-  checkpoint:
-    description: The checkpoint to delete with O(delete_checkpoint).
-    type: dict
-    suboptions:
-      dir:
-        description: Folder of the checkpoint. Only a folder that holds a checkpoint is deleted.
-        type: path
-        required: true
-  delete_checkpoint:
-    description: Delete the folder of O(checkpoint).
-    type: bool
-    default: false
+  checkpoints:
+    description: Folders of checkpoints of this server, to be deleted. Only a folder that holds a checkpoint is.
+    type: list
+    elements: path
+    default: []
 """
 
 EXAMPLES = r"""
@@ -57,6 +50,12 @@ EXAMPLES = r"""
   ckpt_stop:
     runtime: podman
     server: "{{ inference_server_spec }}"
+
+- name: Stop it and delete its checkpoint
+  ckpt_stop:
+    runtime: podman
+    server: "{{ inference_server_spec }}"
+    checkpoints: [/mnt/checkpoint-ram/golden]
 """
 
 RETURN = r"""
@@ -91,25 +90,27 @@ from ansible.module_utils.ckpt.spec import parse_server
 OPTIONS: dict[str, Any] = {
     "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},
     "server": {"type": "dict", "required": True},
-    "checkpoint": {"type": "dict", "options": {"dir": {"type": "path", "required": True}}},
-    "delete_checkpoint": {"type": "bool", "default": False},
+    "checkpoints": {"type": "list", "elements": "path", "default": []},
 }
 
 
 def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> bool:
     """Stop and delete. Returns whether there was anything. Raises CkptError."""
     runtime = make_runtime(params["runtime"], parse_server(params["server"], params["runtime"]), Criu(), commands)
-    folder = params["checkpoint"]["dir"] if params["checkpoint"] and params["delete_checkpoint"] else None
+    folders = [folder for folder in params["checkpoints"] if os.path.isdir(folder)]
+    foreign = [folder for folder in folders if not is_checkpoint(folder)]
+    if foreign:
+        raise CkptError(
+            "bad_input",
+            f"{', '.join(foreign)} holds no checkpoint; nothing was stopped or deleted. Name folders of checkpoints.",
+        )
     with exclusive():
         present = runtime.instance().exists
-        deletable = folder is not None and os.path.isdir(folder)
-        if deletable and not is_checkpoint(folder):
-            raise CkptError("bad_input", f"{folder} holds no checkpoint and is left alone; name a checkpoint's folder.")
         if present and not check_mode:
             runtime.remove()
-        if deletable and not check_mode:
+        for folder in () if check_mode else folders:
             shutil.rmtree(folder)
-    return present or deletable
+    return present or bool(folders)
 
 
 def main() -> None:

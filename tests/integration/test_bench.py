@@ -28,7 +28,15 @@ LANES: list[dict[str, Any]] = [
         "flags": ["--keep"],
         "switches": {"CRIU_MAPPED_RESTORE": 1, "CRIU_MAPPED_SCOPE": "all"},
     },
-    {"name": "podman-tar-zst", "start": "restore", "runtime": "podman", "build": "stock", "source": "tar.zst"},
+    # finished when the run is continued, and nothing restores its checkpoint any more
+    {
+        "name": "podman-tar-zst",
+        "start": "restore",
+        "runtime": "podman",
+        "build": "stock",
+        "source": "tar.zst",
+        "iterations": 1,
+    },
     {"name": "process-stock", "start": "restore", "runtime": "process", "build": "stock"},
     {
         "name": "process-mapped",
@@ -75,9 +83,13 @@ def before_the_run(provisioned: object) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def first_part(results: Path, before_the_run: set[str]) -> list[dict[str, Any]]:
+def first_call(results: Path, before_the_run: set[str]) -> Played:
     """The run's first iteration, its checkpoints kept."""
-    bench(results, gpuckpt_iterations=1, gpuckpt_keep_checkpoints=True)
+    return bench(results, gpuckpt_iterations=1, gpuckpt_keep_checkpoints=True)
+
+
+@pytest.fixture(scope="module")
+def first_part(results: Path, first_call: Played) -> list[dict[str, Any]]:
     return records(results / RUN_ID)
 
 
@@ -94,8 +106,13 @@ def measured(found: list[dict[str, Any]], lanes: set[str]) -> list[dict[str, Any
 
 def test_each_good_lane_is_measured_once_an_iteration_and_is_ok(whole: list[dict[str, Any]]) -> None:
     good = measured(whole, GOOD_LANES)
-    assert Counter(record["lane"] for record in good) == dict.fromkeys(GOOD_LANES, 2)
+    assert Counter(record["lane"] for record in good) == dict.fromkeys(GOOD_LANES, 2) | {"podman-tar-zst": 1}
     assert [record["message"] for record in good if record["status"] != "ok"] == []
+
+
+def test_each_outcome_is_told_when_it_is_known(first_call: Played) -> None:
+    assert "process-mapped, iteration 1: first token after 0." in first_call.output
+    assert "broken, iteration 1: FAILED (" in first_call.output
 
 
 def test_every_restore_passed_the_truth_gate(whole: list[dict[str, Any]]) -> None:
@@ -181,6 +198,18 @@ def test_a_run_is_not_overwritten(whole: list[dict[str, Any]], results: Path) ->
     assert refused.status != 0
     assert f"the run {RUN_ID} is there already" in refused.output
     assert records(results / RUN_ID) == whole
+
+
+def test_records_of_an_earlier_run_of_that_name_are_not_taken_in(
+    whole: list[dict[str, Any]], tmp_path: Path, before_the_run: set[str]
+) -> None:
+    refused = bench(tmp_path, check=False)
+    assert refused.status != 0
+    said = " ".join(refused.output.split())
+    assert f"records of an earlier run {RUN_ID} lie in /var/lib/gpuckpt/runs/{RUN_ID} on localhost" in said
+    assert "choose another gpuckpt_run_id" in said
+    assert not (tmp_path / RUN_ID).exists()
+    assert traces() <= before_the_run
 
 
 def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:

@@ -261,7 +261,7 @@ def test_dropped_page_cache_on_a_tmpfs_is_refused(call: Call, process_server: Re
 
 def test_stop_refuses_a_folder_that_is_no_checkpoint(call: Call, process_server: Result, tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("data")
-    result = call("ckpt_stop", **process_server, checkpoint={"dir": str(tmp_path)}, delete_checkpoint=True)
+    result = call("ckpt_stop", **process_server, checkpoints=[str(tmp_path)])
     assert result["reason"] == "bad_input"
     assert (tmp_path / "precious").exists()
 

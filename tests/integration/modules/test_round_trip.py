@@ -181,7 +181,7 @@ def test_stop_deletes_a_checkpoint_and_is_idempotent(call: Call, process_server:
     folder = store / "golden"
     call("ckpt_start", **process_server)
     call("ckpt_checkpoint", **process_server, criu=STOCK, checkpoint={"dir": str(folder)})
-    options = {**process_server, "checkpoint": {"dir": str(folder)}, "delete_checkpoint": True}
+    options = {**process_server, "checkpoints": [str(folder)]}
     assert call("ckpt_stop", **options, _ansible_check_mode=True)["changed"]
     assert folder.is_dir()
     assert call("ckpt_stop", **options)["changed"]
