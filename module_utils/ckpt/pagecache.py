@@ -24,7 +24,10 @@ def prepare(state: str, paths: Iterable[str]) -> float:
     """
     files = [path for path in paths if os.path.getsize(path) > 0]
     for path in files:
-        _drop(path) if state == "dropped" else _read(path)
+        if state == "dropped":
+            _drop(path)
+        elif resident_fraction([path]) < 1.0:
+            _read(path)
     fraction = resident_fraction(files)
     if state == "dropped" and fraction > MAX_RESIDENT_DROPPED:
         raise CkptError(
@@ -88,7 +91,7 @@ def _resident_pages(path: str) -> tuple[int, int]:
             libc.munmap(address, length)
             if status != 0:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
-            resident += sum(byte & 1 for byte in flags.raw[:pages])
+            resident += pages - flags.raw[:pages].count(0)
             total += pages
     finally:
         os.close(descriptor)
