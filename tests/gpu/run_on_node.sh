@@ -9,13 +9,15 @@
 #   look        show what the node is: GPU, driver, memory, libraries
 #   setup       verify the bundle; controller, collections and libraries in place
 #   provision   provision.yml from the bundle alone, the model included
+#   containers  try_podman.sh: small programs in containers, checkpointed and restored, before a server is
 #   doctor      doctor.yml
 #   bench       bench.yml, new or continued
 #   results     copy the run to OUT: records, manifest, report, logs of CRIU and of the server; nothing of the images
 #
 # Environment: BUNDLE (.bundle), WORK (/var/tmp/gpuckpt), OUT (WORK/out), GPUCKPT_NODE_PYTHON (python3: 3.12 with PyTorch and
 # httpx), BUDGET_S (seconds after which bench begins no further entry, 0 for no end), LANES (regular expression),
-# RUN_ID, EXTRA (further arguments of bench's ansible-playbook).
+# RUN_ID, EXTRA (further arguments of bench's ansible-playbook), PODMAN (yes if the bundle holds podman: containers are provisioned,
+# and the lanes podman-* are there), TRY (plain cuda: what the step containers tries), PLAY_S (seconds that a play may take, 0 for no end).
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -30,10 +32,19 @@ export GPUCKPT_NODE_PYTHON=$python ANSIBLE_CONFIG=$project/ansible.cfg PYTHONUNB
 say() { printf '==> %s: %s\n' "$(date +%T)" "$*"; }
 tool() { "$python" "$project/roles/bundle/files/gpuckpt_bundle.py" "$@"; }
 
+with_podman() {
+	local offered=no
+	if grep -q '"podman": {' "$bundle/bundle.json" 2>/dev/null; then offered=yes; fi
+	[ "${PODMAN:-$offered}" = yes ]
+}
+
 play() {
-	local playbook=$1
+	local playbook=$1 podman=false
 	shift
-	(cd "$project" && "$controller/bin/python" -m ansible playbook -i inventories/gpu-local "$playbook" -l gpu-nodes "$@")
+	if with_podman; then podman=true; fi
+	(cd "$project" && timeout --foreground --kill-after=30 "${PLAY_S:-0}" \
+		"$controller/bin/python" -m ansible playbook -i inventories/gpu-local "$playbook" -l gpu-nodes \
+		-e "{\"gpuckpt_podman\": $podman}" "$@")
 }
 
 collect() {
@@ -102,6 +113,12 @@ provision() {
 	play provision.yml -e "gpuckpt_bundle=$bundle" -e '{"inference_server_phases": ["validate", "install", "configure"]}'
 }
 
+# A word of TRY is a variant.
+containers() {
+	# shellcheck disable=SC2086
+	OUT=$out/try-podman "$project/tests/gpu/try_podman.sh" ${TRY:-plain cuda}
+}
+
 doctor() { play doctor.yml; }
 
 bench() {
@@ -126,13 +143,27 @@ results() {
 	find /mnt/checkpoint-ram -maxdepth 3 -path '*/work/*' -name '*.log' -size -8M -print0 |
 		tar -czf "$out/criu-logs.tar.gz" --null --files-from=- 2>/dev/null || true
 	{ nvidia-smi; dmesg | tail -n 100; df -h; free -m; } >"$out/node.txt" 2>&1 || true
+	if with_podman; then podman_state >"$out/podman.txt" 2>&1 || true; fi
 	ls -la "$out"
 }
 
-[ $# -gt 0 ] || { sed -n '3,22s/^# \{0,1\}//p' "$0"; exit 2; }
+# What to look at where a container did not start: its configuration, what podman made of it, and what is left.
+podman_state() {
+	local podman=/usr/local/bin/podman folder
+	tail -n +1 /etc/containers/*.conf /etc/containers/containers.conf.d/*.conf /etc/criu/runc.conf /etc/gpuckpt/criu.env
+	"$podman" info
+	"$podman" ps --all
+	cat /proc/self/mountinfo /sys/fs/cgroup/cgroup.controllers
+	ls -l /dev/nvidia*
+	for folder in /var/lib/gpuckpt/containers/overlay-containers/*/userdata; do
+		tail -n 50 "$folder"/*.log
+	done
+}
+
+[ $# -gt 0 ] || { sed -n '3,25s/^# \{0,1\}//p' "$0"; exit 2; }
 for step in "$@"; do
 	case $step in
-	collect | look | setup | provision | doctor | bench | results)
+	collect | look | setup | provision | containers | doctor | bench | results)
 		say "$step"
 		"$step"
 		;;
