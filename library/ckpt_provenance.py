@@ -34,6 +34,11 @@ options:
   python:
     description: Interpreter that runs the server under test, whose packages are recorded.
     type: path
+  pythonpath:
+    description: Folders of packages that it sees before its own, as in C(PYTHONPATH).
+    type: list
+    elements: path
+    default: []
   packages:
     description: Python packages whose versions are recorded.
     type: list
@@ -93,6 +98,7 @@ def main() -> None:
             "image": {"type": "str"},
             "model_path": {"type": "path"},
             "python": {"type": "path"},
+            "pythonpath": {"type": "list", "elements": "path", "default": []},
             "packages": {"type": "list", "elements": "str", "default": ["vllm", "torch", "transformers"]},
         },
         supports_check_mode=True,
@@ -106,7 +112,9 @@ def main() -> None:
             "software": provenance.software(node, options["image"]),
             "criu": provenance.criu(node, options["criu_home"]),
             "gpu": provenance.gpu(node),
-            "packages": provenance.packages(node, options["python"], options["packages"]),
+            "packages": provenance.packages(
+                node, options["python"], options["pythonpath"], options["packages"]
+            ),
             "weights": provenance.weights(node, options["model_path"]),
             "modules_python": platform.python_version(),
         },

@@ -26,8 +26,9 @@ SYSCTLS = ("kernel.io_uring_disabled", "vm.max_map_count", "vm.overcommit_memory
 # Prints a JSON object of the versions of the packages that are installed, for an interpreter that is not ours.
 PACKAGE_VERSIONS = """
 import importlib.metadata, json, sys
+sys.path[:0] = json.loads(sys.argv[1])
 versions = {"python": sys.version.split()[0]}
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     try:
         versions[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -97,11 +98,14 @@ def gpu(node: Node) -> dict[str, Any] | None:
     }
 
 
-def packages(node: Node, python: str | None, names: list[str]) -> dict[str, str] | None:
-    """Returns the versions of Python packages as an interpreter sees them; None without one, or where it fails."""
+def packages(node: Node, python: str | None, paths: list[str], names: list[str]) -> dict[str, str] | None:
+    """Returns the versions of Python packages as an interpreter sees them; None without one, or where it fails.
+
+    :param paths: folders of packages that come before the interpreter's own, as in PYTHONPATH.
+    """
     if python is None:
         return None
-    done = node.run(python, "-I", "-c", PACKAGE_VERSIONS, *names)
+    done = node.run(python, "-I", "-c", PACKAGE_VERSIONS, json.dumps(paths), *names)
     versions: dict[str, str] | None = json.loads(done.stdout) if done.rc == 0 else None
     return versions
 
