@@ -79,7 +79,9 @@ def update_readme(readme: Path, analyses: dict[Path, RunAnalysis]) -> None:
         raise ReportError(f"{readme} needs one line {BEGIN} and below it one line {END}; the table goes between them")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    section = "\n\n".join(_section(folder, analysis, readme.parent) for folder, analysis in analyses.items())
+    # What the project is for comes first: runs on GPUs, then the others.
+    ordered = sorted(analyses.items(), key=lambda item: (not _has_gpu(item[1]), item[0].name))
+    section = "\n\n".join(_section(folder, analysis, readme.parent) for folder, analysis in ordered)
     section = section or "No run has been published yet."
     readme.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
 
@@ -90,8 +92,26 @@ def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:
     title = analysis.manifest.description or folder.name
     source = f"[records]({place}/records.jsonl) · [report]({place}/report.md) · [manifest]({place}/manifest.json)"
     heading = f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"
-    tables = [_table(host, analysis, f"{place}/records.jsonl").markdown() for host in analysis.hosts]
-    return "\n\n".join([heading, *tables])
+    parts = [heading]
+    for host in analysis.hosts:
+        parts += [_node(analysis, host.host), _table(host, analysis, f"{place}/records.jsonl").markdown()]
+    return "\n\n".join(parts)
+
+
+def _has_gpu(analysis: RunAnalysis) -> bool:
+    return any(host.get("gpu") for host in analysis.manifest.hosts.values())
+
+
+def _node(analysis: RunAnalysis, name: str) -> str:
+    """One line on where the figures are from, of what the manifest knows."""
+    known = analysis.manifest.hosts.get(name, {})
+    host, gpu = known.get("host") or {}, known.get("gpu") or {}
+    parts = [one["name"] for one in gpu.get("gpus", [])]
+    parts += [f"driver {gpu['driver']['version']}"] if gpu else []
+    parts += [f"{host['cpu']['count']} cores", host["os"], f"Linux {host['kernel']}"] if host else []
+    packages = known.get("packages") or {}
+    parts += [f"{package} {packages[package]}" for package in ("vllm", "torch") if package in packages]
+    return f"{name}: " + (", ".join(parts) or "the manifest does not describe it") + "."
 
 
 def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
