@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ from gpuckpt_report.units import seconds
 
 RUNNER_FILES = PROJECT / ".ansible" / "runner"
 LOGS_KEPT = 10
+POLL_S = 0.25
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
@@ -59,33 +61,87 @@ def run_plays(plays: Sequence[str], options: Sequence[str]) -> int:
     *before, last = (f"{play}.yml" for play in plays)
     progress = Progress()
     console = Console(highlight=False, soft_wrap=True)
-    cancelled = threading.Event()
     RUNNER_FILES.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _view(console, progress) as show:
+    ident = f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+    interruption = Interruption(RUNNER_FILES / f"stop-{ident}", progress)
+    with _view(console, progress) as show, interruption:
         thread, runner = ansible_runner.run_async(
             private_data_dir=str(RUNNER_FILES),
             project_dir=str(PROJECT),
             playbook=last,
             # ansible-playbook wants its playbooks side by side
             cmdline=shlex.join([*options, *before]) or None,
-            ident=f"{name}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}",
-            envvars=_environment(),
+            ident=ident,
+            envvars={**_environment(), "GPUCKPT_STOP_FILE": str(interruption.stop_file)},
             event_handler=lambda event: _handle(event, progress, show),
-            cancel_callback=cancelled.is_set,
+            cancel_callback=interruption.at_once.is_set,
             rotate_artifacts=LOGS_KEPT,
             suppress_env_files=True,
             quiet=True,
         )
-        _wait(thread, cancelled)
+        interruption.watch(thread, show)
     artifacts = Path(runner.config.artifact_dir)
     # ansible-runner notes the whole environment there, and tokens may be in it
     (artifacts / "command").unlink(missing_ok=True)
-    if cancelled.is_set():
-        console.print("interrupted; records made so far lie on the nodes, a later run with the same id continues it")
-        return EXIT_INTERRUPTED
-    if runner.rc:
+    if interruption.at_once.is_set():
+        console.print("interrupted; records made so far lie on the nodes, where a server may still run")
+    elif runner.rc:
         console.print(f"{name} failed; Ansible's complete output: {artifacts / 'stdout'}")
-    return int(runner.rc)
+        return int(runner.rc)
+    if interruption.at_once.is_set() or interruption.asked:
+        console.print("the same gpuckpt_run_id with gpuckpt_continue=true goes on with an interrupted run")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+class Interruption:
+    """What Ctrl-C and SIGTERM do.
+
+    The first one lets a benchmark end in an orderly way: the play finds the stop file, lets the measurement under way end,
+    stops servers, keeps records and makes the report. The second one, or the first where nothing is being measured, ends
+    Ansible at once.
+    """
+
+    def __init__(self, stop_file: Path, progress: Progress) -> None:
+        self.stop_file = stop_file
+        self.at_once = threading.Event()
+        self.asked = False
+        self._progress = progress
+        self._received = 0
+
+    def __enter__(self) -> Interruption:
+        # A handler, since a thread that is joined counts as ended once an exception has come out of its join.
+        self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, former in self._former.items():
+            signal.signal(number, former)
+        self.stop_file.unlink(missing_ok=True)
+
+    def watch(self, thread: threading.Thread, show: Show) -> None:
+        """Wait for the play to end."""
+        answered = 0
+        while thread.is_alive():
+            thread.join(timeout=POLL_S)
+            while answered < self._received:
+                answered += 1
+                self._answer(show)
+
+    def _receive(self, *_: object) -> None:
+        self._received += 1
+
+    def _answer(self, show: Show) -> None:
+        if self.asked or not self._progress.hosts:
+            self.at_once.set()
+            return
+        self.asked = True
+        self.stop_file.touch(mode=0o600)
+        show(
+            [
+                "interrupted: what is being measured ends, servers are stopped, records are kept; once more to end at once"
+            ]
+        )
 
 
 def _plays() -> list[str]:
@@ -108,15 +164,6 @@ def _handle(event: Event, progress: Progress, show: Show) -> bool:
     """Show an event; the answer tells ansible-runner to keep it in its files."""
     show(progress.feed(event))
     return True
-
-
-def _wait(thread: threading.Thread, cancelled: threading.Event) -> None:
-    """Wait for the play; an interrupt ends Ansible in an orderly way instead of leaving it behind."""
-    while thread.is_alive():
-        try:
-            thread.join(timeout=0.5)
-        except KeyboardInterrupt:
-            cancelled.set()
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plays import STORE, WEIGHTS_MIB, Played, mounts, play, records, run
+from plays import ROOT, STORE, WEIGHTS_MIB, Played, mounts, play, records, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("provisioned")]
 
@@ -53,16 +55,18 @@ WARMUP_REQUESTS = 3
 RUN_ID = f"integration-{int(time.time())}"
 
 
+SETTINGS = {
+    "gpuckpt_run_id": RUN_ID,
+    "gpuckpt_weights_mib": WEIGHTS_MIB,
+    "gpuckpt_lanes": LANES,
+    "gpuckpt_warmup_rounds": 0,
+    "gpuckpt_warmup_requests": WARMUP_REQUESTS,
+}
+
+
 def bench(results: Path, check: bool = True, **variables: Any) -> Played:
-    settings = {
-        "gpuckpt_results_dir": str(results),
-        "gpuckpt_run_id": RUN_ID,
-        "gpuckpt_weights_mib": WEIGHTS_MIB,
-        "gpuckpt_lanes": LANES,
-        "gpuckpt_warmup_rounds": 0,
-        "gpuckpt_warmup_requests": WARMUP_REQUESTS,
-    }
-    return play("bench.yml", "--limit", "gpu-nodes", check=check, **{**settings, **variables})
+    settings = {**SETTINGS, "gpuckpt_results_dir": str(results), **variables}
+    return play("bench.yml", "--limit", "gpu-nodes", check=check, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +214,44 @@ def test_records_of_an_earlier_run_of_that_name_are_not_taken_in(
     assert "choose another gpuckpt_run_id" in said
     assert not (tmp_path / RUN_ID).exists()
     assert traces() <= before_the_run
+
+
+def test_an_interrupted_run_stops_its_server_keeps_its_records_and_can_be_continued(
+    tmp_path: Path, before_the_run: set[str]
+) -> None:
+    run_id = f"{RUN_ID}-interrupted"
+    lanes = [lane for lane in LANES if lane["name"] == "podman-stock"]
+    settings = {"gpuckpt_run_id": run_id, "gpuckpt_lanes": lanes, "gpuckpt_iterations": 50}
+    try:
+        said = interrupted_bench({**SETTINGS, **settings, "gpuckpt_results_dir": str(tmp_path)}, "[localhost 2/50]")
+        assert "servers are stopped, records are kept" in said
+        measured_before = measured(records(tmp_path / run_id), {"podman-stock"})
+        assert 2 <= len(measured_before) < 50
+        assert json.loads((tmp_path / run_id / "manifest.json").read_text(encoding="utf-8"))["finished_at"] is None
+        assert traces() <= before_the_run
+
+        iterations = len(measured_before) + 1
+        bench(tmp_path, gpuckpt_continue=True, **{**settings, "gpuckpt_iterations": iterations})
+        found = records(tmp_path / run_id)
+        assert [record["iteration"] for record in measured(found, {"podman-stock"})] == list(range(1, iterations + 1))
+        assert {record["status"] for record in found} == {"ok"}
+        assert traces() <= before_the_run
+    finally:
+        shutil.rmtree(f"/var/lib/gpuckpt/runs/{run_id}", ignore_errors=True)
+
+
+def interrupted_bench(settings: dict[str, Any], last: str) -> str:
+    """Run the console, interrupt it as Ctrl-C does when a line begins with ``last``, and return all it said."""
+    command = [ROOT / ".venv" / "bin" / "gpuckpt", "bench", "--extra-vars", json.dumps(settings)]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith(last):
+                process.send_signal(signal.SIGINT)
+        assert process.wait() == 130, "".join(lines)
+    return "".join(lines)
 
 
 def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:

@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import signal
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -177,3 +181,66 @@ def test_a_wrong_second_play_is_refused_before_the_first_runs(project, capfd):
     said = capfd.readouterr()
     assert "there is no play 'agian'; plays: again, hello" in said.err
     assert "hello me" not in said.out
+
+
+RUN_CONSOLE = """
+import sys
+from pathlib import Path
+from gpuckpt_report import console
+console.PROJECT = Path(sys.argv[1])
+console.RUNNER_FILES = console.PROJECT / ".ansible" / "runner"
+sys.exit(console.main(["wait", "-e", sys.argv[2]]))
+"""
+WAIT = """
+- name: Wait
+  hosts: localhost
+  connection: local
+  gather_facts: false
+  tasks:
+    - name: Order what is to be measured
+      ansible.builtin.set_fact:
+        schedule: [{seq: 1, lane: cold, iteration: 1, warmup: false}]
+      when: measuring
+    - name: Say that it begins
+      ansible.builtin.debug:
+        msg: waiting
+    - name: Measure until the stop file is there
+      ansible.builtin.command:
+        argv: [sh, -c, 'for i in $(seq 300); do if [ -e "$0" ]; then exit 0; fi; sleep 0.1; done; exit 1', "{{ file }}"]
+      vars:
+        file: "{{ lookup('ansible.builtin.env', 'GPUCKPT_STOP_FILE') if heeding else '/nonexistent' }}"
+    - name: Say that it ended
+      ansible.builtin.debug:
+        msg: ended in order
+"""
+
+
+@pytest.mark.parametrize(
+    ("measuring", "heeding", "signals", "in_order"),
+    [
+        (True, True, [signal.SIGINT], True),
+        (True, True, [signal.SIGTERM], True),
+        (True, False, [signal.SIGINT, signal.SIGINT], False),
+        (False, False, [signal.SIGINT], False),
+    ],
+)
+def test_an_interrupt_lets_a_measurement_end_and_a_second_one_does_not(project, measuring, heeding, signals, in_order):
+    (project / "wait.yml").write_text("- import_playbook: playbooks/wait.yml\n")
+    (project / "playbooks" / "wait.yml").write_text(WAIT)
+    settings = json.dumps({"measuring": measuring, "heeding": heeding})
+    command = [sys.executable, "-u", "-c", RUN_CONSOLE, str(project), settings]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = []
+        for word, number in zip(["waiting", "interrupted: "], signals, strict=False):
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith(word):
+                    break
+            process.send_signal(number)
+        lines += process.stdout.readlines()
+        assert process.wait(timeout=20) == console.EXIT_INTERRUPTED
+    said = "".join(lines)
+    assert ("ended in order" in said) == in_order
+    assert ("interrupted: what is being measured ends" in said) == measuring
+    assert ("a server may still run" in said) == (not in_order)
+    assert list((project / ".ansible" / "runner").glob("stop-*")) == []
