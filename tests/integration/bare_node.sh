@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Runs a command as on a node of its own: ROOT is the lower layer of an overlay that becomes the root (as on a machine that is
-# itself a container), in own mount and process namespaces. The project is seen through an overlay, too, so that nothing of it
+# itself a container, /run included), in own mount and process namespaces. The project is seen through an overlay, too, so that nothing of it
 # is written, and FOLDERS (colons between them: the controller's Python, say) as they are, read-only. What is mounted here is
 # gone when the command has ended; what it wrote lies in SCRATCH.
 #
@@ -21,7 +21,6 @@ mount -t overlay -o "lowerdir=$root,upperdir=$scratch/root-upper,workdir=$scratc
 mount -t proc proc "$node/proc"
 mount --rbind /sys "$node/sys"
 mount --rbind /dev "$node/dev"
-mount -t tmpfs tmpfs "$node/run"
 mkdir -p "$node/run/lock" "$node/before" "$node$project"
 mount -t overlay -o "lowerdir=$project,upperdir=$scratch/project-upper,workdir=$scratch/project-work" project "$node$project"
 for folder in ${folders//:/ }; do
