@@ -14,6 +14,7 @@ from ansible.errors import AnsibleFilterError
 Lane = dict[str, Any]
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+NAME_LENGTH = 64
 SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
 
 STARTS = ("cold", "restore")
@@ -87,6 +88,8 @@ def _key_errors(lane: Lane) -> list[str]:
     name = lane.get("name")
     if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
         errors.append(f"name must be lower-case words joined by '-', not {name!r}")
+    elif name is not None and len(name) > NAME_LENGTH:
+        errors.append(f"name has {len(name)} characters, and {NAME_LENGTH} are allowed")
     return errors
 
 

@@ -8,6 +8,7 @@ from typing import get_args
 
 import ckpt_lanes
 import pytest
+from ansible.errors import AnsibleFilterError
 from ansible.module_utils.ckpt import errors, record
 
 from gpuckpt_report import schema
@@ -74,6 +75,36 @@ def test_the_list_of_reasons_is_one():
 )
 def test_choices_of_a_lane_are_those_of_the_filter(model, choices):
     assert get_args(model) == choices
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"name": "a" * 64},
+        {"name": "a" * 65},
+        {"name": "a-" * 3},
+        {"name": "A"},
+        {"switches": {"CRIU_A": True, "CRIU_B": 1.5, "CRIU_C": "x"}},
+        {"switches": {"CRIU_A": None}},
+        {"switches": {"CRIU_a": 1}},
+        {"checkpoint": {"build": "patched", "switches": {"CRIU_A": 0}}},
+        {"checkpoint": None},
+        {"page_cache": "dropped"},
+        {"page_cache": "dropped", "source": "disk"},
+        {"server": {"env": {"A": "1"}}, "iterations": 3},
+        {"iterations": 0},
+        {"flags": [1]},
+        {"description": None},
+    ],
+)
+def test_what_the_filter_lets_through_the_manifest_takes(odd):
+    """The filter checks what users write, before anything runs; a lane that only the manifest refused would cost the run."""
+    lane = {"name": "a", "start": "restore", "runtime": "podman", **odd}
+    try:
+        completed = ckpt_lanes.ckpt_lanes([lane])
+    except AnsibleFilterError:
+        return
+    schema.Lane.model_validate(completed[0])
 
 
 def test_lanes_that_the_filter_completes_are_valid():
