@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checks the documentation and arguments of library/ with ansible-core's own validate-modules.
 
-That tool wants a collection, so a throw-away one is laid out in build/: modules and module_utils with the imports
-that a collection would have. Exits 1 when a module has an error.
+That tool wants a collection, so a throw-away one is laid out in build/: modules, module_utils and fragments of documentation
+with the imports and names that a collection would have. Exits 1 when a module has an error.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ TREE = ROOT / "build" / "validate"
 COLLECTION = TREE / "ansible_collections" / "gpuckpt" / "node"
 TOOL = Path(ansible_test.__file__).parent / "_util/controller/sanity/validate-modules/validate.py"
 INSIDE = "ansible_collections.gpuckpt.node.plugins.module_utils.ckpt"
+FRAGMENT = re.compile(r"^(  - )(ckpt(?:\.\w+)?)$", re.MULTILINE)
 # What the tool asks of Ansible's own collections: a version of the collection, a licence in its words (ours is an
 # SPDX line), an author with an account on a certain host.
 NOT_OURS = re.compile("module-invalid-version-added|missing-gplv3-license|Invalid author")
@@ -35,9 +36,10 @@ def lay_out() -> list[str]:
         ROOT / "module_utils", COLLECTION / "plugins" / "module_utils", ignore=shutil.ignore_patterns("*.pyc")
     )
     shutil.copytree(ROOT / "library", COLLECTION / "plugins" / "modules", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "doc_fragments", COLLECTION / "plugins" / "doc_fragments")
     for source in COLLECTION.rglob("*.py"):
-        text = source.read_text(encoding="utf-8")
-        source.write_text(text.replace("ansible.module_utils.ckpt", INSIDE), encoding="utf-8")
+        text = source.read_text(encoding="utf-8").replace("ansible.module_utils.ckpt", INSIDE)
+        source.write_text(FRAGMENT.sub(r"\1gpuckpt.node.\2", text), encoding="utf-8")
     (COLLECTION / "galaxy.yml").write_text("namespace: gpuckpt\nname: node\nversion: 0.1.0\n", encoding="utf-8")
     return sorted(str(p.relative_to(COLLECTION)) for p in (COLLECTION / "plugins" / "modules").glob("*.py"))
 

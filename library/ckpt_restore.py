@@ -16,9 +16,9 @@ description:
     process runs, the images hold the GPU's bytes, the request counter survived, and the canary's tokens are those from before.
   - A restore that fails leaves no process of the server behind.
 author: gpuckpt contributors
-requirements:
-  - root
-  - Python 3.11 or newer with httpx on the node
+extends_documentation_fragment:
+  - ckpt
+  - ckpt.measurement
 attributes:
   check_mode:
     description: Checks the options and restores nothing.
@@ -27,20 +27,6 @@ attributes:
     description: A measurement has nothing to compare.
     support: none
 options:
-  runtime:
-    description: What holds the server's processes, a container or a plain process tree with bare CRIU.
-    type: str
-    choices: [podman, process]
-    required: true
-  server:
-    description:
-      - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
-      - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
-        C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
-        C(stdout), C(image) or C(rootfs), C(podman_args), C(privileged), C(gpu), C(canary).
-      - Every wrong key is named in one message.
-    type: dict
-    required: true
   checkpoint:
     description: The checkpoint.
     type: dict
@@ -75,58 +61,6 @@ options:
     default: warm
   stop_after:
     description: Stop the server after the measurement.
-    type: bool
-    default: false
-  criu:
-    description: The build of CRIU and its switches.
-    type: dict
-    suboptions:
-      build:
-        description: Which of the builds below O(criu.home) is used.
-        type: str
-        choices: [current, stock, patched, distro]
-        default: current
-      switches:
-        description: Variables C(CRIU_*) for this operation, over the node's defaults in C(/etc/gpuckpt/criu.env).
-        type: dict
-        default: {}
-      home:
-        description: Folder of the builds.
-        type: path
-        default: /opt/gpuckpt/criu
-  record:
-    description: Identity of the measurement. Without it nothing is recorded, and a failure fails the task.
-    type: dict
-    suboptions:
-      run_id:
-        description: Identifier of the run.
-        type: str
-        required: true
-      host:
-        description: Inventory name of the node; the node's own name if it is left out.
-        type: str
-      seq:
-        description: Position in the run's schedule.
-        type: int
-        required: true
-      lane:
-        description: Name of the lane.
-        type: str
-        required: true
-      iteration:
-        description: Iteration of the lane.
-        type: int
-        default: 0
-      warmup:
-        description: Whether the measurement is a warm-up, which statistics leave out.
-        type: bool
-        default: false
-  record_path:
-    description: File on the node that the record is written to (mode 0600) before the module returns.
-    type: path
-  fail_on_error:
-    description:
-      - A cold start or a restore that fails with O(record) given is a result, and the task does not fail. V(true) makes it fail.
     type: bool
     default: false
 """

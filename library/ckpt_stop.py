@@ -16,6 +16,8 @@ description:
 author: gpuckpt contributors
 requirements:
   - root
+extends_documentation_fragment:
+  - ckpt
 attributes:
   check_mode:
     description: Says whether there is something to stop or delete.
@@ -24,20 +26,6 @@ attributes:
     description: A measurement has nothing to compare.
     support: none
 options:
-  runtime:
-    description: What holds the server's processes, a container or a plain process tree with bare CRIU.
-    type: str
-    choices: [podman, process]
-    required: true
-  server:
-    description:
-      - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
-      - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
-        C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
-        C(stdout), C(image) or C(rootfs), C(podman_args), C(privileged), C(gpu), C(canary).
-      - Every wrong key is named in one message.
-    type: dict
-    required: true
   checkpoints:
     description: Folders of checkpoints of this server, to be deleted. Only a folder that holds a checkpoint is.
     type: list
