@@ -112,9 +112,7 @@ def main() -> None:
             "software": provenance.software(node, options["image"]),
             "criu": provenance.criu(node, options["criu_home"]),
             "gpu": provenance.gpu(node),
-            "packages": provenance.packages(
-                node, options["python"], options["pythonpath"], options["packages"]
-            ),
+            "packages": provenance.packages(node, options["python"], options["pythonpath"], options["packages"]),
             "weights": provenance.weights(node, options["model_path"]),
             "modules_python": platform.python_version(),
         },
