@@ -56,6 +56,8 @@ def test_what_is_called_like_it_is_taken_along(name: str) -> None:
 
 def test_a_tree_that_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        # it sets the locale of what it runs; the tests after this one get theirs back
+        patch.setenv("LC_ALL", "C")
         patch.setattr(sys, "argv", ["podman_tree.py", "--debs", str(tmp_path), "--prefix", "/opt/x", str(tmp_path)])
         assert tree.main() == 1
     assert f"{tmp_path} exists; remove it" in capsys.readouterr().err
