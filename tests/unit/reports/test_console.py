@@ -97,7 +97,8 @@ def test_recap_names_every_host():
     ]
 
 
-def test_terminal_shows_log_and_table(benchmark):
+def test_terminal_shows_log_and_table(benchmark, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # on a dumb one there is no table
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, width=100, color_system=None)
     with console._view(terminal, benchmark) as show:
