@@ -6,18 +6,29 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from criu_harness import ROOT
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
 
 
 @pytest.fixture
-def bench(stock_build, patched_build, programs, tmp_path):
-    kit, images, disk = (tmp_path / name for name in ("kit", "images", "disk"))
-    for folder in (kit, images, disk):
+def disk() -> Iterator[Path]:
+    """A folder beside the builds: the temporary one lies in memory on some distributions."""
+    (ROOT / "build").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def bench(stock_build, patched_build, programs, tmp_path, disk):
+    kit, images = (tmp_path / name for name in ("kit", "images"))
+    for folder in (kit, images):
         folder.mkdir()
     for file in (HERE / "bench_restore.py", HERE / "criu_harness.py", programs / "heap"):
         shutil.copy(file, kit)
