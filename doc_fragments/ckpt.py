@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """`ckpt`: the server. `ckpt.measurement`: what a module that makes a record is told beside."""
+    """`ckpt`: the server. `ckpt.measurement`: the build of CRIU. `ckpt.record`: the identity of what is measured."""
 
     DOCUMENTATION = r"""
 options:
@@ -49,6 +49,10 @@ options:
         description: Folder of the builds.
         type: path
         default: /opt/gpuckpt/criu
+"""
+
+    RECORD = r"""
+options:
   record:
     description: Identity of the measurement. Without it nothing is recorded, and a failure fails the task.
     type: dict
@@ -61,11 +65,11 @@ options:
         description: Inventory name of the node; the node's own name if it is left out.
         type: str
       seq:
-        description: Position in the run's schedule.
+        description: Number among the run's records of this kind, for a lane the position in its schedule.
         type: int
         required: true
       lane:
-        description: Name of the lane.
+        description: Name of the lane, or of what was measured in its place.
         type: str
         required: true
       iteration:
@@ -81,7 +85,8 @@ options:
     type: path
   fail_on_error:
     description:
-      - A cold start or a restore that fails with O(record) given is a result, and the task does not fail. V(true) makes it fail.
+      - A cold start, a restore or a floor that fails with O(record) given is a result, and the task does not fail.
+        V(true) makes it fail.
     type: bool
     default: false
 """

@@ -16,6 +16,8 @@ description:
   - Calls the driver's library C(libcuda.so.1) in processes of its own, which hold GPU memory for a moment and are killed if they hang.
   - The report makes the floor line of each lane of it.
 author: gpuckpt contributors
+extends_documentation_fragment:
+  - ckpt.record
 requirements:
   - root
   - Python 3.11 or newer on the node
@@ -43,41 +45,6 @@ options:
     description: Seconds after which one of the measuring processes is killed.
     type: float
     default: 60
-  record:
-    description: Identity of the measurement. Without it nothing is recorded, and a failure fails the task.
-    type: dict
-    suboptions:
-      run_id:
-        description: Identifier of the run.
-        type: str
-        required: true
-      host:
-        description: Inventory name of the node; the node's own name if it is left out.
-        type: str
-      seq:
-        description: Number among the run's records of this kind.
-        type: int
-        required: true
-      lane:
-        description: Name in the place of a lane's.
-        type: str
-        required: true
-      iteration:
-        description: Iteration of the lane.
-        type: int
-        default: 0
-      warmup:
-        description: Whether the measurement is a warm-up, which statistics leave out.
-        type: bool
-        default: false
-  record_path:
-    description: File on the node that the record is written to (mode 0600) before the module returns.
-    type: path
-  fail_on_error:
-    description:
-      - A measurement that fails with O(record) given is a result, and the task does not fail. V(true) makes it fail.
-    type: bool
-    default: false
 """
 
 EXAMPLES = r"""

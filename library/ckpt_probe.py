@@ -18,6 +18,7 @@ author: gpuckpt contributors
 extends_documentation_fragment:
   - ckpt
   - ckpt.measurement
+  - ckpt.record
 attributes:
   check_mode:
     description: Checks the options and sends nothing.

@@ -17,6 +17,7 @@ author: gpuckpt contributors
 extends_documentation_fragment:
   - ckpt
   - ckpt.measurement
+  - ckpt.record
 attributes:
   check_mode:
     description: Checks the options and starts nothing.
