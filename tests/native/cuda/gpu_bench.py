@@ -415,19 +415,19 @@ def dump_once(bench: Bench, name: str, images: Path, **labels: object) -> bool:
     return not reason
 
 
-def schedule(names: list[str], rounds: int, seed: int) -> list[tuple[int, str]]:
-    """Every variant once per round, in an order that the seed decides; round 0 is warm-up."""
+def schedule(names: list[str], rounds: int, seed: int, warmup: list[str] | None = None) -> list[tuple[int, str]]:
+    """Every variant once per round, in an order that the seed decides; round 0 is warm-up, of some or all of them."""
     shuffled = random.Random(seed)
     plan = []
     for index in range(rounds + 1):
-        order = names[:]
+        order = names[:] if index or warmup is None else warmup[:]
         shuffled.shuffle(order)
         plan += [(index, name) for name in order]
     return plan
 
 
 def measure_restores(bench: Bench, images: Path, args: argparse.Namespace, gpu_before: int | None) -> None:
-    for index, name in schedule(args.variants, args.rounds, args.seed):
+    for index, name in schedule(args.variants, args.rounds, args.seed, args.warmup_variants):
         if time.monotonic() > bench.deadline:
             print("the time limit is reached: the rest of the schedule is left out", flush=True)
             return
@@ -541,6 +541,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10, help="after one warm-up round")
     parser.add_argument("--variants", type=variant_list, default=list(VARIANTS), help=", ".join(VARIANTS))
+    parser.add_argument("--warmup-variants", type=variant_list, help="in the warm-up round only these; default: all")
     parser.add_argument("--dump-rounds", type=int, default=0)
     parser.add_argument("--dump-variants", type=variant_list, default=["stock", "patched-off", "all"])
     parser.add_argument("--leak", type=int, default=0, help="restores of the leak check")
