@@ -27,7 +27,11 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-PROGRAMS = {"podman": "podman", "conmon": "conmon", "runc": "runc"}  # name: package
+# each in the package of its name
+PROGRAMS = ("podman", "conmon", "runc")
+# where podman depends on it (from 5 on): it starts no container without, not even on the host's network
+HELPERS = ("netavark",)
+PROGRAM_FOLDERS = ("usr/bin", "usr/sbin", "usr/lib/podman", "usr/libexec/podman")
 DATA_PACKAGE = "golang-github-containers-common"
 DATA = {
     "usr/share/containers/seccomp.json": "share/containers/seccomp.json",
@@ -70,6 +74,11 @@ def dependencies(fields: str) -> list[str]:
     return [name for name in wanted if name]
 
 
+def helpers_among(names: Iterable[str]) -> list[str]:
+    """Return which of podman's dependencies are programs that it runs as its helpers."""
+    return [name for name in HELPERS if name in names]
+
+
 def oldest_c_library(contents: Iterable[bytes]) -> str:
     """Return the oldest glibc that has all symbol versions which these ELF files ask for, as 2.34."""
     minors = [int(minor) for content in contents for minor in C_LIBRARY_VERSION.findall(content)]
@@ -87,6 +96,8 @@ class Packages:
     def fetch(self, names: Iterable[str]) -> None:
         """Download and unpack the packages that are not here yet."""
         missing = [name for name in dict.fromkeys(names) if name not in self.taken]
+        if not missing:
+            return
         self.debs.mkdir(parents=True, exist_ok=True)
         # lines of 'URI' FILE SIZE DIGEST; a file that is there and right is not downloaded again
         offered = run(["apt-get", "download", "--print-uris", *missing]).splitlines()
@@ -99,12 +110,14 @@ class Packages:
             self.taken[name] = self.debs / files[name]
             run(["dpkg-deb", "--extract", str(self.taken[name]), str(self.root / name)])
 
+    def dependencies_of(self, name: str) -> list[str]:
+        """Return what a package that was taken depends on, of alternatives the first."""
+        return dependencies(run(["dpkg-deb", "--field", str(self.taken[name]), "Depends", "Pre-Depends"]))
+
     def depended_on(self) -> list[str]:
         """Return the libraries' packages that those taken so far depend on directly and that are not taken yet."""
-        found: list[str] = []
-        for deb in self.taken.values():
-            found += dependencies(run(["dpkg-deb", "--field", str(deb), "Depends", "Pre-Depends"]))
-        libraries = [name for name in dict.fromkeys(found) if name.startswith("lib") and name != NODES_OWN]
+        found = dict.fromkeys(name for package in self.taken for name in self.dependencies_of(package))
+        libraries = [name for name in found if name.startswith("lib") and name != NODES_OWN]
         return [name for name in libraries if name not in self.taken]
 
     def library(self, soname: str) -> Path | None:
@@ -165,15 +178,18 @@ def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
         tools.fetch([TOOL])
         patchelf = Path(scratch, "tools", TOOL, "usr/bin/patchelf")
         packages = Packages(debs, Path(scratch, "packages"))
-        packages.fetch([*PROGRAMS.values(), DATA_PACKAGE])
+        packages.fetch([*PROGRAMS, DATA_PACKAGE])
+        helpers = helpers_among(packages.dependencies_of("podman"))
+        packages.fetch(helpers)
+        names = [*PROGRAMS, *helpers]
         for folder in ("bin", "lib", "share/containers", "share/doc"):
             (tree / folder).mkdir(parents=True)
-        programs = [copy_program(packages, name, tree / "bin") for name in PROGRAMS]
+        programs = [copy_program(packages, name, tree / "bin") for name in names]
         collect_libraries(packages, patchelf, programs, tree / "lib")
         for program in programs:
             # the older kind of entry, since it holds for the libraries of our libraries, too
             run([str(patchelf), "--force-rpath", "--set-rpath", f"{prefix}/lib", str(program)])
-        copy_data(packages, tree)
+        copy_data(packages, names, tree)
         elves = [*programs, *(tree / "lib").iterdir()]
         about: dict[str, object] = {
             "machine": platform.machine(),
@@ -187,20 +203,20 @@ def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
 
 def copy_program(packages: Packages, name: str, folder: Path) -> Path:
     """Copy the program `name` out of its package; return where it lies now."""
-    found = [packages.root / PROGRAMS[name] / place / name for place in ("usr/bin", "usr/sbin")]
+    found = [packages.root / name / place / name for place in PROGRAM_FOLDERS]
     source = next((path for path in found if path.is_file() and not path.is_symlink()), None)
     if source is None:
-        raise TreeError(f"the package {PROGRAMS[name]} holds no program {name}; another distribution's may")
+        raise TreeError(f"the package {name} holds no program {name}; another distribution's may")
     shutil.copyfile(source, folder / name)
     (folder / name).chmod(0o755)
     return folder / name
 
 
-def copy_data(packages: Packages, tree: Path) -> None:
+def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
     """Copy default profiles, and the licence of every package of which something is in the tree."""
     for source, target in DATA.items():
         shutil.copyfile(packages.root / DATA_PACKAGE / source, tree / target)
-    used = {*PROGRAMS.values(), DATA_PACKAGE}
+    used = {*programs, DATA_PACKAGE}
     for path in (tree / "lib").iterdir():
         library = packages.library(path.name)
         assert library is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What goes into the tree of podman: fields of real packages (Debian 12), and this machine's own programs."""
+"""What goes into the tree of podman: fields of real packages (Debian 12 and 13), and this machine's own programs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ PODMAN = (
     "Depends: libc6 (>= 2.34), libdevmapper1.02.1 (>= 2:1.02.97), libgpgme11 (>= 1.4.1), libseccomp2 (>= 2.5.0), "
     "libsubid4 (>= 1:4.11.1), conmon (>= 2.0.18~), golang-github-containers-common, crun | runc (>= 1.0.0~rc92~)\n"
 )
+# podman_5.4.2+ds1-2+b2_amd64.deb of Debian 13
+PODMAN_5 = (
+    "Depends: conmon, crun | runc, golang-github-containers-common, netavark, init-system-helpers (>= 1.52), "
+    "libc6 (>= 2.38), libgpgme11t64 (>= 1.23.2), libseccomp2 (>= 2.5.0), libsqlite3-0 (>= 3.36.0), libsubid5 (>= 1:4.16.0)\n"
+)
 PAM = "Depends: libaudit1 (>= 1:2.2.1), libc6 (>= 2.34), debconf (>= 0.5) | debconf-2.0\nPre-Depends: dpkg:any (>= 1)\n"
 
 
@@ -35,6 +40,11 @@ def test_of_alternatives_the_first_is_taken() -> None:
         "crun",
     ]
     assert tree.dependencies(PAM) == ["libaudit1", "libc6", "debconf", "dpkg"]
+
+
+def test_netavark_is_taken_along_where_podman_depends_on_it() -> None:
+    assert tree.helpers_among(tree.dependencies(PODMAN)) == []
+    assert tree.helpers_among(tree.dependencies(PODMAN_5)) == ["netavark"]
 
 
 def test_the_oldest_c_library_is_the_newest_version_that_is_asked_for() -> None:
