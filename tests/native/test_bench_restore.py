@@ -6,23 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from criu_harness import ROOT
 
 HERE = Path(__file__).resolve().parent
 MIB = 1 << 20
-
-
-@pytest.fixture
-def disk() -> Iterator[Path]:
-    """A folder beside the builds: the temporary one lies in memory on some distributions."""
-    (ROOT / "build").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
