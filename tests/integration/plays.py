@@ -20,6 +20,8 @@ STORE = "/mnt/checkpoint-ram"
 WEIGHTS_MIB = 64
 OTHER_IMAGES = ("localhost/gpuckpt-molecule", "<none>")
 IMAGE_NAMES = ("podman", "images", "--format", "{{.Repository}}:{{.Tag}}")
+# The first container with a network of its own makes podman mount this folder upon itself, for good.
+PODMANS_OWN = "/run/netns"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -77,9 +79,9 @@ def node_state() -> dict[str, Any]:
 
 
 def mounts() -> list[str]:
-    """Return the mount points, but for those of tests that run beside these, which are in the folder for temporary files."""
+    """Return the mount points, but for podman's and those of tests that run beside these, in the folder for temporary files."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return sorted(point for point in points if not point.startswith(tempfile.gettempdir()))
+    return sorted(point for point in points if point != PODMANS_OWN and not point.startswith(tempfile.gettempdir()))
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
