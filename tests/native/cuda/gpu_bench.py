@@ -606,7 +606,7 @@ def main() -> int:
     ok = True
     with image_folder(args) as folder:
         environment = fake_environment(args, folder)
-        workload = Workload(args.workload, folder, environment, int(args.gib * 1024), args.processes)
+        workload = Workload(args.workload.resolve(), folder, environment, int(args.gib * 1024), args.processes)
         homes = {"stock": args.stock.resolve(), "patched": args.patched.resolve()}
         bench = Bench(homes, workload, folder, environment, args.out, time.monotonic() + args.limit_s)
         try:
