@@ -40,23 +40,12 @@ def ingest(arguments: argparse.Namespace) -> int:
     return EXIT_REJECTED if result.rejected else 0
 
 
-def create_run(arguments: argparse.Namespace) -> int:
-    """Make a run of a .jsonl file of records, as native benchmarks write them."""
-    from gpuckpt_report import create
+def native_tables(arguments: argparse.Namespace) -> int:
+    """Print what the native benches measured as Markdown, a table for each size of memory."""
+    from gpuckpt_report import native
 
-    pairs = [pair.partition("=") for pair in arguments.provenance]
-    if not all(path for _, _, path in pairs):
-        raise ReportError("--provenance takes HOST=FILE")
-    run = create.create(
-        arguments.runs,
-        arguments.samples,
-        metric=arguments.metric,
-        seed=arguments.seed,
-        description=arguments.description,
-        provenance={host: Path(path) for host, _, path in pairs},
-        project=PROJECT,
-    )
-    print(run.path)
+    for memory, table in native.tables(native.read(arguments.samples)).items():
+        print(f"{memory}:\n\n{table.markdown()}\n")
     return 0
 
 
@@ -164,12 +153,8 @@ def parser() -> argparse.ArgumentParser:
     _run_command(commands, "compare", compare_runs).add_argument("other", help="the later run")
     publishing = _run_command(commands, "publish", publish_run)
     publishing.add_argument("name", help="folder to make in reports/published")
-    creating = _command(commands, "create", create_run)
-    creating.add_argument("samples", type=Path, help="file with one record a line")
-    creating.add_argument("--metric", choices=("T4", "T1"), default="T1", help="headline figure (default: %(default)s)")
-    creating.add_argument("--seed", default="0", help="what ordered the samples (default: %(default)s)")
-    creating.add_argument("--description", help="title of the run")
-    creating.add_argument("--provenance", action="append", default=[], metavar="HOST=FILE", help="JSON about a host")
+    native = _command(commands, "native-tables", native_tables)
+    native.add_argument("samples", nargs="+", type=Path, help=".jsonl file of bench_restore.py or gpu_bench.py")
     table = _command(commands, "readme-table", readme_table)
     table.add_argument("--readme", type=Path, default=PROJECT / "README.md", help="default: %(default)s")
     for command in (publishing, table):
