@@ -616,7 +616,8 @@ def main() -> int:
             if not dump_once(bench, "driver-api", folder / "images", gib=args.gib, round=-1, warmup=True):
                 raise BenchError("the first dump failed; its log's end is in the record")
             measure_restores(bench, folder / "images", args, before)
-            measure_dumps(bench, folder / "images", args)
+            if args.dump_rounds:
+                measure_dumps(bench, folder / "images", args)
             if args.leak:
                 ok = leak_check(bench, folder / "images", args, before)
         except BenchError as error:
