@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+MIB = 1 << 20
 ROOT = Path(__file__).resolve().parent.parent.parent  # means nothing in a bench's kit, which may lie anywhere
 TARBALL_VARIABLE = "GPUCKPT_CRIU_TARBALL"
 PR_SET_CHILD_SUBREAPER = 36
@@ -87,6 +88,11 @@ def largest_mapping(pid: int) -> tuple[int, int]:
     lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     ranges = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in lines if "[vsyscall]" not in line]
     return max(ranges, key=lambda r: r[1] - r[0])
+
+
+def own_bytes(images: Path) -> int:
+    """What the checkpoint takes beside the bases that it shares with older ones."""
+    return sum(path.stat().st_size for path in images.iterdir() if not path.name.startswith("mapped-base-"))
 
 
 def find_tarball() -> Path:
@@ -246,3 +252,63 @@ class Target:
             kill(pid)
         for pid in self.pids:
             reap(pid)
+
+
+def pss_kib(pid: int) -> int:
+    """Proportional set size: pages that n processes share count 1/n each."""
+    return int(re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
+
+
+class Copy:
+    """One more restored copy of a process, in a pid namespace of its own, where its old pid is free."""
+
+    def __init__(self, build: Build, images: Path, environment: dict[str, str], log: Path) -> None:
+        ready = log.with_suffix(".ready")
+        ready.unlink(missing_ok=True)
+        restore = f"{build.binary} restore -d -v4 -D {images} -o {log} && touch {ready} && exec sleep 1000"
+        self.namespace = subprocess.Popen(
+            ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "sh", "-c", restore],
+            env={**os.environ, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_until(lambda: ready.exists() or self.namespace.poll() is not None, "a copy to be restored")
+        except HarnessError:
+            self.stop()
+            raise
+        if not ready.exists():
+            raise HarnessError(f"restore failed:\n{log.read_text()[-2000:]}")
+        # unshare, the first process of the namespace, and what was restored into it
+        self.pid = descendants(self.namespace.pid)[2]
+
+    def stop(self) -> None:
+        self.namespace.kill()
+        self.namespace.wait()
+
+
+def pss_of_copies(build: Build, images: Path, environment: dict[str, str], scratch: Path) -> list[int]:
+    """MiB that 1, 2, 3 and 4 copies take together, after each has read all of its memory."""
+    copies: list[Copy] = []
+    totals = []
+    try:
+        for n in range(4):
+            copies.append(Copy(build, images, environment, scratch / f"copy-{n}.log"))
+            touch_all(copies[-1].pid)
+            totals.append(sum(pss_kib(copy.pid) for copy in copies) >> 10)
+    finally:
+        for copy in copies:
+            copy.stop()
+    return totals
+
+
+def touch_all(pid: int) -> None:
+    """Reads every page, as the process itself would, so that the page tables count what it uses."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            start, end = (int(x, 16) for x in line.split()[0].split("-"))
+            if "rw-p" in line and end < 1 << 47:
+                for at in range(start, end, MIB):
+                    os.pread(memory.fileno(), min(MIB, end - at), at)

@@ -8,11 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from criu_harness import Target, largest_mapping
+from criu_harness import MIB, Target, largest_mapping, own_bytes
 
 MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
 DELTA = {"CRIU_MAPPED_REDUMP": "delta"}
-MIB = 1 << 20
 HEAP_MIB = 64
 
 
@@ -39,11 +38,6 @@ def delta(mounted: Path, stock_build, patched_build, target) -> tuple[Path, list
     patched_build.restored(mounted / "full", environment=MAPPED)
     patched_build.dump(target, mounted / "delta", environment={**MAPPED, **DELTA})
     return mounted / "delta", expected
-
-
-def own_bytes(images: Path) -> int:
-    """What the checkpoint takes beside the bases that it shares with older ones."""
-    return sum(path.stat().st_size for path in images.iterdir() if not path.name.startswith("mapped-base-"))
 
 
 def base_of(images: Path) -> Path:
