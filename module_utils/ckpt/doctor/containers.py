@@ -12,6 +12,7 @@ from ansible.module_utils.ckpt.inspection import open_files_limit, program_versi
 
 PROVISION = "ansible-playbook provision.yml"
 ENOSYS = 38
+LIBCRIU = "libcriu.so.2"
 IO_URING_CALLS = {"io_uring_setup", "io_uring_enter", "io_uring_register"}
 CONTAINERS_CONF = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 CONTAINERS_CONF_D = "/etc/containers/containers.conf.d/*.conf"
@@ -41,7 +42,7 @@ def podman(patient: Patient) -> Verdict:
     "oci-runtime",
     "containers",
     "OCI runtime",
-    "podman hands checkpoints to it; crun can only if it was built with CRIU.",
+    "podman hands checkpoints to it; crun can only if it was built with CRIU, and loads libcriu then.",
 )
 def oci_runtime(patient: Patient) -> Verdict:
     """podman's runtime can checkpoint, on this kind of cgroups."""
@@ -54,11 +55,12 @@ def oci_runtime(patient: Patient) -> Verdict:
             "Mend podman's configuration: it names the file.",
         )
     runtime = json.loads(done.stdout)["host"]["ociRuntime"]
-    return judge_runtime(runtime["name"], runtime.get("version", ""), patient.cgroups)
+    libraries = patient.node.run("ldconfig", "-p").stdout
+    return judge_runtime(runtime["name"], runtime.get("version", ""), patient.cgroups, LIBCRIU in libraries)
 
 
-def judge_runtime(name: str, version: str, cgroup_mode: str) -> Verdict:
-    """Judges a runtime by its name, the text of its version, and the cgroups of the node."""
+def judge_runtime(name: str, version: str, cgroup_mode: str, libcriu: bool) -> Verdict:
+    """Judges a runtime by its name, the text of its version, the cgroups of the node, and whether there is libcriu."""
     first = version.splitlines()[0] if version else name
     if name != "crun":
         return ok(first)
@@ -66,6 +68,8 @@ def judge_runtime(name: str, version: str, cgroup_mode: str) -> Verdict:
         return fail(
             f"{first} was built without CRIU", "Use runc: run provision.yml (role container_runtime).", PROVISION
         )
+    if not libcriu:
+        return fail(f"{first} does not find {LIBCRIU}", "Install libcriu2, or use runc.", "apt-get install libcriu2")
     if cgroup_mode != "v2":
         return fail(
             f"{first} does not checkpoint on cgroups {cgroup_mode}", "Use runc, or boot with cgroups v2.", PROVISION

@@ -8,19 +8,25 @@ from ansible.module_utils.ckpt.doctor import containers
 # `runc --version` and `crun --version` of Debian 12.
 RUNC = "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n"
 CRUN = "crun version 1.8.1\nspec: 1.0.0\n+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +YAJL\n"
+# The same of Debian 13, whether or not there is libcriu.
+CRUN_WITH_CRIU = (
+    "crun version 1.21\ncommit: 10269840aa07fb7e6b7e1acff6198692d8ff5c88\nrundir: /run/crun\nspec: 1.0.0\n"
+    "+SYSTEMD +SELINUX +APPARMOR +CAP +SECCOMP +EBPF +CRIU +WASM:wasmedge +YAJL\n"
+)
 
 
 @pytest.mark.parametrize(
-    ("name", "version", "mode", "state"),
+    ("name", "version", "mode", "libcriu", "state"),
     [
-        ("runc", RUNC, "hybrid", "ok"),
-        ("crun", CRUN, "v2", "fail"),
-        ("crun", CRUN.replace("+YAJL", "+CRIU +YAJL"), "hybrid", "fail"),
-        ("crun", CRUN.replace("+YAJL", "+CRIU +YAJL"), "v2", "ok"),
+        ("runc", RUNC, "hybrid", False, "ok"),
+        ("crun", CRUN, "v2", True, "fail"),
+        ("crun", CRUN_WITH_CRIU, "hybrid", True, "fail"),
+        ("crun", CRUN_WITH_CRIU, "v2", False, "fail"),
+        ("crun", CRUN_WITH_CRIU, "v2", True, "ok"),
     ],
 )
-def test_runtimes(name, version, mode, state):
-    assert containers.judge_runtime(name, version, mode).state == state
+def test_runtimes(name, version, mode, libcriu, state):
+    assert containers.judge_runtime(name, version, mode, libcriu).state == state
 
 
 def rule(action, *names, **more):
