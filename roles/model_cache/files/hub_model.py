@@ -4,7 +4,8 @@
 
     hub_model.py --repository OWNER/NAME --revision COMMIT [--token-file FILE] DEST
 
-Needs huggingface_hub. Only what serving needs is fetched: configuration, tokenizer, safetensors.
+Needs huggingface_hub. Only what serving needs is fetched: configuration, tokenizer, safetensors. Each file is compared with
+the digest that the hub has of it. Files that arrived whole before a failure wait in .DEST-COMMIT, beside DEST, for the next call.
 """
 
 from __future__ import annotations
@@ -14,11 +15,16 @@ import hashlib
 import json
 import shutil
 import sys
-import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 MARK = "gpuckpt-model.json"
+
+
+class HubError(Exception):
+    """Something the user must mend; the text says what and how."""
 
 
 def sha256_of(path: Path) -> str:
@@ -39,15 +45,89 @@ def is_complete(folder: Path, repository: str, revision: str) -> bool:
     return (mark.get("repository"), mark.get("revision")) == (repository, revision)
 
 
+def read_token(path: str) -> str | None:
+    """Return the token in a file, None without a file.
+
+    Raises:
+        HubError: when the file cannot be read or is empty.
+    """
+    if not path:
+        return None
+    try:
+        token = Path(path).read_text().strip()
+    except OSError as error:
+        raise HubError(
+            f"the token file {path} cannot be read ({error.strerror}); correct model_cache_token_file"
+        ) from None
+    if not token:
+        raise HubError(f"the token file {path} is empty; write the token into it, and nothing else")
+    return token
+
+
+def wanted_files(repository: str, revision: str, token: str | None) -> dict[str, Any]:
+    """Ask the hub which files of the commit serving needs; name → what the hub knows of the file."""
+    from huggingface_hub import HfApi
+
+    # Asked here, since snapshot_download takes a folder that is there for the model when the hub does not answer.
+    known = HfApi(token=token).model_info(repository, revision=revision, files_metadata=True).siblings or []
+    files = {file.rfilename: file for file in known if any(fnmatch(file.rfilename, pattern) for pattern in PATTERNS)}
+    if "config.json" not in files:
+        raise HubError("it has no config.json; name the repository of a model with weights as safetensors")
+    return files
+
+
+def differs(path: Path, file: Any) -> bool:
+    """Say whether a file is another than the hub's: by SHA-256 where it is stored as a large file, else as git has it."""
+    if not path.is_file():
+        return True
+    if file.lfs is not None:
+        return sha256_of(path) != file.lfs.sha256
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != file.blob_id
+
+
 def download(repository: str, revision: str, token: str | None, folder: Path) -> None:
-    """Fetch the commit into `folder` and write what it is into gpuckpt-model.json."""
+    """Fetch the commit into `folder`, compare it, and write what it is into gpuckpt-model.json.
+
+    Raises:
+        HubError: when a file is not the hub's; it is deleted, so that it is fetched again.
+    """
     from huggingface_hub import snapshot_download
 
-    snapshot_download(repository, revision=revision, token=token, local_dir=folder, allow_patterns=PATTERNS)
+    files = wanted_files(repository, revision, token)
+    snapshot_download(repository, revision=revision, token=token, local_dir=folder, allow_patterns=sorted(files))
+    wrong = [name for name, file in sorted(files.items()) if differs(folder / name, file)]
+    for name in wrong:
+        (folder / name).unlink(missing_ok=True)
+    if wrong:
+        raise HubError(
+            f"{', '.join(wrong)} did not arrive as the hub has it (another digest); provision again to fetch it anew"
+        )
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    files = {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    mark = {"source": "hub", "repository": repository, "revision": revision, "sha256": files}
+    mark = {
+        "source": "hub",
+        "repository": repository,
+        "revision": revision,
+        "sha256": {
+            name: file.lfs.sha256 if file.lfs else sha256_of(folder / name) for name, file in sorted(files.items())
+        },
+    }
     (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n")
+
+
+def explain(error: Exception) -> str:
+    """Say in one sentence what the hub's library raised, and how to mend it."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, ImportError):
+        return f"{sys.executable} lacks huggingface_hub ({error}); install it there, or name another model_cache_python"
+    if status in (401, 403):
+        return (
+            f"the hub refuses it (HTTP {status}); correct the name, or name a file with a token that may read it"
+            " (model_cache_token_file)"
+        )
+    if status == 404:
+        return "the hub has no such repository or commit; correct model_cache_repository and model_cache_revision"
+    return f"{' '.join(str(error).split())}; what arrived whole is kept, provision again to go on"
 
 
 def main() -> int:
@@ -65,19 +145,19 @@ def main() -> int:
     if dest.exists():
         print(f"hub_model: {dest} holds another model; remove it or name another folder", file=sys.stderr)
         return 1
-    token = Path(arguments.token_file).read_text().strip() if arguments.token_file else None
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent))
+    partial = dest.parent / f".{dest.name}-{arguments.revision}"
+    partial.mkdir(parents=True, exist_ok=True)
     try:
-        download(arguments.repository, arguments.revision, token, scratch)
-        scratch.chmod(0o755)
-        scratch.replace(dest)
+        download(arguments.repository, arguments.revision, read_token(arguments.token_file), partial)
+        partial.chmod(0o755)
+        partial.replace(dest)
     # the hub's library has a dozen exceptions of its own; a user wants the sentence
     except Exception as error:
-        print(f"hub_model: {arguments.repository} at {arguments.revision}: {error}", file=sys.stderr)
+        if not any(partial.iterdir()):
+            partial.rmdir()
+        text = str(error) if isinstance(error, HubError) else explain(error)
+        print(f"hub_model: {arguments.repository} at {arguments.revision}: {text}", file=sys.stderr)
         return 1
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     print(json.dumps({"changed": True}))
     return 0
 
