@@ -62,6 +62,11 @@ struct range {
 	unsigned long end;
 };
 
+struct range_list {
+	struct range *ranges;
+	size_t n;
+};
+
 /* Why memory is read although mapping is on. */
 enum standaside {
 	ASIDE_HUGETLB,
@@ -92,8 +97,10 @@ static struct {
 	bool maps;
 	struct page_run *runs;
 	size_t n;
-	struct range *driver_ranges;
-	size_t driver_ranges_n;
+	struct range_list driver;
+	struct range_list guards;
+	const struct vma_area *judged; /* the mapping that verdict is about */
+	enum standaside verdict;
 	unsigned long aside_bytes[ASIDE_N];
 	struct base_list bases;
 } plan;
@@ -157,11 +164,11 @@ static const char *mapping_standaside(struct page_read *pr)
 	return note;
 }
 
-static int add_driver_range(struct range range)
+static int add_range(struct range_list *list, struct range range)
 {
-	if (array_grow(&plan.driver_ranges, plan.driver_ranges_n, sizeof(range)))
+	if (array_grow(&list->ranges, list->n, sizeof(range)))
 		return -1;
-	plan.driver_ranges[plan.driver_ranges_n++] = range;
+	list->ranges[list->n++] = range;
 	return 0;
 }
 
@@ -193,12 +200,26 @@ static int read_driver_ranges(struct pstree_item *t)
 			fclose(f);
 			return -1;
 		}
-		if (add_driver_range(range)) {
+		if (add_range(&plan.driver, range)) {
 			fclose(f);
 			return -1;
 		}
 	}
 	fclose(f);
+	return 0;
+}
+
+static int find_guards(void)
+{
+	struct vma_area *vma;
+
+	list_for_each_entry(vma, &rsti(plan.task)->vmas.h, list)
+	{
+		struct range range = {vma->e->start, vma->e->end};
+
+		if (vma_area_is(vma, VMA_AREA_GUARD) && add_range(&plan.guards, range))
+			return -1;
+	}
 	return 0;
 }
 
@@ -208,7 +229,8 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 	const char *aside;
 
 	xfree(plan.runs);
-	xfree(plan.driver_ranges);
+	xfree(plan.driver.ranges);
+	xfree(plan.guards.ranges);
 	base_list_free(&plan.bases);
 	memset(&plan, 0, sizeof(plan));
 	plan.task = t;
@@ -233,6 +255,8 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 			stand_aside(t, aside);
 		plan.maps = !aside;
 	}
+	if (plan.maps && find_guards())
+		return -1;
 	if (sw->driver_huge_pages || plan.maps)
 		return read_driver_ranges(t);
 	return 0;
@@ -240,11 +264,11 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 
 static bool covered_by_guard(const struct vma_area *vma)
 {
-	struct vma_area *guard;
+	size_t i;
 
-	list_for_each_entry(guard, &rsti(plan.task)->vmas.h, list) if (vma_area_is(guard, VMA_AREA_GUARD) &&
-								       guard->e->start < vma->e->end &&
-								       guard->e->end > vma->e->start) return true;
+	for (i = 0; i < plan.guards.n; i++)
+		if (plan.guards.ranges[i].start < vma->e->end && plan.guards.ranges[i].end > vma->e->start)
+			return true;
 	return false;
 }
 
@@ -270,7 +294,7 @@ static bool advice_is_harmless(const VmaEntry *e)
 	return !e->has_madv || !(e->madv & ~harmless);
 }
 
-static enum standaside vma_standaside(struct vma_area *vma)
+static enum standaside judge_vma(struct vma_area *vma)
 {
 	const unsigned special = VMA_AREA_STACK | VMA_AREA_VSYSCALL | VMA_AREA_VDSO | VMA_AREA_VVAR | VMA_AREA_SYSVIPC |
 				 VMA_AREA_SOCKET | VMA_AREA_AIORING | VMA_AREA_SHSTK | VMA_AREA_UPROBES |
@@ -294,6 +318,16 @@ static enum standaside vma_standaside(struct vma_area *vma)
 	if (switches()->mapped_scope == MAPPED_SCOPE_ALL && is_arena_heap(vma))
 		return ASIDE_ARENA;
 	return MAPPABLE;
+}
+
+/* A process has thousands of mappings, and many runs of pages in some of them: each mapping is judged once. */
+static enum standaside vma_standaside(struct vma_area *vma)
+{
+	if (plan.judged != vma) {
+		plan.judged = vma;
+		plan.verdict = judge_vma(vma);
+	}
+	return plan.verdict;
 }
 
 /* Whether this memory of the driver's may ask for huge pages: advice that the process gave itself is kept. */
@@ -334,8 +368,8 @@ static unsigned long split_at_driver_range(unsigned long addr, unsigned long len
 	size_t i;
 
 	*inside = false;
-	for (i = 0; i < plan.driver_ranges_n; i++) {
-		const struct range *r = &plan.driver_ranges[i];
+	for (i = 0; i < plan.driver.n; i++) {
+		const struct range *r = &plan.driver.ranges[i];
 
 		if (r->start <= addr && addr < r->end) {
 			*inside = true;
@@ -562,11 +596,11 @@ static struct driver_range driver_range_around(const struct page_run *run)
 	const VmaEntry *e = run->vma->e;
 	size_t i = 0;
 
-	while (run->addr < plan.driver_ranges[i].start || run->addr >= plan.driver_ranges[i].end)
+	while (run->addr < plan.driver.ranges[i].start || run->addr >= plan.driver.ranges[i].end)
 		i++; /* one of them is around: see add_runs() */
 	return (struct driver_range){
-		.start = max(plan.driver_ranges[i].start, (unsigned long)e->start),
-		.end = min(plan.driver_ranges[i].end, (unsigned long)e->end),
+		.start = max(plan.driver.ranges[i].start, (unsigned long)e->start),
+		.end = min(plan.driver.ranges[i].end, (unsigned long)e->end),
 	};
 }
 
