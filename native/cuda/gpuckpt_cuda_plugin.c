@@ -82,8 +82,10 @@ void gpuckpt_cuda_fini(int stage, int failed)
 {
 	if (stage == CR_PLUGIN_STAGE__DUMP && gc_nr_tasks && (failed || opts.final_state == TASK_ALIVE))
 		gc_put_back();
-	if (stage == CR_PLUGIN_STAGE__RESTORE)
+	if (stage == CR_PLUGIN_STAGE__RESTORE && failed)
 		gpuckpt_pool_release();
+	else if (stage == CR_PLUGIN_STAGE__RESTORE)
+		gpuckpt_pool_let_go();
 	gc_forget_tasks();
 	free(memory_before.ranges);
 }

@@ -33,7 +33,7 @@ static int pool_socket = -1;
 static void exec_pool(int socket)
 {
 	const char *contexts = getenv("CRIU_CUDA_POOL_CONTEXTS");
-	char *const args[] = {POOL_COMMAND, "--once", contexts && *contexts == '0' ? "--no-contexts" : NULL, NULL};
+	char *const args[] = {POOL_COMMAND, "--once", contexts && *contexts == '1' ? NULL : "--no-contexts", NULL};
 	sigset_t none;
 	int null;
 
@@ -193,4 +193,12 @@ bool gpuckpt_pool_release(void)
 		pr_info("released\n");
 	drop_pool();
 	return true;
+}
+
+void gpuckpt_pool_let_go(void)
+{
+	if (pool_socket < 0)
+		return;
+	drop_pool();
+	pr_info("let go\n");
 }

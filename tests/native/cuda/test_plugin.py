@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from criu_harness import wait_until
 
 MIB = 1 << 20
 DUMP_STEPS = ("cuda-lock", "cuda-checkpoint")
@@ -454,18 +455,21 @@ def own_contexts(workload) -> list[str]:
     return sorted(f"context.{pid}" for pid in workload.pids)
 
 
-def test_the_pool_is_ready_and_released(workload, criu):
+@pytest.mark.parametrize(
+    ("switches", "contexts", "note"), [({}, 0, "devices"), ({"CRIU_CUDA_POOL_CONTEXTS": "1"}, 1, "contexts")]
+)
+def test_the_pool_is_ready_and_let_go(workload, criu, switches, contexts, note):
     workload.start(processes=2)
     digests = workload.digests()
     assert criu.dump().returncode == 0
-    restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1")
+    restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1", **switches)
     assert restore.returncode == 0, restore.log
-    for line in ("context pool started", "context pool ready, 1 devices, 1 contexts", "context pool released"):
+    for line in ("context pool started", f"context pool ready, 1 devices, {contexts} contexts", "context pool let go"):
         assert f"gpuckpt: {line}" in restore.log
-    assert [span.note for span in restore.named("pool-init")] == ["contexts"]
+    assert [span.note for span in restore.named("pool-init")] == [note]
     assert [span.note for span in restore.named("pool-wait")] == ["ok"]
     assert restore.named("pool-wait")[0].end <= restore.named("cuda-restore")[0].start
-    assert workload.contexts() == own_contexts(workload)
+    wait_until(lambda: workload.contexts() == own_contexts(workload), "the end of the pool's contexts")
     assert_lives(workload, digests)
 
 
@@ -481,7 +485,8 @@ def test_a_failing_pool_never_fails_a_restore(workload, criu, faults, note, mess
     workload.start()
     digests = workload.digests()
     assert criu.dump().returncode == 0
-    restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1", CRIU_CUDA_POOL_WAIT_S="1", GPUCKPT_FAKE_FAULTS=faults)
+    switches = {"CRIU_CUDA_CONTEXT_POOL": "1", "CRIU_CUDA_POOL_CONTEXTS": "1", "CRIU_CUDA_POOL_WAIT_S": "1"}
+    restore = criu.restore(**switches, GPUCKPT_FAKE_FAULTS=faults)
     assert restore.returncode == 0, restore.log
     assert [span.note for span in restore.named("pool-wait")] == [note]
     assert message in restore.log
@@ -504,7 +509,7 @@ def test_the_pool_gives_way_when_gpu_memory_is_short(workload, criu):
     workload.start(mib=16, GPUCKPT_FAKE_TOTAL_MB="800")
     digests = workload.digests()
     assert criu.dump().returncode == 0
-    restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1")
+    restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1", CRIU_CUDA_POOL_CONTEXTS="1")
     assert restore.returncode == 0, restore.log
     assert [span.note for span in restore.named("cuda-restore")] == ["CUDA_ERROR_OUT_OF_MEMORY", "ok"]
     assert_lives(workload, digests)
@@ -515,7 +520,7 @@ def test_the_pool_ends_when_the_restore_fails(workload, criu):
     assert criu.dump().returncode == 0
     shutil.copytree(criu.images, criu.images.with_name("broken"))
     next(criu.images.glob("core-*.img")).unlink()
-    assert criu.restore(CRIU_CUDA_CONTEXT_POOL="1").returncode != 0
+    assert criu.restore(CRIU_CUDA_CONTEXT_POOL="1", CRIU_CUDA_POOL_CONTEXTS="1").returncode != 0
     assert pools(workload) == []
     assert workload.contexts() == []
 
@@ -539,7 +544,7 @@ def test_twenty_restores_leak_nothing(workload, criu):
     assert criu.dump().returncode == 0
     seen = set()
     for _ in range(20):
-        restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1")
+        restore = criu.restore(CRIU_CUDA_CONTEXT_POOL="1", CRIU_CUDA_POOL_CONTEXTS="1")
         assert restore.returncode == 0, restore.log
         assert workload.digests() == digests
         pid = workload.pids[0]
@@ -548,8 +553,8 @@ def test_twenty_restores_leak_nothing(workload, criu):
         mappings = [line.split(maxsplit=5)[5:] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
         names = frozenset(name[0].strip() for name in mappings if name and not name[0].startswith("["))
         threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-        seen.add((len(files), names, threads, workload.ask(0)["free_mib"]))
+        wait_until(lambda: pools(workload) == [], "the end of the pool")
         assert workload.contexts() == own_contexts(workload)
-        assert pools(workload) == []
+        seen.add((len(files), names, threads, workload.ask(0)["free_mib"]))
         workload.stop()
     assert len(seen) == 1, seen
