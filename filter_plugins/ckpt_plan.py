@@ -9,8 +9,15 @@ import json
 import posixpath
 from typing import Any
 
+from ansible.errors import AnsibleFilterError
+
 Spec = dict[str, Any]
 
+# What a lane may override of the server; the modules define the specification, and a test compares the two.
+SERVER_KEYS = frozenset(
+    "name kind command model port host health_path completions_path counter_path counter_metric health_timeout_s env"
+    " env_secret_file cwd stdout image rootfs podman_args privileged gpu canary sleep extra_args".split()
+)
 # What tells one checkpoint from another, beside the server and the run
 TAKEN_WITH = ("runtime", "slimming", "source", "checkpoint")
 
@@ -29,7 +36,15 @@ def ckpt_plan(
     :param store_path: folder of the tmpfs store, for every source but ``disk``
     :param disk_path: folder on a disk, for the source ``disk``
     :param image_bytes: expected size of one checkpoint
+    :raises AnsibleFilterError: naming every key of a lane's ``server`` that no specification has
     """
+    unknown = [
+        f"lane {lane['name']!r}: server.{key}" for lane in lanes for key in lane["server"] if key not in SERVER_KEYS
+    ]
+    if unknown:
+        raise AnsibleFilterError(
+            f"ckpt_plan: not known: {', '.join(unknown)}; a lane can override {', '.join(sorted(SERVER_KEYS))}"
+        )
     checkpoints: dict[str, Spec] = {}
     placed: dict[str, Spec] = {}
     for lane in lanes:
