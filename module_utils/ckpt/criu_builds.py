@@ -18,7 +18,6 @@ FRONT = "/usr/local/sbin/criu"
 DEFAULTS_FILE = "/etc/gpuckpt/criu.env"
 OVERRIDES_FILE = "/run/gpuckpt/criu.env"
 NAMES = ("stock", "patched", "distro", "current")
-DISTRIBUTION_CRIU = "/usr/sbin/criu"
 SWITCHES = (
     "CRIU_MAPPED_RESTORE",
     "CRIU_MAPPED_MIN_KB",

@@ -15,8 +15,6 @@ WINDOW_BYTES = 1 << 30
 READ_BYTES = 4 << 20
 MAX_RESIDENT_DROPPED = 0.01
 MIN_RESIDENT_WARM = 0.99
-# mincore tells a page by the lowest bit of a byte
-NOT_RESIDENT = bytes(range(0, 256, 2))
 
 
 def prepare(state: str, paths: Iterable[str]) -> float:

@@ -163,13 +163,8 @@ def parse(model: type[ModelT], text: str, origin: str) -> ModelT:
         raise ReportError("\n  ".join([f"{origin} is not a valid {model.__name__}:", *explain(error)])) from None
 
 
-def read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """Return the valid records of a .json (one) or .jsonl (one a line) file, and what is wrong with the others."""
-    numbered, errors = _numbered_records(path)
-    return [record for _, record in numbered], errors
-
-
 def _numbered_records(path: Path) -> tuple[list[tuple[str, Record]], list[str]]:
+    """Return the valid records of a .json (one) or .jsonl (one a line) file, each with its place, and the errors of the rest."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
