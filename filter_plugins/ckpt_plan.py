@@ -14,32 +14,30 @@ from ansible.errors import AnsibleFilterError
 Spec = dict[str, Any]
 
 # What a lane may override of the server; the modules define the specification, and a test compares the two.
-SERVER_KEYS = frozenset(
-    [
-        "name",
-        "kind",
-        "command",
-        "model",
-        "port",
-        "host",
-        "health_path",
-        "completions_path",
-        "counter_path",
-        "counter_metric",
-        "health_timeout_s",
-        "env",
-        "env_secret_file",
-        "cwd",
-        "stdout",
-        "image",
-        "rootfs",
-        "podman_args",
-        "privileged",
-        "gpu",
-        "canary",
-        "sleep",
-        "extra_args",
-    ]
+SERVER_KEYS = (
+    "name",
+    "kind",
+    "command",
+    "model",
+    "port",
+    "host",
+    "health_path",
+    "completions_path",
+    "counter_path",
+    "counter_metric",
+    "health_timeout_s",
+    "env",
+    "env_secret_file",
+    "cwd",
+    "stdout",
+    "image",
+    "rootfs",
+    "podman_args",
+    "privileged",
+    "gpu",
+    "canary",
+    "sleep",
+    "extra_args",
 )
 # What tells one checkpoint from another, beside the server and the run
 TAKEN_WITH = ("runtime", "slimming", "source", "checkpoint")
