@@ -24,6 +24,8 @@ LANE_ENV_FILE = "/run/gpuckpt/criu.env"
 LOCK_FILE = "/run/gpuckpt/lock"
 LOCK_TIMEOUT_S = 30.0
 SWITCH = re.compile(r"^CRIU_[A-Z0-9_]+$")
+# what CRIU reads of the node's file
+NODE_SETTING = re.compile(r"^(CRIU_[A-Z0-9_]+|GPUCKPT_LIBCUDA)$")
 SAFE_VALUE = re.compile(r"^[A-Za-z0-9_./:,=+-]*$")
 # the first release with --network-lock, which the process runtime uses
 MINIMUM_VERSION = (3, 17)
@@ -96,12 +98,14 @@ class Criu:
 
     def effective_switches(self) -> dict[str, str]:
         """CRIU_* settings as CRIU sees them: the node's defaults, then those of the lane."""
-        return {**_node_switches(), **self.switches}
+        node = {name: value for name, value in _node_settings().items() if SWITCH.match(name)}
+        return {**node, **self.switches}
 
     def environment(self) -> dict[str, str]:
         """The environment for the real binary, the same that the front makes."""
         return {
-            **self.effective_switches(),
+            **_node_settings(),
+            **self.switches,
             "CRIU_LIBS_DIR": os.path.join(self.folder, "lib", "criu"),
             "PATH": f"{os.path.join(self.folder, 'bin')}:{SYSTEM_PATH}",
         }
@@ -165,6 +169,6 @@ def lane_settings(criu: Criu) -> Iterator[None]:
         remove(LANE_ENV_FILE)
 
 
-def _node_switches() -> dict[str, str]:
+def _node_settings() -> dict[str, str]:
     pairs = (line.split("=", 1) for line in read_text(NODE_ENV_FILE).splitlines() if "=" in line)
-    return {key.strip(): value.strip().strip("'\"") for key, value in pairs if SWITCH.match(key.strip())}
+    return {key.strip(): value.strip().strip("'\"") for key, value in pairs if NODE_SETTING.match(key.strip())}

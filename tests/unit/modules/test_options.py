@@ -99,11 +99,17 @@ def test_switches_are_checked_all_at_once() -> None:
 
 def test_lane_switches_win_over_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = tmp_path / "criu.env"
-    defaults.write_text("# text\nCRIU_MAPPED_RESTORE=1\nCRIU_FREEZE_POLL_MS='1'\nOTHER=2\n")
+    defaults.write_text(
+        "# text\nCRIU_MAPPED_RESTORE=1\nCRIU_FREEZE_POLL_MS='1'\nGPUCKPT_LIBCUDA=/opt/libcuda.so.1\nOTHER=2\n"
+    )
     monkeypatch.setattr(criu_module, "NODE_ENV_FILE", str(defaults))
     criu = parse_criu({"build": "patched", "switches": {"CRIU_MAPPED_RESTORE": 0}})
     assert criu.effective_switches() == {"CRIU_MAPPED_RESTORE": "0", "CRIU_FREEZE_POLL_MS": "1"}
-    assert criu.environment()["CRIU_LIBS_DIR"] == "/opt/gpuckpt/criu/patched/lib/criu"
+    environment = criu.environment()
+    assert environment["CRIU_LIBS_DIR"] == "/opt/gpuckpt/criu/patched/lib/criu"
+    # no switch, and CRIU needs it all the same
+    assert environment["GPUCKPT_LIBCUDA"] == "/opt/libcuda.so.1"
+    assert environment["CRIU_MAPPED_RESTORE"] == "0"
 
 
 def test_lane_settings_exist_only_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
