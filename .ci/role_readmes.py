@@ -8,6 +8,7 @@ role_readmes.py [--check]      --check: write nothing, exit 1 naming the files t
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAD = "<!-- Written by `make roles-docs` from meta/argument_specs.yml: edit that. -->\n"
+# C(code), V(value), O(option), I(name): ansible-doc renders them, Markdown does not.
+MARKED = re.compile(r"\b[CVOI]\(([^()]+)\)")
 
 
 def words(value: str | list[str]) -> str:
-    """Joins the paragraphs of a description."""
-    return value if isinstance(value, str) else "\n\n".join(value)
+    """Joins the paragraphs of a description, with what ansible-doc marks as code or as a value in Markdown."""
+    return MARKED.sub(r"`\1`", value if isinstance(value, str) else "\n\n".join(value))
 
 
 def cell(value: str | list[str]) -> str:

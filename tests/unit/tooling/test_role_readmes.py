@@ -16,7 +16,7 @@ argument_specs:
         type: str
         choices: [small, large]
         default: "{{ other | default('a|b') }}"
-        description: How much.
+        description: How much C(memory) it takes, V(small) by default.
       thing_limits:
         type: dict
         description: [First., Second.]
@@ -50,7 +50,10 @@ def readmes(monkeypatch, tmp_path):
 
 def test_options_become_rows_and_equal_entry_points_are_not_repeated(readmes, tmp_path):
     lines = readmes.readme(tmp_path / "roles" / "thing").splitlines()
-    assert "| `thing_size` | str: small, large | `\"{{ other \\| default('a\\|b') }}\"` | How much. |" in lines
+    assert (
+        "| `thing_size` | str: small, large | `\"{{ other \\| default('a\\|b') }}\"` | How much `memory` it takes, `small` by default. |"
+        in lines
+    )
     assert "| `thing_limits` | dict |  | First. Second. |" in lines
     assert "| `thing_limits.memory` | int | required | In MiB. |" in lines
     assert [line for line in lines if line.startswith("## ")] == ["## Variables", "## Entry point `rollback`"]
