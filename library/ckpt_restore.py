@@ -60,6 +60,13 @@ options:
     type: str
     choices: [warm, dropped]
     default: warm
+  resident_pool:
+    description:
+      - Run the build's C(gpuckpt-pool --no-contexts) beside the restore, as C(gpuckpt-pool.service) does on a node that has it.
+        The driver is initialised then before the clock starts; the pool is ended after the last token.
+      - Needs V(patched) as O(criu.build). A pool that is not ready after 60 s, or ends early, fails the restore.
+    type: bool
+    default: false
   stop_after:
     description: Stop the server after the measurement.
     type: bool
@@ -130,6 +137,7 @@ OPTIONS: dict[str, Any] = {
     "flags": {"type": "list", "elements": "str", "default": []},
     "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
     "page_cache": {"type": "str", "choices": ["warm", "dropped"], "default": "warm"},
+    "resident_pool": {"type": "bool", "default": False},
     "stop_after": {"type": "bool", "default": False},
 }
 
@@ -142,7 +150,7 @@ def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point."""
-    run_module("restore", OPTIONS, flow)
+    run_module("restore", OPTIONS, flow, restore.begin)
 
 
 if __name__ == "__main__":

@@ -56,6 +56,11 @@ class Criu:
         """The cuda-checkpoint command of the build."""
         return os.path.join(self.folder, "bin", "cuda-checkpoint")
 
+    @property
+    def pool(self) -> str:
+        """The context pool of the build, which a distribution's lacks."""
+        return os.path.join(self.folder, "bin", "gpuckpt-pool")
+
     def require(self, commands: Commands) -> None:
         """Find out digest and version. Raises CkptError (criu_missing, criu_too_old)."""
         if not os.access(self.binary, os.X_OK):

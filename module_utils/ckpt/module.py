@@ -57,10 +57,13 @@ MeasurementT = TypeVar("MeasurementT", bound=Measurement)
 
 
 def run_module(
-    kind: str, options: dict[str, Any], flow: Callable[[flows.Operation, dict[str, Any]], dict[str, Any]]
+    kind: str,
+    options: dict[str, Any],
+    flow: Callable[[flows.Operation, dict[str, Any]], dict[str, Any]],
+    begin: Callable[[str, Mapping[str, Any]], flows.Operation] = flows.open_operation,
 ) -> None:
     """Run a module that measures a server: its flow, the record on the node, and the result."""
-    measure(kind, {**SERVER_OPTIONS, **options}, flows.open_operation, flow)
+    measure(kind, {**SERVER_OPTIONS, **options}, begin, flow)
 
 
 def measure(

@@ -4,15 +4,24 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, manifest, pagecache, slimming
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, manifest, pagecache, resident_pool, slimming
 from ansible.module_utils.ckpt.commands import Job, Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.manifest import Layout, Manifest
 from ansible.module_utils.ckpt.runtimes.base import RestoreRequest, Runtime
+
+
+def begin(kind: str, params: Mapping[str, Any]) -> flows.Operation:
+    """Check the options. Raises CkptError (bad_input)."""
+    operation = flows.open_operation(kind, params)
+    if params["resident_pool"]:
+        resident_pool.require_build(operation.criu)
+    return operation
 
 
 def run(operation: flows.Operation, params: dict[str, Any]) -> None:
@@ -76,7 +85,9 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     operation.client.ready()
-    with lane_settings(operation.criu):
+    # The pool stays until the last token: its end within the clock would disturb what a service leaves in peace.
+    pool = resident_pool.beside(operation.criu, operation.commands) if params["resident_pool"] else nullcontext()
+    with pool, lane_settings(operation.criu):
         job = runtime.restore(request)
         record.mark("T0", runtime.unpacked[0] if runtime.unpacked else job.started)
         try:

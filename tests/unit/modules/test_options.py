@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.ckpt import criu as criu_module
+from ansible.module_utils.ckpt import restore
 from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
@@ -110,6 +111,16 @@ def test_lane_switches_win_over_the_nodes(tmp_path: Path, monkeypatch: pytest.Mo
     # no switch, and CRIU needs it all the same
     assert environment["GPUCKPT_LIBCUDA"] == "/opt/libcuda.so.1"
     assert environment["CRIU_MAPPED_RESTORE"] == "0"
+
+
+@pytest.mark.parametrize("build", ["stock", "distro", "current"])
+def test_a_resident_pool_belongs_to_the_patched_build(build: str) -> None:
+    params = {"server": SERVER, "runtime": "process", "criu": {"build": build}, "resident_pool": True}
+    with pytest.raises(CkptError, match=f"criu.build is `{build}`; set criu.build: patched") as caught:
+        restore.begin("restore", params)
+    assert caught.value.reason == "bad_input"
+    assert restore.begin("restore", {**params, "resident_pool": False}).criu.build == build
+    assert restore.begin("restore", {**params, "criu": {"build": "patched"}}).criu.build == "patched"
 
 
 def test_lane_settings_exist_only_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
