@@ -31,6 +31,7 @@ DEFAULTS: Lane = {
     "source": "store",
     "flags": [],
     "page_cache": "warm",
+    "resident_pool": False,
     "checkpoint": {},
     "server": {},
     "baseline": False,
@@ -48,7 +49,7 @@ CHOICES = {
 REQUIRED = ("name", "start", "runtime")
 KEYS = (*REQUIRED, *DEFAULTS, "iterations")
 # A cold start restores nothing: these keys would be silently without effect.
-RESTORE_ONLY = ("slimming", "source", "flags", "page_cache", "checkpoint", "build", "switches")
+RESTORE_ONLY = ("slimming", "source", "flags", "page_cache", "resident_pool", "checkpoint", "build", "switches")
 
 
 def ckpt_lanes(lanes: Any, lane_filter: str = "") -> list[Lane]:
@@ -108,8 +109,11 @@ def _value_errors(lane: Lane) -> list[str]:
         errors.append(f"flags must be a list of strings, not {flags!r}")
     if not isinstance(lane.get("server", {}), dict):
         errors.append("server must be a dictionary of overrides of the server's specification")
-    if not isinstance(lane.get("baseline", False), bool):
-        errors.append(f"baseline must be true or false, not {lane['baseline']!r}")
+    errors += [
+        f"{key} must be true or false, not {lane[key]!r}"
+        for key in ("resident_pool", "baseline")
+        if not isinstance(lane.get(key, False), bool)
+    ]
     if not isinstance(lane.get("description", ""), str):
         errors.append("description must be one line of text")
     count = lane.get("iterations", 1)
@@ -152,6 +156,8 @@ def _combination_errors(lane: Lane) -> list[str]:
         errors.append(f"source {source} is an archive of podman's; the process runtime knows store and disk")
     if lane.get("page_cache") == "dropped" and source != "disk":
         errors.append("page_cache: dropped needs source: disk, since a tmpfs has no page cache to drop")
+    if lane.get("resident_pool") is True and lane.get("build") != "patched":
+        errors.append("resident_pool: true needs build: patched, since the other builds are measured as they are")
     return errors
 
 

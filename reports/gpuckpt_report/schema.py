@@ -228,6 +228,7 @@ class Lane(Model):
     source: Source = "store"
     flags: list[str] = []
     page_cache: Literal["warm", "dropped"] = "warm"
+    resident_pool: bool = False
     checkpoint: LaneCheckpoint = LaneCheckpoint()
     server: dict[str, Any] = {}
     iterations: Annotated[int, Field(ge=1)] | None = None
@@ -238,6 +239,12 @@ class Lane(Model):
     def _page_cache_needs_a_disk(self) -> Self:
         if self.page_cache == "dropped" and self.source != "disk":
             raise ValueError(f"page_cache: dropped needs source: disk; images from {self.source} lie in memory")
+        return self
+
+    @model_validator(mode="after")
+    def _resident_pool_is_the_patched_builds(self) -> Self:
+        if self.resident_pool and (self.start, self.build) != ("restore", "patched"):
+            raise ValueError(f"resident_pool needs a restore and build: patched, not {self.start} and {self.build}")
         return self
 
 

@@ -35,6 +35,13 @@ def test_defaults_are_filled_in_and_the_first_restore_lane_is_the_baseline() -> 
     assert stock["checkpoint"] == {"build": "stock", "switches": {}}
 
 
+def test_only_a_lane_of_the_patched_build_has_a_resident_pool() -> None:
+    stock, beside = ckpt_lanes([STOCK, {**MAPPED, "resident_pool": True}])
+    assert (stock["resident_pool"], beside["resident_pool"]) == (False, True)
+    with pytest.raises(AnsibleFilterError, match="needs build: patched"):
+        ckpt_lanes([{**TAR, "resident_pool": True}])  # without a build it is that of the link `current`
+
+
 def test_a_chosen_baseline_stays_and_a_filtered_one_is_replaced() -> None:
     chosen = {**TAR, "baseline": True}
     assert [lane["baseline"] for lane in ckpt_lanes([STOCK, chosen])] == [False, True]
@@ -60,6 +67,9 @@ def test_the_users_lanes_are_left_as_they_were() -> None:
         ({"flags": "--keep"}, "flags must be a list of strings"),
         ({"source": "zip"}, "source must be one of"),
         ({"page_cache": "dropped"}, "needs source: disk"),
+        ({"resident_pool": "yes"}, "resident_pool must be true or false, not 'yes'"),
+        ({"resident_pool": True}, "resident_pool: true needs build: patched"),
+        ({"start": "cold", "resident_pool": False}, "a cold start has no use for flags, resident_pool, build"),
         ({"runtime": "process", "source": "tar.gz"}, "the process runtime knows store and disk"),
         ({"iterations": 0}, "iterations must be a whole number of at least 1, not 0"),
         ({"checkpoint": {"bild": "stock"}}, "checkpoint has an unknown key 'bild'"),

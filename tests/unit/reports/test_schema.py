@@ -72,6 +72,9 @@ def test_lanes_of_a_manifest_are_distinct_and_make_sense():
     assert lines == ["lane 'a' is named twice; only one lane can be the baseline, not a, a"]
     lines = errors_of(RunManifest, synthetic.manifest(lanes=[lane | {"page_cache": "dropped"}]))
     assert "needs source: disk" in lines[0]
+    for wrong in ({"build": "stock"}, {"build": "patched", "start": "cold"}):
+        [line] = errors_of(RunManifest, synthetic.manifest(lanes=[lane | wrong | {"resident_pool": True}]))
+        assert "resident_pool needs a restore and build: patched" in line
 
 
 @pytest.mark.parametrize("entry", [["cold", 1], {"seq": 1, "lane": "cold", "iteration": 1, "warmup": False}])
