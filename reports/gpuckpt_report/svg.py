@@ -15,8 +15,8 @@ from gpuckpt_report import stats
 from gpuckpt_report.analysis import UNATTRIBUTED, CheckpointSize, LaneResult, Phase
 from gpuckpt_report.units import human_bytes, human_seconds, seconds
 
-WIDTH = 960
-LABELS = 230
+WIDTH = 1020
+LABELS = 290
 MARGIN = 150
 PLOT = WIDTH - LABELS - MARGIN
 PALETTE_SIZE = 12
@@ -155,7 +155,7 @@ def distribution(chart_id: str, lanes: Sequence[LaneResult], metric_name: str) -
 
 
 def _distribution_row(drawing: Drawing, axis: Axis, lane: LaneResult, y: float) -> None:
-    drawing.text(LABELS - 14, y + 4, lane.name, "label baseline" if lane.is_baseline else "label", "end")
+    drawing.text(LABELS - 14, y + 4, _fitting(lane.name), "label baseline" if lane.is_baseline else "label", "end")
     end = LABELS + PLOT + 12
     if lane.n_failed:
         drawing.text(end, y + 18, f"{lane.n_failed} failed", "failed")
@@ -240,7 +240,7 @@ def _tracks(placed: Iterable[Phase]) -> list[list[Phase]]:
 def _phase_row(
     drawing: Drawing, axis: Axis, lane: LaneResult, tracks: list[list[Phase]], colours: dict[str, int], top: float
 ) -> None:
-    drawing.text(LABELS - 14, top + 14, lane.name, "label baseline" if lane.is_baseline else "label", "end")
+    drawing.text(LABELS - 14, top + 14, _fitting(lane.name), "label baseline" if lane.is_baseline else "label", "end")
     for number, track in enumerate(tracks):
         y = top + 22 * number
         for phase in track:
@@ -274,7 +274,7 @@ def sizes(chart_id: str, checkpoints: Sequence[CheckpointSize], colours: dict[st
     drawing.grid(axis, 0, bottom, f"image files, {unit_name}", [f"{tick:g}" for tick in axis.ticks()])
     for row, checkpoint in enumerate(checkpoints):
         y = row * height + 8
-        drawing.text(LABELS - 14, y + 15, checkpoint.lane, "label", "end")
+        drawing.text(LABELS - 14, y + 15, _fitting(checkpoint.lane), "label", "end")
         start = 0.0
         for kind, size in checkpoint.images.items():
             tooltip = f"{kind}: {human_bytes(size)}"
@@ -289,6 +289,12 @@ def colours_of(names: Iterable[str]) -> dict[str, int]:
     """A colour number for each name, the same one in every chart of a report."""
     distinct = dict.fromkeys(name for name in names if name != UNATTRIBUTED)
     return {name: number % PALETTE_SIZE for number, name in enumerate(distinct)}
+
+
+def _fitting(name: str) -> str:
+    """The name, or as much of its end as there is room for: it is the end that tells names apart."""
+    room = int((LABELS - 14) / CHARACTER)
+    return name if len(name) <= room else "…" + name[1 - room :]
 
 
 def _tooltip(text: str) -> str:
