@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from support import STOCK, Call, Result, identity
 from gpuckpt_report.schema import Record
 
 pytestmark = pytest.mark.integration
+NATIVE_CUDA = Path(__file__).resolve().parents[2] / "native" / "cuda"
 
 
 @pytest.mark.parametrize(
@@ -190,3 +192,61 @@ def test_stop_deletes_a_checkpoint_and_is_idempotent(call: Call, process_server:
     assert call("ckpt_stop", **options)["changed"]
     assert not folder.exists()
     assert not call("ckpt_stop", **options)["changed"]
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fake libcuda of the native tests, for a machine without a GPU."""
+    folder = tmp_path_factory.mktemp("fakes")
+    subprocess.run(["make", "--quiet", "-C", NATIVE_CUDA, f"O={folder}", "fakes"], check=True)
+    return folder / "libcuda.so.1"
+
+
+# Notes at each of CRIU's stages which pools there are, and whether they have opened the driver.
+NOTE_POOLS = """#!/bin/sh
+for process in /proc/[0-9]*; do
+    case $(tr '\\0' ' ' 2>/dev/null <"$process/cmdline") in
+    */patched/bin/gpuckpt-pool*) grep -q {driver} "$process/maps" && echo "$CRTOOLS_SCRIPT_ACTION ${{process#/proc/}}" >>{notes} ;;
+    esac
+done
+"""
+
+
+def test_a_resident_pool_is_there_before_the_restore_and_gone_after_it(
+    call: Call,
+    process_server: Result,
+    store: Path,
+    fake_driver: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkpoint = {"dir": str(store / "golden")}
+    call("ckpt_start", **process_server)
+    assert call("ckpt_checkpoint", **process_server, criu=STOCK, checkpoint=checkpoint)["record"]["status"] == "ok"
+    notes, script = tmp_path / "notes", tmp_path / "note.sh"
+    script.write_text(NOTE_POOLS.format(driver=fake_driver, notes=notes))
+    script.chmod(0o755)
+    monkeypatch.setenv("GPUCKPT_LIBCUDA", str(fake_driver))
+    monkeypatch.setenv("GPUCKPT_FAKE_DIR", str(tmp_path))
+    options = {
+        **process_server,
+        "criu": {"build": "patched"},
+        "checkpoint": checkpoint,
+        "flags": ["--action-script", str(script)],
+        "resident_pool": True,
+        "stop_after": True,
+    }
+    record = call("ckpt_restore", **options, record=identity("resident"))["record"]
+    assert record["status"] == "ok", record["message"]
+    [start] = [action for action in record["actions"] if action[0].endswith("/patched/bin/gpuckpt-pool")]
+    assert start[1:] == ["--once", "--no-contexts"]
+    seen = dict(line.split() for line in notes.read_text().splitlines())
+    assert {"pre-restore", "post-resume"} <= set(seen)
+    [pool] = set(seen.values())
+    assert not Path(f"/proc/{pool}").exists()
+
+    monkeypatch.setenv("GPUCKPT_LIBCUDA", "/nonexistent/libcuda.so.1")
+    record = call("ckpt_restore", **options, record=identity("resident", seq=2))["record"]
+    assert (record["status"], record["reason"], record["t"]["T1"]) == ("failed", "runtime_failed", None)
+    assert "the resident pool cannot initialise the GPUs: cannot open the NVIDIA driver library" in record["message"]
+    assert not [action for action in record["actions"] if "restore" in action], "CRIU was not even started"
