@@ -41,8 +41,9 @@ COMMAND = {"CRIU_CUDA_BACKEND": "cuda-checkpoint"}
 DRIVER_API = {"CRIU_CUDA_BACKEND": "driver-api"}
 MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
 THREADS = {"CRIU_RESTORE_THREADS": "8"}
-POOL = {"CRIU_CUDA_CONTEXT_POOL": "1"}
+POOL = {"CRIU_CUDA_CONTEXT_POOL": "1", "CRIU_CUDA_POOL_CONTEXTS": "1"}
 HUGE = {"CRIU_DRIVER_HUGE_PAGES": "1"}
+NO_CONTEXTS = ("--no-contexts",)
 POPULATE = {"CRIU_DRIVER_POPULATE": "1"}
 QUICK_FREEZE = {"CRIU_FREEZE_POLL_MS": "1"}
 ALL = DRIVER_API | MAPPED | THREADS | POPULATE | QUICK_FREEZE
@@ -50,11 +51,12 @@ ALL = DRIVER_API | MAPPED | THREADS | POPULATE | QUICK_FREEZE
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run CRIU: a build, its switches, and whether a resident pool runs beside it."""
+    """One way to run CRIU: a build, its switches, whether a resident pool runs beside it, and with which options."""
 
     build: str
     environment: dict[str, str]
     resident_pool: bool = False
+    pool_options: tuple[str, ...] = ()
 
 
 VARIANTS = {
@@ -67,6 +69,7 @@ VARIANTS = {
     "huge-threads": Variant("patched", COMMAND | THREADS | HUGE),
     "pool": Variant("patched", COMMAND | POOL),
     "resident": Variant("patched", COMMAND, resident_pool=True),
+    "resident-init": Variant("patched", COMMAND, resident_pool=True, pool_options=NO_CONTEXTS),
     "all": Variant("patched", ALL),
     "all+driver-scope": Variant("patched", ALL | {"CRIU_MAPPED_SCOPE": "driver"}),
     "all-threads": Variant("patched", DRIVER_API | THREADS | QUICK_FREEZE),
@@ -74,6 +77,7 @@ VARIANTS = {
     "all+pool": Variant("patched", ALL | POOL),
     "all+pool-init": Variant("patched", ALL | POOL | {"CRIU_CUDA_POOL_CONTEXTS": "0"}),
     "all+resident": Variant("patched", ALL, resident_pool=True),
+    "all+resident-init": Variant("patched", ALL, resident_pool=True, pool_options=NO_CONTEXTS),
 }
 
 
@@ -252,7 +256,9 @@ class Bench:
             return
         command = [self.homes["patched"] / "bin/gpuckpt-pool", "--status-file", self.folder / "pool.status"]
         pool = subprocess.Popen(
-            [str(word) for word in command], env={**os.environ, **self.environment}, stdout=subprocess.DEVNULL
+            [*map(str, command), *variant.pool_options],
+            env={**os.environ, **self.environment},
+            stdout=subprocess.DEVNULL,
         )
         try:
             status = [command[0], "--status", *command[1:]]

@@ -50,17 +50,24 @@ def bench(tools, stock_build, patched_build, tmp_path):
     return bench
 
 
+def wrapping(home: Path, folder: Path, program: str, line: str) -> Path:
+    """A build like `home`, one of whose programs runs a line of shell before it begins."""
+    wrapper = folder / program
+    folder.mkdir()
+    wrapper.parent.mkdir()
+    for source in (home, home / wrapper.parent.name):
+        for entry in source.iterdir():
+            copy = folder / entry.relative_to(home)
+            if not copy.exists() and entry != home / program:
+                copy.symlink_to(entry)
+    wrapper.write_text(f'#!/bin/sh\n{line}\nexec {home}/{program} "$@"\n')
+    wrapper.chmod(0o755)
+    return folder
+
+
 def holding(home: Path, folder: Path, command: str) -> Path:
     """A build like `home` whose criu never comes back from one command."""
-    folder.mkdir()
-    for entry in home.iterdir():
-        (folder / entry.name).symlink_to(entry)
-    (folder / "libexec").unlink()
-    (folder / "libexec").mkdir()
-    criu = folder / "libexec/criu"
-    criu.write_text(f'#!/bin/sh\n[ "$1" = {command} ] && exec sleep 600\nexec {home}/libexec/criu "$@"\n')
-    criu.chmod(0o755)
-    return folder
+    return wrapping(home, folder, "libexec/criu", f'[ "$1" = {command} ] && exec sleep 600')
 
 
 def test_variants_set_what_they_are_named_after(bench):
@@ -75,6 +82,18 @@ def test_variants_set_what_they_are_named_after(bench):
         assert large & {"mapped", "read", "populate"} == ways[name]
         assert [sample["huge_bytes"] for sample in samples] == [64 * MIB if "huge" in name else 0] * 2
         assert f"restore  0.0625 {name:18}   1   0" in done.stdout
+
+
+@pytest.mark.parametrize(("variant", "contexts"), [("resident", True), ("all+resident-init", False)])
+def test_a_resident_pool_holds_contexts_or_none(bench, patched_build, tmp_path, variant, contexts):
+    asked = tmp_path / "asked"
+    patched = wrapping(patched_build.home, tmp_path / "noting", "bin/gpuckpt-pool", f'echo "$*" >>{asked}')
+    done = bench("--rounds", "1", "--variants", variant, patched=patched)
+    assert done.returncode == 0, done.stderr
+    assert [sample["ok"] for sample in done.restores(variant)] == [True, True]
+    starts = [line for line in asked.read_text().splitlines() if "--status " not in line]
+    assert len(starts) == 2
+    assert {"--no-contexts" in start for start in starts} == {not contexts}
 
 
 def test_a_criu_that_hangs_ends_the_run(bench, patched_build, tmp_path):
