@@ -137,7 +137,7 @@ def _require_space(layout: Layout, needed: int) -> None:
         raise CkptError(
             "store_full",
             f"the checkpoint needs about {needed >> 20} MiB and {folder} has {free >> 20} MiB left; "
-            "delete old checkpoints, or make the store larger (checkpoint_store_size).",
+            "delete old checkpoints, or make the store larger (checkpoint_store_size_mib).",
         )
 
 

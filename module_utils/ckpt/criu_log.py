@@ -105,7 +105,7 @@ SIGNATURES = (
         r"No space left on device|Cannot allocate memory.*(write|page-xfer)",
         "store_full",
         "the checkpoint store is full; delete old checkpoints or make the store larger "
-        "(checkpoint_store_size), or dump a smaller process",
+        "(checkpoint_store_size_mib), or dump a smaller process",
     ),
     Signature(
         r"has bad (size|mode|build-id)",

@@ -52,6 +52,6 @@ def space(patient: Patient) -> Verdict:
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < GIB:
         return warn(
-            text, "Delete old checkpoints, or give it more (checkpoint_store_size).", f"ls {patient.store_path}"
+            text, "Delete old checkpoints, or give it more (checkpoint_store_size_mib).", f"ls {patient.store_path}"
         )
     return ok(text)

@@ -50,7 +50,7 @@ def test_a_failed_log_has_no_phase_it_did_not_finish(criu: Path) -> None:
     ("log", "reason", "word"),
     [
         ("failed-tcp.log", "tcp_connection", "tcp_established"),
-        ("failed-full.log", "store_full", "checkpoint_store_size"),
+        ("failed-full.log", "store_full", "checkpoint_store_size_mib"),
         ("failed-truncated-core.log", "images_truncated", "again"),
         ("failed-pid-taken.log", "criu_failed", "process number"),
     ],
