@@ -26,6 +26,13 @@ attributes:
     description: A measurement has nothing to compare.
     support: none
 options:
+  left_behind:
+    description:
+      - Stop, instead of the server itself, the running ones of either runtime that are named after it (its name, a hyphen,
+        anything), as the servers of a benchmark are. One that was broken off may have left them.
+      - Containers that a checkpoint is restored into are stopped and kept.
+    type: bool
+    default: false
   checkpoints:
     description: Folders of checkpoints of this server, to be deleted. Only a folder that holds a checkpoint is.
     type: list
@@ -44,9 +51,20 @@ EXAMPLES = r"""
     runtime: podman
     server: "{{ inference_server_spec }}"
     checkpoints: [/mnt/checkpoint-ram/golden]
+
+- name: Stop what a broken-off benchmark left
+  ckpt_stop:
+    runtime: podman
+    server: "{{ inference_server_spec }}"
+    left_behind: true
 """
 
 RETURN = r"""
+stopped:
+  description: Names of the servers that were stopped; in check mode, of those that would be.
+  returned: success
+  type: list
+  elements: str
 reason:
   description: Why it failed, from a closed list; null after a success.
   returned: always
@@ -65,6 +83,7 @@ log_lines:
 
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -72,18 +91,19 @@ from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import Criu, exclusive
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.manifest import is_checkpoint
-from ansible.module_utils.ckpt.runtimes import make_runtime
+from ansible.module_utils.ckpt.runtimes import RUNTIMES, make_runtime
 from ansible.module_utils.ckpt.spec import parse_server
 
 OPTIONS: dict[str, Any] = {
     "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},
     "server": {"type": "dict", "required": True},
+    "left_behind": {"type": "bool", "default": False},
     "checkpoints": {"type": "list", "elements": "path", "default": []},
 }
 
 
-def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> bool:
-    """Stop and delete. Returns whether there was anything. Raises CkptError."""
+def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[list[str], bool]:
+    """Stop and delete. Returns the server's name if it was there, and whether there was anything. Raises CkptError."""
     runtime = make_runtime(params["runtime"], parse_server(params["server"], params["runtime"]), Criu(), commands)
     folders = [folder for folder in params["checkpoints"] if os.path.isdir(folder)]
     foreign = [folder for folder in folders if not is_checkpoint(folder)]
@@ -98,16 +118,33 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> bool:
             runtime.remove()
         for folder in () if check_mode else folders:
             shutil.rmtree(folder)
-    return present or bool(folders)
+    return [params["server"]["name"]] if present else [], present or bool(folders)
+
+
+def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[list[str], bool]:
+    """Stop running servers that are named after this one. Returns their names, and whether there were any. Raises CkptError."""
+    # as for a process, which needs no image: nothing is started here
+    spec = parse_server(params["server"], "process")
+    names = []
+    with exclusive():
+        for runtime in RUNTIMES:
+            kin = make_runtime(runtime, spec, Criu(), commands).running_kin()
+            for name in () if check_mode else kin:
+                make_runtime(runtime, replace(spec, name=name), Criu(), commands).end_left_behind()
+            names += kin
+    return names, bool(names)
 
 
 def main() -> None:
     """Entry point."""
-    module = AnsibleModule(argument_spec=OPTIONS, supports_check_mode=True)
+    module = AnsibleModule(
+        argument_spec=OPTIONS, mutually_exclusive=[("left_behind", "checkpoints")], supports_check_mode=True
+    )
     commands = Commands()
     result: dict[str, Any] = {"changed": False, "actions": commands.actions, "reason": None, "log_lines": []}
     try:
-        result["changed"] = stop(module.params, commands, module.check_mode)
+        act = stop_left_behind if module.params["left_behind"] else stop
+        result["stopped"], result["changed"] = act(module.params, commands, module.check_mode)
     except CkptError as error:
         result.update(msg=error.message, reason=error.reason, log_lines=error.log_lines)
         module.fail_json(**result)

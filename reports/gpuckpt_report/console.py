@@ -84,7 +84,9 @@ def run_plays(plays: Sequence[str], options: Sequence[str]) -> int:
     # ansible-runner notes the whole environment there, and tokens may be in it
     (artifacts / "command").unlink(missing_ok=True)
     if interruption.at_once.is_set():
-        console.print("interrupted; records made so far lie on the nodes, where a server may still run")
+        console.print(
+            "interrupted; records made so far lie on the nodes, where a server may still run until the next run stops it"
+        )
     elif runner.rc:
         console.print(f"{name} failed; Ansible's complete output: {artifacts / 'stdout'}")
         return int(runner.rc)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from plays import ROOT, STORE, WEIGHTS_MIB, Played, mounts, play, records, run
+from plays import ANSIBLE_PLAYBOOK, ROOT, STORE, WEIGHTS_MIB, Played, mounts, play, records, run
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("provisioned")]
 
@@ -51,6 +53,7 @@ LANES: list[dict[str, Any]] = [
     {"name": "broken", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--no-such-flag"]},
 ]
 WARMUP_REQUESTS = 3
+HEALTH = "http://127.0.0.1:18080/health"
 # A run's records stay on the node, so each needs a name of its own.
 RUN_ID = f"integration-{int(time.time())}"
 
@@ -252,6 +255,40 @@ def interrupted_bench(settings: dict[str, Any], last: str) -> str:
                 process.send_signal(signal.SIGINT)
         assert process.wait() == 130, "".join(lines)
     return "".join(lines)
+
+
+def test_a_server_that_a_broken_off_run_left_is_stopped_by_the_next(tmp_path: Path, before_the_run: set[str]) -> None:
+    run_id = f"{RUN_ID}-broken-off"
+    lanes = [lane for lane in LANES if lane["name"] == "process-stock"]
+    settings = {"gpuckpt_lanes": lanes, "gpuckpt_iterations": 1, "gpuckpt_warmup_requests": 100000}
+    try:
+        break_off(
+            {**SETTINGS, **settings, "gpuckpt_run_id": run_id, "gpuckpt_results_dir": str(tmp_path)}, "Warm it up"
+        )
+        assert httpx.get(HEALTH).status_code == 200, "the server was not left behind"
+
+        said = bench(tmp_path, **{**settings, "gpuckpt_run_id": f"{run_id}-next", "gpuckpt_warmup_requests": 1}).output
+        assert "left by a benchmark that was broken off: gpuckpt-reference-process-shared-" in " ".join(said.split())
+        found = records(tmp_path / f"{run_id}-next")
+        assert {record["status"] for record in found} == {"ok"}
+        assert traces() <= before_the_run
+    finally:
+        for name in (run_id, f"{run_id}-next"):
+            shutil.rmtree(f"/var/lib/gpuckpt/runs/{name}", ignore_errors=True)
+
+
+def break_off(settings: dict[str, Any], task: str) -> None:
+    """Run ansible-playbook and end it and all that it started, as Ctrl-C does, once a task is under way."""
+    command = [ANSIBLE_PLAYBOOK, "bench.yml", "--extra-vars", json.dumps(settings)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if task in line:
+                break
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        process.stdout.read()
+        assert process.wait() != 0
 
 
 def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:

@@ -128,6 +128,14 @@ class Runtime(ABC):
         """End the server and remove every trace of it."""
 
     @abstractmethod
+    def running_kin(self) -> list[str]:
+        """Names of running servers of ours that are named after this one: its name, a hyphen, anything."""
+
+    @abstractmethod
+    def end_left_behind(self) -> None:
+        """End a server that nobody waits for any more; what a checkpoint is restored into is kept."""
+
+    @abstractmethod
     def log_tail(self) -> list[str]:
         """The server's last log lines."""
 

@@ -34,6 +34,9 @@ SERVER_LABEL = "io.gpuckpt.server"
 COMPRESSION = {"tar": "none", "tar.gz": "gzip", "tar.zst": "zstd"}
 CHECKPOINT_TIMEOUT_S = 900.0
 KEEP = "--keep"
+# when a container was checkpointed and restored, and how podman writes a time that never was
+CHECKPOINT_TIMES = ("CheckpointedAt", "RestoredAt")
+NEVER = "0001-01-01"
 DEVICE = "--device="
 # What a server expects to write to; a root that is a folder of the node is there to be read.
 SCRATCH = [f"--tmpfs={folder}:rw,nosuid,nodev,exec,notmpcopyup" for folder in ("/tmp", "/run", "/var/tmp")]
@@ -76,6 +79,7 @@ class PodmanRuntime(Runtime):
             "userdata": container["StaticDir"],
             "managed": labels.get(SERVER_LABEL) == self.spec.name,
             "checkpointed": bool(state.get("Checkpointed")),
+            "belongs_to_checkpoint": any(not state.get(key, "").startswith(NEVER) for key in CHECKPOINT_TIMES),
         }
         self._seen = Instance(True, bool(state["Running"]), state["Pid"] or None, details)
         return self._seen
@@ -205,6 +209,20 @@ class PodmanRuntime(Runtime):
         if container.exists:
             self._unmount()
             self._end("remove", container)
+
+    def running_kin(self) -> list[str]:
+        if shutil.which("podman", path=SYSTEM_PATH) is None:
+            return []
+        listed = self._podman(
+            "ps", "--filter", f"label={SERVER_LABEL}", "--format", f'{{{{index .Labels "{SERVER_LABEL}"}}}}'
+        )
+        return sorted(name for name in listed.stdout.split() if name.startswith(f"{self.spec.name}-"))
+
+    def end_left_behind(self) -> None:
+        if self._own().details.get("belongs_to_checkpoint"):
+            self.stop()
+        else:
+            self.remove()
 
     def _end(self, what: str, container: Instance) -> None:
         """Stop or remove the container. Raises CkptError (runtime_failed) unless its process is gone afterwards."""

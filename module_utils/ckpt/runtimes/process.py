@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.ckpt import archive, images, procfs, remaps
@@ -66,8 +67,7 @@ class ProcessRuntime(Runtime):
         state = read_json(self._state_path) or self._adopt_restored()
         if state is None:
             return Instance(exists=False)
-        task = procfs.read_task(state["pid"])
-        running = task is not None and task.starttime == state["starttime"] and task.state not in ("Z", "X")
+        running = _task_of(state) is not None
         return Instance(True, running, state["pid"] if running else None, state)
 
     def prepare_start(self) -> None:
@@ -198,6 +198,14 @@ class ProcessRuntime(Runtime):
         for path in (self._state_path, self._pidfile):
             remove(path)
 
+    def running_kin(self) -> list[str]:
+        # By number and start time alone: a number in a pid file may be somebody else's by now.
+        states = {path.stem: read_json(str(path)) for path in Path(INSTANCES).glob(f"{self.spec.name}-*.json")}
+        return sorted(name for name, state in states.items() if state is not None and _task_of(state) is not None)
+
+    def end_left_behind(self) -> None:
+        self.remove()
+
     def log_tail(self) -> list[str]:
         return tail(read_text(self._log_path))
 
@@ -246,6 +254,13 @@ class ProcessRuntime(Runtime):
         if path and size is not None and _size(path) != size:
             with open(path, "ab") as out:
                 out.truncate(size)
+
+
+def _task_of(state: dict[str, int]) -> procfs.Task | None:
+    """The live process that was remembered; None if it ended, whoever has its number now."""
+    task = procfs.read_task(state["pid"])
+    same = task is not None and task.starttime == state["starttime"] and task.state not in ("Z", "X")
+    return task if same else None
 
 
 def _size(path: str) -> int | None:
