@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
@@ -22,6 +23,7 @@ STEERING_ACTIONS = (
     "meta",
 )
 LOG_LINES_SHOWN = 5
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SCHEDULE_KEYS = {"seq", "lane", "iteration", "warmup"}
 
 
@@ -70,6 +72,7 @@ class Progress:
             "runner_on_unreachable": self._on_failed,
             "error": self._on_text,
             "warning": self._on_text,
+            "verbose": self._on_plain,
         }
 
     @property
@@ -124,6 +127,11 @@ class Progress:
     def _on_text(self, event: Event, _: Event) -> Iterator[str]:
         """Ansible's own errors and warnings, such as a playbook that cannot be read."""
         yield from (line for line in str(event.get("stdout", "")).splitlines() if line.strip())
+
+    def _on_plain(self, event: Event, _: Event) -> Iterator[str]:
+        """What Ansible prints before any play: why an inventory cannot be read, or no host is left. ansible-runner takes it for chatter."""
+        lines = (COLOURS.sub("", line) for line in str(event.get("stdout", "")).splitlines())
+        yield from (line for line in lines if not self.play and line.startswith(("[ERROR]", "[WARNING]")))
 
     def _take_schedule(self, host: str, schedule: list[Event]) -> None:
         progress = HostProgress(total=len(schedule))

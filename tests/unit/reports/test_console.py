@@ -168,6 +168,18 @@ def test_a_real_play_runs_and_its_status_comes_back(project, capfd, monkeypatch,
     assert not any("hf_secret" in path.read_text() for path in kept)
 
 
+def test_why_no_play_began_is_shown(project, capfd):
+    assert console.main(["hello", "-i", "nohost,", "-l", "other", "-e", "who=nobody"]) == 1
+    output = capfd.readouterr().out
+    assert "[WARNING]: Could not match supplied host pattern, ignoring: other" in output
+    assert "[ERROR]: Specified inventory, host pattern and/or --limit leaves us with no hosts to target." in output
+
+
+def test_a_failed_task_is_told_once(project, capfd):
+    assert console.main(["hello", "-e", "who=nobody"]) == 2
+    assert capfd.readouterr().out.count("enough") == 1
+
+
 @pytest.mark.parametrize(("who", "both"), [("big world", True), ("nobody", False)])
 def test_plays_run_one_after_another_until_one_fails(project, capfd, monkeypatch, who, both):
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
