@@ -129,7 +129,7 @@ class Progress:
         yield from (line for line in str(event.get("stdout", "")).splitlines() if line.strip())
 
     def _on_plain(self, event: Event, _: Event) -> Iterator[str]:
-        """What Ansible prints before any play: why an inventory cannot be read, or no host is left. ansible-runner takes it for chatter."""
+        """What Ansible prints before any play, and ansible-runner takes for chatter: why there is no inventory, or no host."""
         lines = (COLOURS.sub("", line) for line in str(event.get("stdout", "")).splitlines())
         yield from (line for line in lines if not self.play and line.startswith(("[ERROR]", "[WARNING]")))
 
