@@ -1,0 +1,49 @@
+# Copyright: gpuckpt contributors
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Variables that look like one of the project's and are none; see ckpt_misspelt.yml."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROJECT = Path(__file__).resolve().parent.parent
+SHARED = re.compile(r"\bgpuckpt_[a-z0-9_]+\b")
+# Alike enough for a slip of the keys or a forgotten ending, and not for a name of the user's own making.
+ALIKE = 0.9
+
+
+def ckpt_misspelt(names: Iterable[str]) -> list[str]:
+    """Return a sentence for each name that no role and no play knows and that is nearly one which they know."""
+    known = _known()
+    found = []
+    for name in sorted(set(names) - known):
+        close = difflib.get_close_matches(name, known, n=1, cutoff=ALIKE)
+        if close:
+            found.append(f"{name} is a variable of no role and no play: is {close[0]} meant?")
+    return found
+
+
+@cache
+def _known() -> frozenset[str]:
+    names: set[str] = set()
+    for specs in PROJECT.glob("roles/*/meta/argument_specs.yml"):
+        for entry in yaml.safe_load(specs.read_text(encoding="utf-8"))["argument_specs"].values():
+            names |= set(entry.get("options", {}))
+    for pattern in ("roles/*/defaults/main.yml", "playbooks/*.yml"):
+        for page in PROJECT.glob(pattern):
+            names |= set(SHARED.findall(page.read_text(encoding="utf-8")))
+    return frozenset(names)
+
+
+class FilterModule:
+    """Register the filter with Ansible."""
+
+    def filters(self) -> dict[str, Any]:
+        return {"ckpt_misspelt": ckpt_misspelt}
