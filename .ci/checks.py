@@ -99,7 +99,7 @@ def molecule_checks() -> list[Check]:
                 f"molecule-{role.name}" + ("" if scenario == "default" else f"-{scenario}"),
                 "molecule",
                 ("molecule", "test", "--scenario-name", scenario),
-                uses=frozenset({"host"} if runs_on_host(file) else {"containers"}),
+                uses=frozenset({"host"} if runs_on_host(file) else {"containers"}) | ({"bundle"} & {role.name}),
                 cwd=role,
             )
         )
@@ -114,17 +114,21 @@ def runs_on_host(scenario: Path) -> bool:
 def all_checks() -> list[Check]:
     """Returns every check, those that share the machine first, since they take longest."""
     pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
+    integration = (*pytest, "-p", "no:xdist", "-m", "integration")
+    bundled = "tests/integration/test_bundled_podman.py"
     return [
         Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
         Check(
             "integration",
             "integration",
-            (*pytest, "-p", "no:xdist", "-m", "integration", "tests/integration"),
+            (*integration, f"--ignore={bundled}", "tests/integration"),
             uses=frozenset({"host", "containers"}),
         ),
         *molecule_checks(),
         *lint_checks(),
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
+        # On a node of its own: beside the others, but not beside another making of bundles.
+        Check("integration-bundle", "integration", (*integration, bundled), uses=frozenset({"bundle"})),
     ]
 
 

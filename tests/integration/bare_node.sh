@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Runs a command as on a node of its own: ROOT is the lower layer of an overlay that becomes the root (as on a machine that is
-# itself a container, /run included), in own mount and process namespaces. The project is seen through an overlay, too, so that nothing of it
-# is written, and FOLDERS (colons between them: the controller's Python, say) as they are, read-only. What is mounted here is
-# gone when the command has ended; what it wrote lies in SCRATCH.
+# itself a container, /run included), in own mount, process and network namespaces: of networks it has loopback alone. The project is seen
+# through an overlay, too, so that nothing of it is written, and FOLDERS (colons between them: the controller's Python, say) as they are,
+# read-only. What is mounted here is gone when the command has ended; what it wrote lies in SCRATCH.
 #
 #   bare_node.sh ROOT SCRATCH PROJECT FOLDERS COMMAND [ARGUMENT ...]
 set -euo pipefail
@@ -14,7 +14,8 @@ shift 4
 export root scratch project folders
 
 # shellcheck disable=SC2016 # the names belong to the inner shell
-exec unshare --mount --pid --fork --kill-child --propagation private bash -ec '
+exec unshare --mount --pid --net --fork --kill-child --propagation private bash -ec '
+ip link set lo up
 node=$scratch/node
 mkdir -p "$node" "$scratch"/{root,project}-{upper,work}
 mount -t overlay -o "lowerdir=$root,upperdir=$scratch/root-upper,workdir=$scratch/root-work" node "$node"

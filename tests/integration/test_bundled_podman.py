@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node without podman, whose root is an overlay, gets podman from a bundle: real containers are checkpointed and restored there.
 
-The node is a minimal root of this machine's distribution in namespaces of its own (bare_node.sh): its kernel, cgroups and network are
-this machine's.
+The node is a minimal root of this machine's distribution in namespaces of its own (bare_node.sh): its kernel and cgroups are this
+machine's, which therefore need not be provisioned, and is left as it is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SERVER = {
 
 
 @pytest.fixture(scope="module")
-def bundle(machine: None, provisioned: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with podman and CRIU, made on this machine."""
     folder = tmp_path_factory.mktemp("bundle")
     play("bundle.yml", bundle_dir=str(folder), bundle_components=["podman", "criu"])
