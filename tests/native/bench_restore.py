@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--heap", type=Path, help="the compiled workload; default: `heap` beside this file, or compile it"
     )
     parser.add_argument("--gib", type=float, nargs="+", default=[1, 3])
-    parser.add_argument("--kind", nargs="+", choices=["private", "shared"], default=["private"])
+    parser.add_argument("--kind", nargs="+", choices=["private", "shared", "scattered"], default=["private"])
     parser.add_argument("--cache", nargs="+", choices=["warm", "dropped"], default=["warm"])
     parser.add_argument("--variants", nargs="+", choices=list(SWITCHES), default=["stock", "mapped", "threads"])
     parser.add_argument(
@@ -261,7 +261,7 @@ class Bench:
             raise HarnessError(f"the memory is not what it was: {sample}")
 
     def table(self) -> str:
-        lines = [f"{'memory':<18}{'cache':<9}{'variant':<18}{'n':>3}{'restore s':>12}{'x stock':>9}{'all read s':>12}"]
+        lines = [f"{'memory':<20}{'cache':<9}{'variant':<18}{'n':>3}{'restore s':>12}{'x stock':>9}{'all read s':>12}"]
         groups: dict[tuple, list[dict]] = {}
         for sample in self.samples:
             if not sample["warmup"]:
@@ -274,7 +274,7 @@ class Bench:
             read = statistics.median(s["all_memory_read_s"] for s in samples)
             memory, cache, variant = key
             lines.append(
-                f"{memory:<18}{cache:<9}{variant:<18}{len(samples):>3}{medians[key]:>12.3f}{ratio:>9}{read:>12.3f}"
+                f"{memory:<20}{cache:<9}{variant:<18}{len(samples):>3}{medians[key]:>12.3f}{ratio:>9}{read:>12.3f}"
             )
         return "\n".join(lines)
 

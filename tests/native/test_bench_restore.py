@@ -42,6 +42,12 @@ def bench(stock_build, patched_build, programs, tmp_path, disk):
     return bench
 
 
+def test_scattered_memory_beside_thousands_of_mappings_is_the_same_again(bench):
+    done, samples = bench("-n", "1", "--kind", "scattered", "--variants", "stock", "mapped")
+    assert done.returncode == 0, done.stderr
+    assert {(sample["variant"], sample["correct"]) for sample in samples} == {("stock", True), ("mapped", True)}
+
+
 def test_each_variant_restores_from_each_cache_in_each_round(bench):
     names = ["stock", "threads", "huge-threads", "mapped", "mapped-populate"]
     expanded = {"stock", "mapped"} | {

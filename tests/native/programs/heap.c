@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
  * Workload of the restore bench: N MiB of random memory, private (anonymous), private with the advice to use no huge
- * pages, or shared (memfd).
+ * pages, shared (memfd), or scattered: private, every other page untouched, beside thousands of small mappings.
  *
- *   heap private|small-pages|shared MIB REPORT
+ *   heap private|small-pages|shared|scattered MIB REPORT
  *
  * On SIGUSR1 it reads all of it and replaces the file REPORT by one line: "<number of the answer> <digest in hex>".
  * The first line, number 0, appears when the memory is filled.
@@ -16,6 +16,24 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#define PAGE 4096UL
+#define SMALL_MAPPINGS 6000
+
+/* Each is two mappings, since its pages differ in what is allowed; only the first is ever written. */
+static int add_small_mappings(void)
+{
+	int i;
+
+	for (i = 0; i < SMALL_MAPPINGS; i++) {
+		char *at = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (at == MAP_FAILED || mprotect(at + PAGE, PAGE, PROT_READ))
+			return -1;
+		at[0] = 1;
+	}
+	return 0;
+}
 
 static uint64_t *allocate(const char *kind, size_t len)
 {
@@ -31,17 +49,22 @@ static uint64_t *allocate(const char *kind, size_t len)
 	at = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, 0);
 	if (fd >= 0)
 		close(fd);
-	if (at != MAP_FAILED && !strcmp(kind, "small-pages") && madvise(at, len, MADV_NOHUGEPAGE))
+	if (at != MAP_FAILED && (!strcmp(kind, "small-pages") || !strcmp(kind, "scattered")) &&
+	    madvise(at, len, MADV_NOHUGEPAGE))
+		return MAP_FAILED;
+	if (!strcmp(kind, "scattered") && add_small_mappings())
 		return MAP_FAILED;
 	return at;
 }
 
-static void fill(uint64_t *words, size_t n)
+static void fill(uint64_t *words, size_t n, int every_other_page)
 {
 	uint64_t x = 88172645463325252ULL;
 	size_t i;
 
 	for (i = 0; i < n; i++) {
+		if (every_other_page && i * sizeof(*words) / PAGE % 2)
+			continue;
 		x ^= x << 13;
 		x ^= x >> 7;
 		x ^= x << 17;
@@ -82,7 +105,7 @@ int main(int argc, char **argv)
 	int sig;
 
 	if (argc != 4) {
-		fprintf(stderr, "usage: heap private|small-pages|shared MIB REPORT\n");
+		fprintf(stderr, "usage: heap private|small-pages|shared|scattered MIB REPORT\n");
 		return 2;
 	}
 	len = strtoull(argv[2], NULL, 10) << 20;
@@ -95,7 +118,7 @@ int main(int argc, char **argv)
 		perror("heap: can't allocate");
 		return 1;
 	}
-	fill(words, len / sizeof(*words));
+	fill(words, len / sizeof(*words), !strcmp(argv[1], "scattered"));
 	do
 		report(argv[3], number++, digest(words, len / sizeof(*words)));
 	while (!sigwait(&asked, &sig));
