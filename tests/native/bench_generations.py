@@ -17,19 +17,17 @@ import random
 import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from bench_restore import find_heap, tmpfs
+from bench_restore import find_heap, run_bench
 from criu_harness import (
     MIB,
     Build,
     HarnessError,
     Target,
-    become_subreaper,
     largest_mapping,
     own_bytes,
     pss_of_copies,
@@ -160,7 +158,7 @@ class Bench:
         with self.options.output.open("a") as stream:
             stream.write(json.dumps({**common, **sample}) + "\n")
 
-    def tables(self) -> str:
+    def table(self) -> str:
         """Medians as Markdown, the warm-up left out."""
         measured = [sample for sample in self.samples if not sample["warmup"]]
         lines = [
@@ -186,21 +184,5 @@ class Bench:
         return "\n".join(lines)
 
 
-def main() -> int:
-    options = parse_arguments()
-    become_subreaper()
-    returncode = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(options, Path(scratch))
-        try:
-            with tmpfs(options.images, options.tmpfs):
-                bench.run()
-        except HarnessError as error:
-            print(f"bench_generations: {error}", file=sys.stderr)
-            returncode = 1
-        print(bench.tables())
-    return returncode
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_bench(Bench, parse_arguments()))

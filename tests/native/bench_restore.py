@@ -279,21 +279,21 @@ class Bench:
         return "\n".join(lines)
 
 
-def main() -> int:
-    options = parse_arguments()
+def run_bench(bench_type: type, options: argparse.Namespace) -> int:
+    """Runs a bench with the tmpfs that its options ask for and prints its table; returns the exit status."""
     become_subreaper()
     returncode = 0
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(options, Path(scratch))
+        bench = bench_type(options, Path(scratch))
         try:
             with tmpfs(options.images, options.tmpfs):
                 bench.run()
         except HarnessError as error:
-            print(f"bench_restore: {error}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
             returncode = 1
         print(bench.table())
     return returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_bench(Bench, parse_arguments()))
