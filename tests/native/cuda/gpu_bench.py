@@ -51,12 +51,14 @@ ALL = DRIVER_API | MAPPED | THREADS | POPULATE | QUICK_FREEZE
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run CRIU: a build, its switches, whether a resident pool runs beside it, and with which options."""
+    """One way to run CRIU: a build, its switches, whether a resident pool runs beside it and with which options, and whether each
+    GPU's data goes to the next GPU."""
 
     build: str
     environment: dict[str, str]
     resident_pool: bool = False
     pool_options: tuple[str, ...] = ()
+    renumbered: bool = False
 
 
 VARIANTS = {
@@ -78,7 +80,9 @@ VARIANTS = {
     "all+pool-init": Variant("patched", ALL | POOL | {"CRIU_CUDA_POOL_CONTEXTS": "0"}),
     "all+resident": Variant("patched", ALL, resident_pool=True),
     "all+resident-init": Variant("patched", ALL, resident_pool=True, pool_options=NO_CONTEXTS),
+    "all+renumbered": Variant("patched", ALL, renumbered=True),
 }
+ON_ONE_GPU = [name for name, variant in VARIANTS.items() if not variant.renumbered]
 
 
 class BenchError(Exception):
@@ -211,6 +215,16 @@ class Bench:
     environment: dict[str, str]
     out: Path
     deadline: float
+    gpus: list[str] = field(default_factory=list)
+
+    def switches(self, variant: Variant) -> dict[str, str]:
+        """A variant's switches on this node. Raises BenchError where it needs GPUs that are not there."""
+        if not variant.renumbered:
+            return variant.environment
+        if len(self.gpus) < 2:
+            raise BenchError("a renumbered restore needs two GPUs that nvidia-smi lists; leave all+renumbered out")
+        pairs = zip(self.gpus, self.gpus[1:] + self.gpus[:1])
+        return variant.environment | {"CRIU_CUDA_DEVICE_MAP": ",".join(f"{old}={new}" for old, new in pairs)}
 
     def record(self, **values: object) -> None:
         with self.out.open("a") as stream:
@@ -225,7 +239,7 @@ class Bench:
             # Before our own limit, so that CRIU says which call of the driver hangs, and puts things back.
             "CRIU_CUDA_TIMEOUT_S": str(max(1, int(Limits.operation_s * 3 / 4))),
             **self.environment,
-            **variant.environment,
+            **self.switches(variant),
             "CRIU_LIBS_DIR": str(home / "lib/criu"),
             "PATH": f"{home}/bin:{os.environ['PATH']}",
         }
@@ -293,12 +307,18 @@ def image_bytes(images: Path) -> int:
     return sum(path.stat().st_size for path in images.iterdir() if path.suffix == ".img")
 
 
-def gpu_used_mib() -> int | None:
-    """What nvidia-smi says, or None where it is missing."""
+def ask_gpus(field: str) -> list[str]:
+    """What nvidia-smi says of each GPU; nothing where it is missing."""
     if shutil.which("nvidia-smi") is None:
-        return None
-    done = run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"], {})
-    return int(done.stdout.split()[0]) if done.returncode == 0 else None
+        return []
+    done = run(["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"], {})
+    return done.stdout.split() if done.returncode == 0 else []
+
+
+def gpu_used_mib() -> int | None:
+    """Memory in use on all GPUs together, or None where nvidia-smi does not tell."""
+    used = ask_gpus("memory.used")
+    return sum(map(int, used)) if used else None
 
 
 def gpu_used_after_stop(before: int | None) -> int | None:
@@ -347,6 +367,14 @@ def prove(bench: Bench, done: Run) -> Proof:
     return proof
 
 
+def prove_place(proof: Proof, workload: Workload) -> None:
+    """The data of a renumbered restore, which was on the first GPU, must lie on the second."""
+    used = [int(mib) for mib in ask_gpus("memory.used")]
+    proof.facts["gpus_used_mib"] = used
+    if used[1] < workload.mib * workload.processes:
+        proof.reason = f"the data is not on the second GPU: {used} MiB in use"
+
+
 def footprint(pid: int) -> dict[str, object]:
     """What a leak would add to: open files, threads, and files mapped."""
     maps = [line.split(maxsplit=5) for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
@@ -363,6 +391,8 @@ def restore_once(bench: Bench, name: str, images: Path, gpu_before: int | None, 
     with bench.beside(variant):
         done = bench.criu(variant, "restore", images, "-d")
         proof = prove(bench, done)
+        if variant.renumbered and not proof.reason:
+            prove_place(proof, bench.workload)
         try:
             reap(bench.workload.pids)
         except HangError as error:
@@ -491,7 +521,7 @@ def manifest(bench: Bench, args: argparse.Namespace) -> dict[str, object]:
         "kernel": platform.release(),
         "cpus": os.cpu_count(),
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "variants": {name: VARIANTS[name].environment for name in args.variants},
+        "variants": {name: bench.switches(VARIANTS[name]) for name in args.variants},
         "probe": probe(bench),
     }
 
@@ -546,7 +576,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gib", type=float, default=8, help="GiB of GPU data, per process")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10, help="after one warm-up round")
-    parser.add_argument("--variants", type=variant_list, default=list(VARIANTS), help=", ".join(VARIANTS))
+    parser.add_argument("--variants", type=variant_list, default=ON_ONE_GPU, help=", ".join(VARIANTS))
     parser.add_argument("--warmup-variants", type=variant_list, help="in the warm-up round only these; default: all")
     parser.add_argument("--dump-rounds", type=int, default=0)
     parser.add_argument("--dump-variants", type=variant_list, default=["stock", "patched-off", "all"])
@@ -614,7 +644,7 @@ def main() -> int:
         environment = fake_environment(args, folder)
         workload = Workload(args.workload.resolve(), folder, environment, int(args.gib * 1024), args.processes)
         homes = {"stock": args.stock.resolve(), "patched": args.patched.resolve()}
-        bench = Bench(homes, workload, folder, environment, args.out, time.monotonic() + args.limit_s)
+        bench = Bench(homes, workload, folder, environment, args.out, time.monotonic() + args.limit_s, ask_gpus("uuid"))
         try:
             bench.record(**manifest(bench, args))
             before = gpu_used_mib()

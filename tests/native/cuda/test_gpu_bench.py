@@ -44,7 +44,7 @@ def bench(tools, stock_build, patched_build, tmp_path):
             timeout=120,
             check=False,
         )
-        records = [json.loads(line) for line in out.read_text().splitlines()]
+        records = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         return Result(done.returncode, done.stdout, done.stderr, records, time.monotonic() - start)
 
     return bench
@@ -94,6 +94,43 @@ def test_a_resident_pool_holds_contexts_or_none(bench, patched_build, tmp_path, 
     starts = [line for line in asked.read_text().splitlines() if "--status " not in line]
     assert len(starts) == 2
     assert {"--no-contexts" in start for start in starts} == {not contexts}
+
+
+def fake_nvidia_smi(folder: Path, used_by_workload: tuple[int, int]) -> str:
+    """A PATH on which nvidia-smi, a fake, knows the fake driver's GPU and another; memory in use while the workload runs."""
+    folder.mkdir()
+    program = folder / "nvidia-smi"
+    first, second = used_by_workload
+    program.write_text(f"""#!/bin/sh
+case $1 in
+*=uuid) echo GPU-11111111-1111-1111-1111-111111111111; echo GPU-22222222-2222-2222-2222-222222222222 ;;
+*=memory.used) if pgrep -f '^[^ ]*/gpu_workload ' >/dev/null; then echo {first}; echo {second}; else echo 0; echo 0; fi ;;
+esac
+""")
+    program.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_a_renumbered_restore_puts_the_data_on_the_second_gpu(bench, tmp_path):
+    done = bench("--rounds", "1", "--variants", "all+renumbered", PATH=fake_nvidia_smi(tmp_path / "smi", (2, 66)))
+    assert done.returncode == 0, done.stderr
+    samples = done.restores("all+renumbered")
+    assert [(sample["ok"], sample["gpus_used_mib"]) for sample in samples] == [(True, [2, 66])] * 2
+    switches = done.records[0]["variants"]["all+renumbered"]
+    first, second = (f"GPU-{n * 8}-{n * 4}-{n * 4}-{n * 4}-{n * 12}" for n in "12")
+    assert switches["CRIU_CUDA_DEVICE_MAP"] == f"{first}={second},{second}={first}"
+
+
+def test_data_on_the_wrong_gpu_is_a_failure(bench, tmp_path):
+    done = bench("--rounds", "1", "--variants", "all+renumbered", PATH=fake_nvidia_smi(tmp_path / "smi", (66, 2)))
+    samples = done.restores("all+renumbered")
+    assert {sample["reason"] for sample in samples} == {"the data is not on the second GPU: [66, 2] MiB in use"}
+
+
+def test_a_renumbered_restore_needs_two_gpus(bench):
+    done = bench("--variants", "all+renumbered")
+    assert done.returncode == 1
+    assert "gpu_bench: a renumbered restore needs two GPUs that nvidia-smi lists" in done.stderr
 
 
 def test_a_criu_that_hangs_ends_the_run(bench, patched_build, tmp_path):
