@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import logging
+import random
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ import pytest
 
 PLUGIN = Path(__file__).parents[3] / "roles" / "inference_server" / "files" / "vllm_plugin"
 SIZE = 3 * 4096
+HOST_TO_DEVICE = 1
 
 
 @dataclass
@@ -41,6 +43,7 @@ class FakeGpu:
     mapped: set[int] = field(default_factory=set)
     registered: dict[int, int] = field(default_factory=dict)
     registrations: int = 0
+    copy_status: int = 0
     slept: list[int] = field(default_factory=list)
 
     def allocate(self, tag: str, content: bytes) -> int:
@@ -69,6 +72,14 @@ class FakeGpu:
         del self.registered[address]
         return 0
 
+    def cudaMemcpyAsync(  # noqa: N802  (the runtime's name)
+        self, to: ctypes.c_void_p, source: ctypes.c_void_p, size: ctypes.c_size_t, kind: int, _stream: ctypes.c_void_p
+    ) -> int:
+        on_host = source.value if kind == HOST_TO_DEVICE else to.value
+        assert any(start <= on_host < start + length for start, length in self.registered.items()), "not pinned"
+        ctypes.memmove(to, source, size.value)
+        return self.copy_status
+
     def content(self, pointer: int) -> bytes:
         return ctypes.string_at(pointer, self.pointer_to_data[pointer].handle[1])
 
@@ -93,8 +104,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpu]:
             fake.slept.append(level)
 
     factory = SimpleNamespace(_registry={"cumem": lambda: CuMemBackend})
-    cuda = SimpleNamespace(cudart=lambda: fake, empty_cache=lambda: None)
-    runtime = SimpleNamespace(cudaMemcpy=lambda to, source, size: ctypes.memmove(to, source, size))
+    stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
+    cuda = SimpleNamespace(
+        cudart=lambda: fake,
+        empty_cache=lambda: None,
+        current_device=lambda: 0,
+        set_device=lambda _device: None,
+        Stream=lambda: stream,
+    )
+    runtime = SimpleNamespace(lib=fake, cudaMemcpy=lambda to, source, size: ctypes.memmove(to, source, size))
     vllm = "vllm.device_allocator"
     for fake_module in (
         module("torch", cuda=cuda),
@@ -149,7 +167,29 @@ def test_staged_weights_come_back_byte_for_byte(gpu: FakeGpu, tmp_path: Path) ->
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [5 * SIZE]
     sleeping.resume()
     assert [gpu.content(pointer) for pointer in pointers] == contents(5)
-    assert (gpu.registrations, gpu.registered) == (1, {})
+    assert (gpu.registrations, gpu.registered) == (2, {}), (
+        "buffers for the way out and for the way back, none left pinned"
+    )
+
+
+def test_weights_larger_than_all_buffers_come_back(gpu: FakeGpu) -> None:
+    """An odd size, so that no piece boundary is an allocation's, and more pieces than there are buffers."""
+    content = random.Random(4).randbytes((19 << 22) + 12345)
+    pointers = [gpu.allocate("weights", content), gpu.allocate("weights", content[::-1])]
+    sleeping = backend()
+    sleeping.suspend(4)
+    sleeping.resume()
+    assert [gpu.content(pointer) for pointer in pointers] == [content, content[::-1]]
+
+
+def test_a_copy_that_fails_is_an_error_and_leaves_nothing_pinned(gpu: FakeGpu) -> None:
+    gpu.allocate("weights", b"w" * SIZE)
+    sleeping = backend()
+    sleeping.suspend(4)
+    gpu.copy_status = 719
+    with pytest.raises(RuntimeError, match=r"copying the staged weights failed: CUDA runtime error 719"):
+        sleeping.resume()
+    assert gpu.registered == {}
 
 
 def test_a_second_sleep_writes_a_file_of_its_own(gpu: FakeGpu, tmp_path: Path) -> None:
