@@ -79,8 +79,10 @@ def update_readme(readme: Path, analyses: dict[Path, RunAnalysis]) -> None:
         raise ReportError(f"{readme} needs one line {BEGIN} and below it one line {END}; the table goes between them")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    # What the project is for comes first: runs on GPUs, then the others.
-    ordered = sorted(analyses.items(), key=lambda item: (not _has_gpu(item[1]), item[0].name))
+    # What the project is for comes first: runs on GPUs, of these the one that compares most.
+    ordered = sorted(
+        analyses.items(), key=lambda item: (not _has_gpu(item[1]), -len(item[1].manifest.lanes), item[0].name)
+    )
     section = "\n\n".join(_section(folder, analysis, readme.parent) for folder, analysis in ordered)
     section = section or "No run has been published yet."
     readme.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
