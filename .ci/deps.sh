@@ -4,7 +4,7 @@ set -eu
 
 # CRIU's build, its own tests (zdtm wants the distribution's python3), containers, and the images made for molecule
 packages="
-    git gcc make libc6-dev pkg-config xz-utils patch file
+    git gcc make libc6-dev pkg-config xz-utils patch file ca-certificates
     libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler python3-protobuf
     libnl-3-dev libnl-route-3-dev libcap-dev libnet1-dev uuid-dev libbsd-dev libnftables-dev libgnutls28-dev libaio-dev
     python3 python3-venv python3-yaml python3-httpx

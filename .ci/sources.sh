@@ -14,4 +14,9 @@ if [ -f "$target" ] && printf '%s  %s\n' "$sha256" "$target" | sha256sum --check
 fi
 printf 'sources: fetching %s\n' "$target"
 mkdir -p .cache/sources
-sh roles/criu/files/fetch_from_apt.sh "$PWD/$target" "$sha256"
+upstream=$(setting criu_tarball_upstream | sed "s/{{ criu_version }}/$(setting criu_version)/")
+from_apt=$(sh roles/criu/files/fetch_from_apt.sh "$PWD/$target" "$sha256" 2>&1) ||
+    from_project=$(sh roles/criu/files/fetch_upstream.sh "$PWD/$target" "$sha256" "$upstream" 2>&1) || {
+    printf 'sources: %s %s Name a copy in GPUCKPT_CRIU_TARBALL.\n' "$from_apt" "$from_project" >&2
+    exit 1
+}

@@ -7,7 +7,7 @@ set -eu
 target=$1 sha256=$2
 
 say_and_stop() {
-	printf '%s\n' "$1 Give the tarball by criu_tarball_file or criu_tarball_urls." >&2
+	printf '%s\n' "$1" >&2
 	exit 1
 }
 
