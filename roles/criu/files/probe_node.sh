@@ -13,6 +13,7 @@ for link in "$1"/* "$2"; do
 done
 if [ -x /usr/sbin/criu ]; then
 	printf 'distro %s\n' "$(dpkg-query --show --showformat '${Version}' criu 2>/dev/null || echo unpackaged)"
-elif apt-cache show criu >/dev/null 2>&1; then
+# a name that packages only mention (on Ubuntu 24.04, which has no criu) is known to apt, but has no candidate
+elif LC_ALL=C apt-cache policy criu 2>/dev/null | grep -q '^  Candidate: [^(]'; then
 	echo available
 fi
