@@ -146,6 +146,18 @@ SIGNATURES = (
         "port_taken",
         "the server's port is in use on this node; stop what listens there, then restore again",
     ),
+    Signature(
+        r"can't write lsm profile -2\b",
+        "criu_failed",
+        "the AppArmor profile that the container ran under is not loaded; podman loads it when it starts a container, "
+        "not when it restores one: start any container once, then restore again",
+    ),
+    Signature(
+        r"mismatched lsm types",
+        "criu_failed",
+        "the server ran under a security module (AppArmor) that this node does not have; "
+        "take the checkpoint on a node like this one, or restore it on one like that",
+    ),
 )
 # CRIU logs these as errors and goes on; a restore that shows them is sound.
 HARMLESS = (r"RLIMIT_NOFILE", r"Can't keep kdat cache")

@@ -14,6 +14,10 @@ PROVISION = "ansible-playbook provision.yml"
 ENOSYS = 38
 LIBCRIU = "libcriu.so.2"
 IO_URING_CALLS = {"io_uring_setup", "io_uring_enter", "io_uring_register"}
+# podman's profile carries the version of its library in its name (containers-default-0.57.4-apparmor1 on Ubuntu 24.04).
+PODMANS_PROFILE = "containers-default-"
+APPARMOR_SWITCH = "/sys/module/apparmor/parameters/enabled"
+APPARMOR_PROFILES = "/sys/kernel/security/apparmor/profiles"
 CONTAINERS_CONF = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 CONTAINERS_CONF_D = "/etc/containers/containers.conf.d/*.conf"
 
@@ -164,6 +168,37 @@ def seccomp(patient: Patient) -> Verdict:
             f"{', '.join(wrong)}: not answered with ENOSYS", "Run provision.yml (role seccomp_profile).", PROVISION
         )
     return ok("io_uring_* answered with ENOSYS")
+
+
+@check(
+    "apparmor",
+    "containers",
+    "AppArmor",
+    "A container is restored under the profile that it was checkpointed under; CRIU fails where that is not loaded.",
+)
+def apparmor(patient: Patient) -> Verdict:
+    """Where podman confines containers with its own profile, the profile is loaded."""
+    if patient.podman is None:
+        return skip("no podman")
+    if patient.node.read(APPARMOR_SWITCH) != "Y":
+        return ok("not in use on this kernel")
+    if not patient.node.which("apparmor_parser"):
+        return ok("no apparmor_parser, so podman confines no container with it")
+    profiles = patient.node.read(APPARMOR_PROFILES)
+    if profiles is None:
+        return warn(
+            f"{APPARMOR_PROFILES} cannot be read",
+            "Run the doctor as root, and mount securityfs: CRIU restores no profile without it.",
+            "mount -t securityfs securityfs /sys/kernel/security",
+        )
+    loaded = [line.split()[0] for line in profiles.splitlines() if line.startswith(PODMANS_PROFILE)]
+    if loaded:
+        return ok(f"{', '.join(loaded)} loaded")
+    return warn(
+        f"no profile {PODMANS_PROFILE}* is loaded",
+        "podman loads it when it starts a container, not when it restores one: after a boot, start one before the first restore.",
+        PROVISION,
+    )
 
 
 def io_uring_answers(profile: dict[str, Any]) -> dict[str, int | None]:

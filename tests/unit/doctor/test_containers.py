@@ -67,3 +67,29 @@ def test_the_last_file_with_limits_decides():
     assert containers.default_nofile([first, "[engine]\n"]) == 2000
     assert containers.default_nofile([first, last]) == 1024
     assert containers.default_nofile(["[engine]\n"]) is None
+
+
+# /sys/kernel/security/apparmor/profiles: lines as the kernel writes them, names as Ubuntu 24.04 has them
+PROFILES = "podman (unconfined)\nrunc (unconfined)\n/usr/bin/man (enforce)\n"
+LOADED = "containers-default-0.57.4-apparmor1 (enforce)\n" + PROFILES
+SWITCH, LIST = containers.APPARMOR_SWITCH, containers.APPARMOR_PROFILES
+
+
+@pytest.mark.parametrize(
+    ("programs", "files", "state", "word"),
+    [
+        (["apparmor_parser"], {SWITCH: "Y\n", LIST: LOADED}, "skip", "no podman"),
+        (["podman"], {}, "ok", "not in use"),
+        (["podman"], {SWITCH: "N\n"}, "ok", "not in use"),
+        (["podman"], {SWITCH: "Y\n", LIST: PROFILES}, "ok", "no apparmor_parser"),
+        (["podman", "apparmor_parser"], {SWITCH: "Y\n", LIST: LOADED}, "ok", "containers-default-0.57.4-apparmor1"),
+        (["podman", "apparmor_parser"], {SWITCH: "Y\n", LIST: PROFILES}, "warn", "no profile"),
+        (["podman", "apparmor_parser"], {SWITCH: "Y\n"}, "warn", "cannot be read"),
+    ],
+)
+def test_a_restore_needs_the_profile_of_podman(make_node, monkeypatch, programs, files, state, word):
+    node = make_node(files)
+    monkeypatch.setattr(type(node), "which", lambda _, name: f"/usr/bin/{name}" if name in programs else None)
+    verdict = containers.apparmor(doctor.Patient(node))
+    assert verdict.state == state
+    assert word in verdict.detail

@@ -69,6 +69,8 @@ def test_recorded_failures_are_named(criu: Path, log: str, reason: str, word: st
         ("(00.1) Error (criu/files-ext.c:94): Can't dump file 7 of that type [0] (anon_inode [io_uring])", "io_uring"),
         ("(00.1) Error (criu/cr-dump.c:1): Can't get rlimit 0: Operation not permitted", "criu_failed"),
         ("Error: write /store/checkpoint.tar: no space left on device", "store_full"),
+        ("(00.2) pie: 6: Error (criu/pie/restorer.c:196): can't write lsm profile -2", "criu_failed"),
+        ("(14.1) 47748: Error (criu/lsm.c:360): mismatched lsm types and lsm profile specified", "criu_failed"),
     ],
 )
 def test_causes_seen_elsewhere_are_named(line: str, reason: str) -> None:
