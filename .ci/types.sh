@@ -11,4 +11,5 @@ ln -sfn "$PWD/module_utils/ckpt" "$tree/ansible/module_utils/ckpt"
 mypy -p gpuckpt_report
 mypy filter_plugins
 mypy callback_plugins
+MYPYPATH=$tree mypy action_plugins
 MYPYPATH=$tree mypy -p ansible.module_utils.ckpt

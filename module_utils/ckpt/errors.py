@@ -25,6 +25,7 @@ REASONS = (
     "gpu_memory_short",
     "model_missing",
     "timeout",
+    "node_taken",
     "bad_input",
     "internal",
 )

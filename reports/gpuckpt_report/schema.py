@@ -47,6 +47,7 @@ Reason = Literal[
     "gpu_memory_short",
     "model_missing",
     "timeout",
+    "node_taken",
     "bad_input",
     "internal",
 ]
