@@ -38,6 +38,9 @@ options:
     type: list
     elements: path
     default: []
+  run_id:
+    description: The run that wants it. Fails, and stops nothing, if another play has claimed the node meanwhile.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -87,6 +90,7 @@ from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ckpt.claim import guard
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import Criu, exclusive
 from ansible.module_utils.ckpt.errors import CkptError
@@ -99,6 +103,7 @@ OPTIONS: dict[str, Any] = {
     "server": {"type": "dict", "required": True},
     "left_behind": {"type": "bool", "default": False},
     "checkpoints": {"type": "list", "elements": "path", "default": []},
+    "run_id": {"type": "str"},
 }
 
 
@@ -143,6 +148,8 @@ def main() -> None:
     commands = Commands()
     result: dict[str, Any] = {"changed": False, "actions": commands.actions, "reason": None, "log_lines": []}
     try:
+        if module.params["run_id"]:
+            guard(module.params["run_id"])
         act = stop_left_behind if module.params["left_behind"] else stop
         result["stopped"], result["changed"] = act(module.params, commands, module.check_mode)
     except CkptError as error:

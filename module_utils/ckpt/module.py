@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import flows
+from ansible.module_utils.ckpt import claim, flows
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
 from ansible.module_utils.ckpt.errors import CkptError
@@ -81,6 +81,8 @@ def measure(
         if module.check_mode:
             result["changed"] = kind not in HARMLESS_KINDS
             module.exit_json(**result)
+        if module.params["record"]:
+            claim.guard(module.params["record"]["run_id"])
         result.update(flow(operation, module.params))
         result["changed"] = kind not in HARMLESS_KINDS
     except CkptError as error:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Two plays at once on one node: the second is refused, the first does not notice, and nothing stays of either."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plays import ANSIBLE_PLAYBOOK, ROOT, WEIGHTS_MIB, play, records
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("provisioned")]
+
+RUN_ID = f"integration-one-{os.getpid()}"
+OTHER = f"{RUN_ID}-other"
+ON_NODE = Path("/var/lib/gpuckpt/runs")
+CLAIM = Path("/run/gpuckpt.claim")
+ITERATIONS = 30
+SETTINGS: dict[str, Any] = {
+    "gpuckpt_weights_mib": WEIGHTS_MIB,
+    "gpuckpt_lanes": [{"name": "process-stock", "start": "restore", "runtime": "process", "build": "stock"}],
+    "gpuckpt_iterations": ITERATIONS,
+    "gpuckpt_warmup_rounds": 0,
+    "gpuckpt_warmup_requests": 1,
+}
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A benchmark that has begun to measure."""
+    settings = {**SETTINGS, "gpuckpt_run_id": RUN_ID, "gpuckpt_results_dir": str(tmp_path)}
+    command = [ANSIBLE_PLAYBOOK, "bench.yml", "--extra-vars", json.dumps(settings)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            assert any("Restore: process-stock, iteration 1" in line for line in process.stdout)
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGINT)
+            process.stdout.read()
+    for run_id in (RUN_ID, OTHER):
+        shutil.rmtree(ON_NODE / run_id, ignore_errors=True)
+
+
+def test_the_second_is_refused_and_the_first_measures_on(first: subprocess.Popen[str], tmp_path: Path) -> None:
+    here = {**SETTINGS, "gpuckpt_results_dir": str(tmp_path)}
+    # what the second ones are, the last of them the first one's own run
+    plays = [
+        ("bench.yml", {**here, "gpuckpt_run_id": OTHER}),
+        ("bench.yml", {**here, "gpuckpt_run_id": OTHER, "gpuckpt_take_over": True}),
+        ("provision.yml", {"gpuckpt_weights_mib": WEIGHTS_MIB}),
+        ("rollback.yml", {}),
+        ("bench.yml", {**here, "gpuckpt_run_id": RUN_ID, "gpuckpt_continue": True}),
+    ]
+    for playbook, variables in plays:
+        began = time.monotonic()
+        refused = play(playbook, check=False, **variables)
+        said = " ".join(refused.output.split())
+        assert refused.status != 0, said[-2000:]
+        assert f"this node is in use: bench.yml (run {RUN_ID}) since " in said
+        assert f"process {first.pid} on " in said
+        assert "Nothing was changed here. Wait until it ends" in said
+        assert refused.changed == 0
+        assert time.monotonic() - began < 20
+    assert first.poll() is None, "the first one ended too early to tell anything"
+    assert not (tmp_path / OTHER).exists()
+    assert not (ON_NODE / OTHER).exists()
+
+    assert first.stdout is not None
+    rest = first.stdout.read()
+    assert first.wait() == 0, rest[-3000:]
+    restores = [record for record in records(tmp_path / RUN_ID) if record["kind"] == "restore"]
+    assert [record["message"] for record in restores if record["status"] != "ok"] == []
+    assert len(restores) == ITERATIONS
+    assert not CLAIM.exists()
+
+
+def test_a_play_that_fails_gives_the_node_up(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "gpuckpt_run_id": OTHER, "gpuckpt_results_dir": str(tmp_path)}
+    failed = play("bench.yml", check=False, **settings, checkpoint_bench_store_path=str(tmp_path))
+    assert "is not mounted" in failed.output
+    assert not CLAIM.exists()
+    failed = play("provision.yml", check=False, gpuckpt_bundle=str(tmp_path / "none"))
+    assert failed.status != 0
+    assert not CLAIM.exists()
+
+
+def test_a_play_that_was_killed_is_no_hindrance(first: subprocess.Popen[str], tmp_path: Path) -> None:
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.stdout is not None
+    first.stdout.read()
+    first.wait()
+    assert json.loads(CLAIM.read_text())["run_id"] == RUN_ID
+    done = play(
+        "bench.yml",
+        **{
+            **SETTINGS,
+            "gpuckpt_run_id": RUN_ID,
+            "gpuckpt_results_dir": str(tmp_path),
+            "gpuckpt_continue": True,
+            "gpuckpt_iterations": 4,
+        },
+    )
+    assert f"bench.yml (run {RUN_ID}) since " in " ".join(done.output.split())
+    found = [record for record in records(tmp_path / RUN_ID) if record["kind"] == "restore"]
+    assert {record["status"] for record in found} == {"ok"}
+    assert len(found) >= 4
+    assert not CLAIM.exists()
