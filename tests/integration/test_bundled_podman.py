@@ -8,6 +8,7 @@ machine's, which therefore need not be provisioned, and is left as it is.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,14 @@ def bundle(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def apt_sources(suite: str) -> list[str]:
+    """This machine's apt sources of the suite, the distribution's own: what mmdebstrap takes by itself has no universe on Ubuntu."""
+    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.[ls]*"))]
+    named = [re.compile(rf"^[^#\n]*\s{re.escape(word)}(\s|$)", re.MULTILINE) for word in (suite, "main")]
+    texts = {str(file): file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    return [file for file, text in texts.items() if all(word.search(text) for word in named)]
+
+
 @pytest.fixture(scope="module")
 def bare_root(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minimal root of this machine's distribution, without podman."""
@@ -50,7 +59,15 @@ def bare_root(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for line in Path("/etc/os-release").read_text().splitlines()
         if line.startswith("VERSION_CODENAME=")
     )
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", suite, str(folder)]
+    command = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={PACKAGES}",
+        suite,
+        str(folder),
+        *apt_sources(suite),
+    ]
     subprocess.run(command, check=True, timeout=300, stdin=subprocess.DEVNULL)
     return folder
 
