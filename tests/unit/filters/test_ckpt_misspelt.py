@@ -32,6 +32,11 @@ def test_other_peoples_names_are_left_alone() -> None:
     assert ckpt_misspelt(["gpuckpt_site", "my_iterations", "ansible_port", "criu", "inventory_hostname"]) == []
 
 
+def test_what_an_earlier_play_of_the_same_run_set_is_left_alone() -> None:
+    """As `make bench` has it: provision.yml and bench.yml in one run."""
+    assert ckpt_misspelt(["doctor_report", "inference_server_model_path", "__inference_server_packages_of"]) == []
+
+
 @pytest.mark.parametrize("folder", sorted(path.name for path in (ROOT / "inventories").iterdir()))
 def test_the_inventories_that_come_along_have_none(folder: str) -> None:
     pages = (ROOT / "inventories" / folder).rglob("*_vars/**/*.yml")
