@@ -93,6 +93,42 @@ def test_a_play_that_fails_gives_the_node_up(tmp_path: Path) -> None:
     assert not CLAIM.exists()
 
 
+PLAY = """
+- hosts: all
+  gather_facts: false
+  become: true
+  tasks:
+    - ckpt_claim: {by: "a test", run_id: "{{ run_id }}", take_over: "{{ take_over }}"}
+    - wait_for: {timeout: "{{ stay_s }}"}
+    - ckpt_claim: {state: released}
+"""
+
+
+def test_the_controller_tells_of_its_plays_what_a_node_cannot_see(tmp_path: Path) -> None:
+    """The module runs in a PID namespace of its own, as on another machine: it sees neither play."""
+    page, python = tmp_path / "play.yml", tmp_path / "python3"
+    page.write_text(PLAY, encoding="utf-8")
+    python.write_text('#!/bin/sh\nexec unshare --pid --fork --mount-proc /usr/bin/python3 "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    node = {"ansible_connection": "local", "ansible_python_interpreter": str(python), "take_over": True}
+    arguments = (str(page), "--inventory", "node,")
+    command = [ANSIBLE_PLAYBOOK, *arguments, "--extra-vars", json.dumps({**node, "run_id": "first", "stay_s": 120})]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True) as holder:
+        try:
+            deadline = time.monotonic() + 30
+            while not CLAIM.exists() and time.monotonic() < deadline:
+                time.sleep(0.1)
+            refused = play(*arguments, check=False, **node, run_id="second", stay_s=0)
+            assert refused.status != 0
+            assert "a test (run first) since " in " ".join(refused.output.split())
+            assert f"process {holder.pid} on {os.uname().nodename}, which runs." in " ".join(refused.output.split())
+        finally:
+            os.killpg(holder.pid, signal.SIGKILL)
+    taken = play(*arguments, **{**node, "take_over": False}, run_id="second", stay_s=0)
+    assert "The node was claimed by a test (run first)" in " ".join(taken.output.split())
+    assert not CLAIM.exists()
+
+
 def test_a_play_that_was_killed_is_no_hindrance(first: subprocess.Popen[str], tmp_path: Path) -> None:
     os.killpg(first.pid, signal.SIGKILL)
     assert first.stdout is not None
