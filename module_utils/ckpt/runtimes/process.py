@@ -141,12 +141,7 @@ class ProcessRuntime(Runtime):
         self.stop()
         taken = procfs.wait_gone(task["pid"] for task in request.manifest.tasks)
         if taken:
-            holder = procfs.read_task(taken[0])
-            raise CkptError(
-                "runtime_failed",
-                f"process number {taken[0]} of the checkpoint is in use"
-                f"{f' by {holder.comm}' if holder else ''}; end that process, then restore again.",
-            )
+            raise CkptError("runtime_failed", number_in_use(taken[0]))
         self._rewind_log(request.manifest.instance.get("log") or {})
         os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
         self._links = f"{request.layout.work}/{LINKS}"
@@ -254,6 +249,20 @@ class ProcessRuntime(Runtime):
         if path and size is not None and _size(path) != size:
             with open(path, "ab") as out:
                 out.truncate(size)
+
+
+def number_in_use(pid: int) -> str:
+    """Why CRIU cannot give a process of the checkpoint its number, and the mend."""
+    said = f"process number {pid} of the checkpoint is in use"
+    holder = procfs.read_task(pid)
+    if holder is None:
+        return f"{said}; restore again."
+    if holder.state in ("Z", "X"):
+        return (
+            f"{said} by {holder.comm}, which ended, but its parent (process {holder.ppid}) does not collect it; end that parent, "
+            "or, where it is number 1, run an init that collects orphans (in a container: --init), then restore again."
+        )
+    return f"{said} by {holder.comm}; end that process, then restore again."
 
 
 def _task_of(state: dict[str, int]) -> procfs.Task | None:

@@ -15,6 +15,7 @@ from ansible.module_utils.ckpt import pagecache, procfs
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import event_tokens, metric_total
+from ansible.module_utils.ckpt.runtimes.process import number_in_use
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,6 +40,20 @@ def test_a_tree_of_processes() -> None:
 
 def test_wait_gone_names_what_stays() -> None:
     assert procfs.wait_gone([os.getpid()], 0.05) == [os.getpid()]
+
+
+def test_a_number_that_a_dead_process_holds_is_blamed_on_its_parent() -> None:
+    alive = number_in_use(os.getpid())
+    assert "end that process" in alive
+    with subprocess.Popen(["sleep", "60"]) as child:
+        child.kill()
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "Z" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert f"by sleep, which ended, but its parent (process {os.getpid()}) does not collect it" in number_in_use(
+            child.pid
+        )
+    assert number_in_use(child.pid).endswith("is in use; restore again.")
 
 
 def test_port_holder_and_open_connections() -> None:
