@@ -52,6 +52,8 @@ class Observation:
     nouveau: bool = False
     secure_boot: bool = False
     precompiled: str = ""  # the package for exactly this kernel, empty if there is none
+    headers_package: str = ""  # what would bring the headers of this kernel, empty if the lists have none
+    boot_id: str = ""  # of the kernel that runs
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Plan:
     gpus: dict[str, str] = field(default_factory=dict)  # PCI address → generation
     kind: str = "none"  # open, proprietary, none
     modules: str = "none"  # loaded, precompiled, dkms, none
+    headers: str = ""  # the package to install for them
     install: bool = False
     reboot: bool = False
     features: dict[str, bool] = field(default_factory=dict)
@@ -149,10 +152,12 @@ def _plan_installation(plan: Plan, seen: Observation, wish: Wish) -> None:
             f"Branch {wish.branch} has no driver for this GPU; the last one is {LAST_BRANCH_FOR_VOLTA}."
         )
     if plan.modules == "dkms":
-        if not seen.headers:
+        plan.headers = "" if seen.headers else seen.headers_package
+        if not seen.headers and not seen.headers_package:
             plan.problems.append(
                 f"The headers of the running kernel {seen.kernel} are missing, and no package holds modules that are built "
-                f"for it; install linux-headers-{seen.kernel}, or boot a kernel whose headers can be had."
+                f"for it; the node's package lists have no linux-headers-{seen.kernel}: run apt-get update there, install "
+                "the headers by hand, or boot a kernel whose headers can be had."
             )
         if seen.secure_boot and not wish.dkms_key_enrolled:
             plan.problems.append(
@@ -168,14 +173,17 @@ def observe(node: Node, precompiled_pattern: str = "") -> Observation:
     devices = {}
     for address in gpu_inspection.pci_gpus(node):
         devices[address] = int(node.read(f"/sys/bus/pci/devices/{address}/device") or "0", 16)
+    headers = node.exists(f"/lib/modules/{kernel}/build/Makefile")
     return Observation(
         kernel=kernel,
         devices=devices,
         driver=gpu_inspection.driver(node),
-        headers=node.exists(f"/lib/modules/{kernel}/build/Makefile"),
+        headers=headers,
         nouveau=bool(re.search(r"^nouveau ", modules, re.M)),
         secure_boot=secure_boot(node),
         precompiled=_offered(node, precompiled_pattern.format(kernel=kernel)) if precompiled_pattern else "",
+        headers_package="" if headers or not devices else _offered(node, f"linux-headers-{kernel}"),
+        boot_id=node.read("/proc/sys/kernel/random/boot_id") or "",
     )
 
 

@@ -80,6 +80,11 @@ def test_everything_wrong_is_named_at_once() -> None:
     assert "Secure Boot" in plan.problems[1]
 
 
+def test_headers_that_can_be_had_are_installed() -> None:
+    plan = driver_plan.decide(seen(H100, headers=False, headers_package="linux-headers-6.8.0-45-generic"), INSTALL_580)
+    assert (plan.modules, plan.headers, plan.problems) == ("dkms", "linux-headers-6.8.0-45-generic", [])
+
+
 def test_an_enrolled_key_settles_secure_boot() -> None:
     wish = Wish(branch=580, install=True, dkms_key_enrolled=True)
     assert driver_plan.decide(seen(H100, secure_boot=True), wish).problems == []
