@@ -116,18 +116,20 @@ def all_checks() -> list[Check]:
     pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
     integration = (*pytest, "-p", "no:xdist", "-m", "integration")
     bundled = "tests/integration/test_bundled_podman.py"
+    driver = "tests/integration/test_driver_install.py"
     return [
         Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
         Check(
             "integration",
             "integration",
-            (*integration, f"--ignore={bundled}", "tests/integration"),
+            (*integration, f"--ignore={bundled}", f"--ignore={driver}", "tests/integration"),
             uses=frozenset({"host", "containers"}),
         ),
         *molecule_checks(),
         *lint_checks(),
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
-        # On a node of its own: beside the others, but not beside another making of bundles.
+        # On a node of their own: beside the others, but not beside another making of bundles.
+        Check("integration-driver", "integration", (*integration, driver)),
         Check("integration-bundle", "integration", (*integration, bundled), uses=frozenset({"bundle"})),
     ]
 
