@@ -23,6 +23,15 @@ OTHER = f"{RUN_ID}-other"
 ON_NODE = Path("/var/lib/gpuckpt/runs")
 CLAIM = Path("/run/gpuckpt.claim")
 ITERATIONS = 30
+# what stops leftovers, in a play of the user's own
+ROLE_ALONE = """
+- hosts: localhost
+  gather_facts: false
+  become: true
+  tasks:
+    - include_role: {name: inference_server, tasks_from: spec}
+    - include_role: {name: inference_server, tasks_from: left_behind}
+"""
 SETTINGS: dict[str, Any] = {
     "gpuckpt_weights_mib": WEIGHTS_MIB,
     "gpuckpt_lanes": [{"name": "process-stock", "start": "restore", "runtime": "process", "build": "stock"}],
@@ -52,8 +61,11 @@ def first(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 
 def test_the_second_is_refused_and_the_first_measures_on(first: subprocess.Popen[str], tmp_path: Path) -> None:
     here = {**SETTINGS, "gpuckpt_results_dir": str(tmp_path)}
+    page = tmp_path / "own.yml"
+    page.write_text(ROLE_ALONE, encoding="utf-8")
     # what the second ones are, the last of them the first one's own run
     plays = [
+        (str(page), {"gpuckpt_weights_mib": WEIGHTS_MIB}),
         ("bench.yml", {**here, "gpuckpt_run_id": OTHER}),
         ("bench.yml", {**here, "gpuckpt_run_id": OTHER, "gpuckpt_take_over": True}),
         ("provision.yml", {"gpuckpt_weights_mib": WEIGHTS_MIB}),
