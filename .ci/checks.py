@@ -115,14 +115,15 @@ def all_checks() -> list[Check]:
     """Returns every check, those that share the machine first, since they take longest."""
     pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
     integration = (*pytest, "-p", "no:xdist", "-m", "integration")
-    bundled = "tests/integration/test_bundled_podman.py"
+    bundled = ("tests/integration/test_bundled_podman.py", "tests/integration/test_fleet.py")
     driver = "tests/integration/test_driver_install.py"
+    apart = [f"--ignore={file}" for file in (*bundled, driver)]
     return [
         Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
         Check(
             "integration",
             "integration",
-            (*integration, f"--ignore={bundled}", f"--ignore={driver}", "tests/integration"),
+            (*integration, *apart, "tests/integration"),
             uses=frozenset({"host", "containers"}),
         ),
         *molecule_checks(),
@@ -130,7 +131,7 @@ def all_checks() -> list[Check]:
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
         # On a node of their own: beside the others, but not beside another making of bundles.
         Check("integration-driver", "integration", (*integration, driver)),
-        Check("integration-bundle", "integration", (*integration, bundled), uses=frozenset({"bundle"})),
+        Check("integration-bundle", "integration", (*integration, *bundled), uses=frozenset({"bundle"})),
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 STORE = "/mnt/checkpoint-ram"
+ROOTFS = "/mnt/gpuckpt-rootfs"
 WEIGHTS_MIB = 64
 OTHER_IMAGES = ("localhost/gpuckpt-molecule", "<none>")
 IMAGE_NAMES = ("podman", "images", "--format", "{{.Repository}}:{{.Tag}}")

@@ -8,20 +8,17 @@ machine's, which therefore need not be provisioned, and is left as it is.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from plays import ANSIBLE_PLAYBOOK, RECAP, ROOT, STORE, WEIGHTS_MIB, play
+from plays import ANSIBLE_PLAYBOOK, RECAP, ROOT, ROOTFS, STORE, WEIGHTS_MIB
 
 pytestmark = pytest.mark.integration
 
 HERE = Path(__file__).parent
-ROOTFS = "/mnt/gpuckpt-rootfs"
-PACKAGES = "python3,python3-httpx,procps,mount"
 SERVER = {
     "gpuckpt_rootfs": ROOTFS,
     "gpuckpt_weights_mib": WEIGHTS_MIB,
@@ -30,46 +27,6 @@ SERVER = {
     "gpuckpt_iterations": 1,
     "gpuckpt_lane_filter": "^podman-(stock|mapped)$",
 }
-
-
-@pytest.fixture(scope="module")
-def bundle(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle with podman and CRIU, made on this machine."""
-    folder = tmp_path_factory.mktemp("bundle")
-    play("bundle.yml", bundle_dir=str(folder), bundle_components=["podman", "criu"])
-    return folder
-
-
-def apt_sources(suite: str) -> list[str]:
-    """This machine's apt sources of the suite, the distribution's own: what mmdebstrap takes by itself has no universe on Ubuntu."""
-    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.[ls]*"))]
-    named = [re.compile(rf"^[^#\n]*\s{re.escape(word)}(\s|$)", re.MULTILINE) for word in (suite, "main")]
-    texts = {str(file): file.read_text(encoding="utf-8") for file in files if file.is_file()}
-    return [file for file, text in texts.items() if all(word.search(text) for word in named)]
-
-
-@pytest.fixture(scope="module")
-def bare_root(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A minimal root of this machine's distribution, without podman."""
-    if shutil.which("mmdebstrap") is None:
-        pytest.skip("needs mmdebstrap: run `make deps`")
-    folder = tmp_path_factory.mktemp("node") / "root"
-    suite = next(
-        line.partition("=")[2]
-        for line in Path("/etc/os-release").read_text().splitlines()
-        if line.startswith("VERSION_CODENAME=")
-    )
-    command = [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=minbase",
-        f"--include={PACKAGES}",
-        suite,
-        str(folder),
-        *apt_sources(suite),
-    ]
-    subprocess.run(command, check=True, timeout=300, stdin=subprocess.DEVNULL)
-    return folder
 
 
 def on_node(root: Path, scratch: Path, script: str, bundle: Path) -> str:
