@@ -23,6 +23,9 @@ import json, runpy, sys
 import ansible.module_utils
 from ansible.module_utils.testing import patch_module_args
 ansible.module_utils.__path__.append(sys.argv[1])
+from ansible.module_utils.ckpt import claim
+# this machine may be in use by a benchmark, which these tests do not disturb
+claim.CLAIM_FILE = sys.argv[3]
 with patch_module_args(json.load(sys.stdin)):
     runpy.run_path(sys.argv[2], run_name="__main__")
 """
@@ -49,7 +52,8 @@ def call(tmp_path, fake_driver):
 
     def run(environment=None, **options):
         fake = {"LD_LIBRARY_PATH": str(fake_driver), "GPUCKPT_FAKE_DIR": str(tmp_path / "gpu"), **(environment or {})}
-        script = [sys.executable, "-c", RUN_MODULE, str(ROOT / "module_utils"), str(ROOT / "library/ckpt_floor.py")]
+        paths = [ROOT / "module_utils", ROOT / "library/ckpt_floor.py", tmp_path / "claim"]
+        script = [sys.executable, "-c", RUN_MODULE, *map(str, paths)]
         options = {"store_path": str(tmp_path / "store"), "size_mib": 8, "record": IDENTITY, **options}
         done = subprocess.run(
             script, input=json.dumps(options), capture_output=True, text=True, timeout=60, env={**os.environ, **fake}
