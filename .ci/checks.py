@@ -27,6 +27,12 @@ PYTHON = str(BIN / "python")
 LOGS = ROOT / "build" / "checks"
 SKIPPED = 77
 TAIL_LINES = 60
+# What the scenarios of a role must have to themselves; all others change this machine ("host").
+SCENARIOS_USE = {
+    "bundle": frozenset({"bundle"}),  # folders of its own
+    "model_cache": frozenset[str](),  # folders of its own
+    "nvidia_driver": frozenset[str](),  # only looks
+}
 PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0"}
 
 
@@ -90,7 +96,7 @@ def lint_checks() -> list[Check]:
 
 
 def molecule_checks() -> list[Check]:
-    """Returns one check for each scenario of each role; those that run on this machine itself take turns."""
+    """Returns one check for each scenario of each role; those that change this machine take turns."""
     checks = []
     for file in sorted(ROOT.glob("roles/*/molecule/*/molecule.yml")):
         scenario, role = file.parent.name, file.parents[2]
@@ -99,16 +105,11 @@ def molecule_checks() -> list[Check]:
                 f"molecule-{role.name}" + ("" if scenario == "default" else f"-{scenario}"),
                 "molecule",
                 ("molecule", "test", "--scenario-name", scenario),
-                uses=frozenset({"host"} if runs_on_host(file) else {"containers"}) | ({"bundle"} & {role.name}),
+                uses=SCENARIOS_USE.get(role.name, frozenset({"host"})),
                 cwd=role,
             )
         )
     return checks
-
-
-def runs_on_host(scenario: Path) -> bool:
-    """Tells whether a scenario converges this machine rather than a container."""
-    return "containers.podman.podman" not in scenario.read_text(encoding="utf-8")
 
 
 def all_checks() -> list[Check]:
@@ -124,7 +125,7 @@ def all_checks() -> list[Check]:
             "integration",
             "integration",
             (*integration, *apart, "tests/integration"),
-            uses=frozenset({"host", "containers"}),
+            uses=frozenset({"host"}),
         ),
         *molecule_checks(),
         *lint_checks(),
