@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from plays import STORE, WEIGHTS_MIB, node_state, play
+from plays import STORE, WEIGHTS_MIB, minimal_root, node_state, play
 
 NODE_PACKAGES = "python3,python3-httpx,procps,mount,openssh-server,sudo"
 
@@ -52,33 +50,9 @@ def bundle(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def apt_sources(suite: str) -> list[str]:
-    """This machine's apt sources of the suite, the distribution's own: what mmdebstrap takes by itself has no universe on Ubuntu."""
-    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.[ls]*"))]
-    named = [re.compile(rf"^[^#\n]*\s{re.escape(word)}(\s|$)", re.MULTILINE) for word in (suite, "main")]
-    texts = {str(file): file.read_text(encoding="utf-8") for file in files if file.is_file()}
-    return [file for file, text in texts.items() if all(word.search(text) for word in named)]
-
-
 @pytest.fixture(scope="session")
 def bare_root(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A minimal root of this machine's distribution, without podman; it can be reached over ssh."""
     if shutil.which("mmdebstrap") is None:
         pytest.skip("needs mmdebstrap: run `make deps`")
-    folder = tmp_path_factory.mktemp("node") / "root"
-    suite = next(
-        line.partition("=")[2]
-        for line in Path("/etc/os-release").read_text().splitlines()
-        if line.startswith("VERSION_CODENAME=")
-    )
-    command = [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=minbase",
-        f"--include={NODE_PACKAGES}",
-        suite,
-        str(folder),
-        *apt_sources(suite),
-    ]
-    subprocess.run(command, check=True, timeout=300, stdin=subprocess.DEVNULL)
-    return folder
+    return minimal_root(tmp_path_factory.mktemp("node") / "root", NODE_PACKAGES)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,17 @@ def play(playbook: str, *arguments: str, timeout_s: int = 400, check: bool = Tru
 
     :raises AssertionError: with the end of its output, when it fails and ``check`` is set
     """
-    command = [str(ANSIBLE_PLAYBOOK), playbook, *arguments, "--extra-vars", json.dumps(variables)]
-    environment = {**os.environ, "ANSIBLE_FORCE_COLOR": "0"}
+    done = perform([ANSIBLE_PLAYBOOK, playbook, *arguments, "--extra-vars", json.dumps(variables)], timeout_s)
+    assert not check or done.status == 0, f"{playbook} ended with {done.status}:\n{done.output[-6000:]}"
+    return done
+
+
+def perform(command: Sequence[object], timeout_s: float) -> Played:
+    """Run a command in the project's folder; return how it ended and all that it said."""
     done = subprocess.run(
-        command,
+        [str(word) for word in command],
         cwd=ROOT,
-        env=environment,
+        env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -57,8 +63,35 @@ def play(playbook: str, *arguments: str, timeout_s: int = 400, check: bool = Tru
         timeout=timeout_s,
         check=False,
     )
-    assert not check or done.returncode == 0, f"{playbook} ended with {done.returncode}:\n{done.stdout[-6000:]}"
     return Played(done.returncode, done.stdout)
+
+
+def minimal_root(folder: Path, packages: str) -> Path:
+    """Make a minimal root of this machine's distribution, with further packages, from this machine's own apt sources."""
+    suite = next(
+        line.partition("=")[2]
+        for line in Path("/etc/os-release").read_text().splitlines()
+        if line.startswith("VERSION_CODENAME=")
+    )
+    words = [
+        "mmdebstrap",
+        "--quiet",
+        "--variant=minbase",
+        f"--include={packages}",
+        suite,
+        str(folder),
+        *apt_sources(suite),
+    ]
+    subprocess.run(words, check=True, timeout=300, stdin=subprocess.DEVNULL)
+    return folder
+
+
+def apt_sources(suite: str) -> list[str]:
+    """This machine's apt sources of the suite, the distribution's own: what mmdebstrap takes by itself has no universe on Ubuntu."""
+    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*.[ls]*"))]
+    named = [re.compile(rf"^[^#\n]*\s{re.escape(word)}(\s|$)", re.MULTILINE) for word in (suite, "main")]
+    texts = {str(file): file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    return [file for file, text in texts.items() if all(word.search(text) for word in named)]
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from plays import ANSIBLE_PLAYBOOK, RECAP, ROOT, ROOTFS, STORE, WEIGHTS_MIB
+from plays import ANSIBLE_PLAYBOOK, RECAP, ROOT, ROOTFS, STORE, WEIGHTS_MIB, perform
 
 pytestmark = pytest.mark.integration
 
@@ -34,17 +33,9 @@ def on_node(root: Path, scratch: Path, script: str, bundle: Path) -> str:
     (scratch / "root-upper/bundle").parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(bundle, scratch / "root-upper/bundle", dirs_exist_ok=True)
     node = [str(HERE / "bare_node.sh"), str(root), str(scratch), str(ROOT), f"{sys.base_prefix}:{sys.prefix}"]
-    done = subprocess.run(
-        [*node, "bash", "-euc", script],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
+    done = perform([*node, "bash", "-euc", script], 400)
+    assert done.status == 0, done.output[-6000:]
+    return done.output
 
 
 def test_podman_of_a_bundle_checkpoints_containers_and_goes_again(

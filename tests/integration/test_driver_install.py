@@ -21,7 +21,7 @@ from typing import Any
 import driver_repository
 import pytest
 from driver_repository import DRIVER, NEWER, OTHER_BRANCH, PINNED, Key
-from plays import ANSIBLE_PLAYBOOK, ROOT, Played, content
+from plays import ANSIBLE_PLAYBOOK, ROOT, Played, content, minimal_root, perform
 
 pytestmark = pytest.mark.integration
 
@@ -62,18 +62,7 @@ class GpuNode:
     def run(self, *command: str, timeout_s: int = 200) -> Played:
         """Run a command beside the node."""
         argv = [str(HERE / "gpu_node.sh"), str(self.root), str(self.scratch), str(self.repository.folder), *command]
-        done = subprocess.run(
-            argv,
-            cwd=ROOT,
-            env={**os.environ, "ANSIBLE_FORCE_COLOR": "0"},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-        return Played(done.returncode, done.stdout)
+        return perform(argv, timeout_s)
 
     def shell(self, script: str) -> str:
         """Run a shell script on the node; return its output."""
@@ -159,15 +148,7 @@ def bare_root(repository: Repository, tmp_path_factory: pytest.TempPathFactory) 
     probe = subprocess.run(["unshare", "--mount", "--pid", "--net", "--fork", "true"], capture_output=True, check=False)
     if probe.returncode != 0:
         pytest.skip(f"no namespaces here: {probe.stderr.decode().strip()}")
-    root = tmp_path_factory.mktemp("node") / "root"
-    suite = next(
-        line.partition("=")[2]
-        for line in Path("/etc/os-release").read_text().splitlines()
-        if line.startswith("VERSION_CODENAME=")
-    )
-    packages = "--include=python3,python3-apt,systemd,kmod"
-    command = ["mmdebstrap", "--quiet", "--variant=minbase", packages, suite, str(root)]
-    subprocess.run(command, check=True, timeout=300, stdin=subprocess.DEVNULL)
+    root = minimal_root(tmp_path_factory.mktemp("node") / "root", "python3,python3-apt,systemd,kmod")
     shutil.rmtree(root / "etc/apt/sources.list.d")
     (root / "etc/apt/sources.list.d").mkdir()
     (root / "etc/apt/sources.list").write_text("deb [trusted=yes] file:///srv/distribution ./\n")
