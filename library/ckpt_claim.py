@@ -127,7 +127,7 @@ def act(params: dict[str, Any], write: bool) -> claim.Claim | None:
     )
     known = claim.NOTHING
     if params["known"]:
-        known = claim.Known(claim.parse_process(params["known"]["process"]), bool(params["known"]["lives"]))
+        known = claim.Known(claim.parse_process(params["known"]["process"]), params["known"]["lives"])
     write = write and params["state"] == "claimed"
     return claim.take(wanted, known, params["take_over"], params["continued"], write)
 
