@@ -18,80 +18,117 @@ import json
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
+
+@dataclass(frozen=True)
+class Family:
+    """What models of one kind share, whatever their size."""
+
+    # classes of transformers
+    config: str
+    model: str
+    rope_theta: float
+    # lm_head is the matrix of the embeddings
+    tied: bool
+
+
+QWEN2 = Family("Qwen2Config", "Qwen2ForCausalLM", rope_theta=1_000_000.0, tied=True)
+LLAMA = Family("LlamaConfig", "LlamaForCausalLM", rope_theta=500_000.0, tied=False)
+
 ARCHITECTURES = {
-    "qwen2-1.5b": {
-        "hidden_size": 1536,
-        "intermediate_size": 8960,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-    },
-    "qwen2-tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 512,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 2048,
-    },
+    "llama-3.1-8b": (
+        LLAMA,
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+    ),
+    "qwen2-1.5b": (
+        QWEN2,
+        {
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+        },
+    ),
+    "qwen2-tiny": (
+        QWEN2,
+        {
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 2048,
+        },
+    ),
 }
 MAX_POSITIONS = 32768
-ROPE_THETA = 1_000_000.0
 END_OF_TEXT = "<|endoftext|>"
 # Standard deviation of matrices over 1/sqrt(columns), and of embeddings: see the module's text.
 MATRIX_GAIN = 2.0
 EMBEDDING_STD = 0.02
 # Rows of the embedding differ in length (log-normal), so that the best token leads by more than rounding errors.
 EMBEDDING_LOG_SPREAD = 0.6
+# A row for each token. Logits come from lm_head, so where it is a matrix of its own, its rows differ as the embedding's do.
+ROW_PER_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")
 MARK = "gpuckpt-model.json"
 
 
 def make_config(architecture: str):  # type: ignore[no-untyped-def]
     """Return the transformers configuration of an architecture; its last token ends a text."""
-    from transformers import Qwen2Config
+    import transformers
 
-    shape = ARCHITECTURES[architecture]
+    family, shape = ARCHITECTURES[architecture]
     last = shape["vocab_size"] - 1
-    return Qwen2Config(
+    return getattr(transformers, family.config)(
         **shape,
         max_position_embeddings=MAX_POSITIONS,
-        rope_theta=ROPE_THETA,
-        tie_word_embeddings=True,
+        rope_theta=family.rope_theta,
+        tie_word_embeddings=family.tied,
         bos_token_id=last,
         eos_token_id=last,
-        architectures=["Qwen2ForCausalLM"],
+        architectures=[family.model],
         dtype="bfloat16",
     )
 
 
-def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type-arg]
-    """Return the named tensors (bfloat16), each from its own generator: independent of order and of thread count."""
+def make_tensor(name: str, shape: tuple[int, ...], seed: int):  # type: ignore[no-untyped-def]
+    """Return one tensor (bfloat16), from a generator of its own."""
     import torch
-    from transformers import Qwen2ForCausalLM
+
+    if name.endswith("norm.weight"):
+        return torch.ones(shape, dtype=torch.bfloat16)
+    if len(shape) == 1:
+        return torch.zeros(shape, dtype=torch.bfloat16)
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
+    generator = torch.Generator().manual_seed(key)
+    values = torch.randn(shape, generator=generator)
+    if name in ROW_PER_TOKEN:
+        values *= EMBEDDING_STD * torch.exp(EMBEDDING_LOG_SPREAD * torch.randn((shape[0], 1), generator=generator))
+    else:
+        values *= MATRIX_GAIN / shape[1] ** 0.5
+    return values.to(torch.bfloat16)
+
+
+def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type-arg]
+    """Return the named tensors, each from its own generator: independent of order and of thread count."""
+    import torch
+    import transformers
 
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Qwen2ForCausalLM(config).named_parameters()}
-    tensors = {}
-    for name, shape in shapes.items():
-        key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little") >> 1
-        generator = torch.Generator().manual_seed(key)
-        if name.endswith("norm.weight"):
-            tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
-        elif len(shape) == 1:
-            tensors[name] = torch.zeros(shape, dtype=torch.bfloat16)
-        else:
-            values = torch.randn(shape, generator=generator)
-            if "embed_tokens" in name:
-                values *= EMBEDDING_STD * torch.exp(
-                    EMBEDDING_LOG_SPREAD * torch.randn((shape[0], 1), generator=generator)
-                )
-            else:
-                values *= MATRIX_GAIN / shape[1] ** 0.5
-            tensors[name] = values.to(torch.bfloat16)
-    return tensors
+        model = getattr(transformers, config.architectures[0])(config)
+        shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    return {name: make_tensor(name, shape, seed) for name, shape in shapes.items()}
 
 
 def make_tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]
