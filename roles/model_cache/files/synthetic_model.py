@@ -15,9 +15,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+import os
 import shutil
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +84,8 @@ EMBEDDING_STD = 0.02
 EMBEDDING_LOG_SPREAD = 0.6
 # A row for each token. Logits come from lm_head, so where it is a matrix of its own, its rows differ as the embedding's do.
 ROW_PER_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")
+# Tensors in the making. Each is twice its size for a while (float32): 8 GB for sixteen of the largest model.
+THREADS = 16
 MARK = "gpuckpt-model.json"
 
 
@@ -121,14 +126,20 @@ def make_tensor(name: str, shape: tuple[int, ...], seed: int):  # type: ignore[n
 
 
 def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type-arg]
-    """Return the named tensors, each from its own generator: independent of order and of thread count."""
+    """Return the named tensors, the same whatever the order and the number of threads."""
     import torch
     import transformers
 
     with torch.device("meta"):
         model = getattr(transformers, config.architectures[0])(config)
         shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    return {name: make_tensor(name, shape, seed) for name, shape in shapes.items()}
+    # Normals come from one thread a tensor, with the interpreter's lock released: the tensors are what is shared out, and
+    # torch's own threads would only be in the way. The largest begin, so that none is left to the end.
+    torch.set_num_threads(1)
+    largest_first = sorted(shapes, key=lambda name: -math.prod(shapes[name]))
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        made = pool.map(lambda name: make_tensor(name, shapes[name], seed), largest_first)
+        return dict(zip(largest_first, made))
 
 
 def make_tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]

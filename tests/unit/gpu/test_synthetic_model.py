@@ -100,6 +100,7 @@ def _libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = {
         "bfloat16": "bfloat16",
         "device": lambda _name: nullcontext(),
+        "set_num_threads": lambda _count: None,
         "Generator": lambda: SimpleNamespace(manual_seed=np.random.default_rng),
         "randn": lambda shape, generator: tensor(generator.standard_normal(shape)),
         "ones": lambda shape, dtype: tensor(np.ones(shape)),
@@ -193,6 +194,19 @@ def test_norms_are_ones_biases_are_none_and_matrices_keep_what_goes_through_them
         elif "embed" not in name:
             expected = synthetic_model.MATRIX_GAIN / math.sqrt(values.shape[1])
             assert np.std(values) == pytest.approx(expected, rel=0.1), name
+
+
+def test_a_tensor_depends_on_its_name_and_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = weights("llama-tiny")
+    monkeypatch.setattr(synthetic_model, "THREADS", 1)
+    one = weights("llama-tiny")
+    assert {name: values.tobytes() for name, values in one.items()} == {
+        name: values.tobytes() for name, values in several.items()
+    }
+    other = weights("llama-tiny", seed=2)
+    matrices = [name for name, values in one.items() if values.ndim == 2]
+    assert [name for name in matrices if np.array_equal(one[name], other[name])] == []
+    assert len({one[name].tobytes()[:64] for name in matrices}) == len(matrices)
 
 
 def test_a_model_appears_whole_and_once(make: Callable[..., Any], tmp_path: Path) -> None:
