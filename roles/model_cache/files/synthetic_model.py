@@ -87,6 +87,8 @@ ROW_PER_TOKEN = ("model.embed_tokens.weight", "lm_head.weight")
 # Tensors in the making. Each is twice its size for a while (float32): 8 GB for sixteen of the largest model.
 THREADS = 16
 MARK = "gpuckpt-model.json"
+# Of check_model.py: name of a file → SHA-256, size in bytes and time of change in ns when it was last compared.
+STAMP = ".gpuckpt-compared.json"
 
 
 def make_config(architecture: str):  # type: ignore[no-untyped-def]
@@ -175,10 +177,15 @@ def write_model(architecture: str, seed: int, folder: Path) -> None:
     config.save_pretrained(folder)
     make_tokenizer(config.vocab_size).save_pretrained(folder)
     save_file(make_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    for path in folder.iterdir():
+    compared = {}
+    for path in sorted(folder.iterdir()):
         path.chmod(0o644)
-    files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    mark = {"source": "synthetic", "architecture": architecture, "seed": seed, "sha256": files}
+        state = path.stat()
+        compared[path.name] = [sha256_of(path), state.st_size, state.st_mtime_ns]
+    # To read gigabytes again at once would compare the page cache with itself; a later change is noticed by size and time.
+    (folder / STAMP).write_text(json.dumps(compared, indent=1) + "\n")
+    digests = {name: digest for name, (digest, *_) in compared.items()}
+    mark = {"source": "synthetic", "architecture": architecture, "seed": seed, "sha256": digests}
     (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Models with random weights.
+"""Models with random weights, and what the comparison makes of them.
 
 Fakes stand for torch (numpy underneath), transformers and safetensors, which no controller has. The names and shapes of the
 parameters are those that transformers 5.24 gives its Qwen2ForCausalLM and LlamaForCausalLM.
@@ -23,6 +23,7 @@ import yaml
 ROLE = Path(__file__).parents[3] / "roles" / "model_cache"
 sys.path.insert(0, str(ROLE / "files"))
 
+import check_model  # noqa: E402
 import synthetic_model  # noqa: E402
 
 TINY = synthetic_model.ARCHITECTURES["qwen2-tiny"][1]
@@ -217,3 +218,33 @@ def test_a_model_appears_whole_and_once(make: Callable[..., Any], tmp_path: Path
     assert make("llama-tiny") == (0, {"changed": False})
     assert make("qwen2-tiny")[0] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_new_model_is_not_read_again(
+    make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("llama-tiny")
+    digests = json.loads((tmp_path / "model" / "gpuckpt-model.json").read_text())["sha256"]
+    read: list[str] = []
+    monkeypatch.setattr(check_model, "sha256_of", lambda path: read.append(path.name))
+    assert check_model.problems(tmp_path / "model", digests) == []
+    assert read == []
+
+
+@pytest.mark.parametrize("damage", ["one byte", "cut short", "missing", "another was meant"])
+def test_damage_is_noticed(make: Callable[..., Any], tmp_path: Path, damage: str) -> None:
+    make("llama-tiny")
+    digests = json.loads((tmp_path / "model" / "gpuckpt-model.json").read_text())["sha256"]
+    path = tmp_path / "model" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "one byte":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut short":
+        path.write_bytes(content[:-1])
+    elif damage == "missing":
+        path.unlink()
+    else:
+        digests[path.name] = "0" * 64
+    (problem,) = check_model.problems(tmp_path / "model", digests)
+    assert problem.startswith("model.safetensors ")
