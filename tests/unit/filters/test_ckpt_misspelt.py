@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
     [
         ("gpuckpt_iteration", "gpuckpt_iterations"),
         ("gpukpt_iterations", "gpuckpt_iterations"),
+        ("gpuckpt_modle", "gpuckpt_model"),
         ("checkpoint_store_size", "checkpoint_store_size_mib"),
         ("inference_server_vllm_kv_cache_mb", "inference_server_vllm_kv_cache_mib"),
     ],
