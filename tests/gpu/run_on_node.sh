@@ -8,15 +8,16 @@
 #   collect     add the parts that lie in BUNDLE to those in WORK (they may arrive a few at a time)
 #   look        show what the node is: GPU, driver, memory, libraries
 #   setup       verify the bundle; controller, collections and libraries in place
-#   provision   provision.yml from the bundle alone, the model included
+#   provision   provision.yml from the bundle alone, the model included; once more with another MODEL adds that one
 #   containers  try_podman.sh: small programs in containers, checkpointed and restored, before a server is
 #   doctor      doctor.yml
 #   bench       bench.yml, new or continued
 #   results     copy the run to OUT: records, manifest, report, logs of CRIU and of the server; nothing of the images
 #
 # Environment: BUNDLE (.bundle), WORK (/var/tmp/gpuckpt), OUT (WORK/out), GPUCKPT_NODE_PYTHON (python3: 3.12 with PyTorch and
-# httpx), BUDGET_S (seconds after which bench begins no further entry, 0 for no end), LANES (regular expression),
-# RUN_ID, EXTRA (further arguments of bench's ansible-playbook), PODMAN (yes if the bundle holds podman: containers are provisioned,
+# httpx), MODEL (gpuckpt_model of every play; the inventory's if empty), EXTRA (further arguments of every ansible-playbook),
+# BUDGET_S (seconds after which bench begins no further entry, 0 for no end), LANES (regular expression), RUN_ID (a run is of
+# one MODEL: the next one needs another, or WORK/run-id removed), PODMAN (yes if the bundle holds podman: containers are provisioned,
 # and the lanes podman-* are there), TRY (plain cuda: what the step containers tries), PLAY_S (seconds that a play may take, 0 for no end).
 set -euo pipefail
 
@@ -39,12 +40,14 @@ with_podman() {
 }
 
 play() {
-	local playbook=$1 podman=false
+	local playbook=$1 podman=false model=()
 	shift
 	if with_podman; then podman=true; fi
+	if [ -n "${MODEL:-}" ]; then model=(-e "gpuckpt_model=$MODEL"); fi
+	# shellcheck disable=SC2086 # EXTRA is a list of arguments
 	(cd "$project" && timeout --foreground --kill-after=30 "${PLAY_S:-0}" \
 		"$controller/bin/python" -m ansible playbook -i inventories/gpu-local "$playbook" -l gpu-nodes \
-		-e "{\"gpuckpt_podman\": $podman}" "$@")
+		-e "{\"gpuckpt_podman\": $podman}" "${model[@]}" "$@" ${EXTRA:-})
 }
 
 collect() {
@@ -128,9 +131,8 @@ bench() {
 	[ -s "$id_file" ] || date -u +%Y%m%dT%H%M%SZ >"$id_file"
 	run=$(cat "$id_file")
 	if [ -e "$work/runs/$run/manifest.json" ]; then continued=(-e gpuckpt_continue=true); fi
-	# shellcheck disable=SC2086 # EXTRA is a list of arguments
 	play bench.yml -e "gpuckpt_run_id=$run" -e "gpuckpt_results_dir=$work/runs" \
-		-e "gpuckpt_time_budget_s=${BUDGET_S:-0}" -e "gpuckpt_lane_filter=${LANES:-}" "${continued[@]}" ${EXTRA:-}
+		-e "gpuckpt_time_budget_s=${BUDGET_S:-0}" -e "gpuckpt_lane_filter=${LANES:-}" "${continued[@]}"
 }
 
 results() {
