@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The sleep levels for vLLM, on a fake allocator: "device memory" is host memory here, copied by memmove.
+"""The sleep levels for vLLM and the program that prefetches weights, on a fake driver (fake_memory.c).
 
-Fakes stand for torch, for vLLM's allocator and for the CUDA runtime, none of which run without a GPU.
+Fakes also stand for torch and for vLLM's allocator, none of which run without a GPU. The files, the processes, the socket and the
+descriptors that change hands are real.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ import ctypes
 import importlib
 import logging
 import random
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,13 +24,24 @@ from typing import Any
 import pytest
 
 PLUGIN = Path(__file__).parents[3] / "roles" / "inference_server" / "files" / "vllm_plugin"
+FAKE = Path(__file__).with_name("fake_memory.c")
 SIZE = 3 * 4096
-HOST_TO_DEVICE = 1
+UUID = "0123456789abcdef0123456789abcdef"
+CONTEXT = 0xC0FFEE
+STACK_BYTES = 1024
+
+
+@pytest.fixture(scope="session")
+def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
+    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", "-o", str(library), str(FAKE)]
+    subprocess.run(command, check=True)
+    return library
 
 
 @dataclass
 class Allocation:
-    """What vLLM keeps of one allocation; `handle` is (device, bytes, pointer, physical memory)."""
+    """What vLLM keeps of one allocation; `handle` is (device, bytes, pointer, where the handle of the memory is)."""
 
     handle: tuple[int, int, int, int]
     tag: str
@@ -36,49 +51,38 @@ class Allocation:
 
 @dataclass
 class FakeGpu:
-    """Addresses stay, contents go when memory is released: as with the driver's virtual memory interface."""
+    """vLLM's allocator on the fake driver: addresses stay, contents go when memory is released."""
 
-    buffers: dict[int, ctypes.Array[ctypes.c_char]] = field(default_factory=dict)
+    library: Any
+    driver: Any = None
     pointer_to_data: dict[int, Allocation] = field(default_factory=dict)
+    words: list[ctypes.c_uint64] = field(default_factory=list)
     mapped: set[int] = field(default_factory=set)
-    registered: dict[int, int] = field(default_factory=dict)
-    registrations: int = 0
-    copy_status: int = 0
     slept: list[int] = field(default_factory=list)
 
     def allocate(self, tag: str, content: bytes) -> int:
-        buffer = ctypes.create_string_buffer(content, len(content))
-        pointer = ctypes.addressof(buffer)
-        self.buffers[pointer] = buffer
-        self.pointer_to_data[pointer] = Allocation((0, len(content), pointer, 0), tag)
-        self.mapped.add(pointer)
+        pointer = int(self.driver.reserve(len(content)))
+        self.words.append(ctypes.c_uint64())
+        self.pointer_to_data[pointer] = Allocation((0, len(content), pointer, ctypes.addressof(self.words[-1])), tag)
+        self.map(self.pointer_to_data[pointer].handle)
+        ctypes.memmove(pointer, content, len(content))
         return pointer
 
     def unmap(self, handle: tuple[int, int, int, int]) -> None:
-        assert handle[2] in self.mapped, "released twice"
-        ctypes.memset(handle[2], 0xEE, handle[1])
-        self.mapped.remove(handle[2])
+        _, size, pointer, word = handle
+        assert pointer in self.mapped, "released twice"
+        self.mapped.remove(pointer)
+        memory = ctypes.c_uint64.from_address(word).value
+        assert self.library.cuMemUnmap(ctypes.c_uint64(pointer), ctypes.c_size_t(size)) == 0
+        assert self.library.cuMemRelease(ctypes.c_uint64(memory)) == 0
 
     def map(self, handle: tuple[int, int, int, int]) -> None:
-        assert handle[2] not in self.mapped, "mapped twice"
-        self.mapped.add(handle[2])
-
-    def cudaHostRegister(self, address: int, size: int, _flags: int) -> int:  # noqa: N802  (the runtime's name)
-        self.registered[address] = size
-        self.registrations += 1
-        return 0
-
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802  (the runtime's name)
-        del self.registered[address]
-        return 0
-
-    def cudaMemcpyAsync(  # noqa: N802  (the runtime's name)
-        self, to: ctypes.c_void_p, source: ctypes.c_void_p, size: ctypes.c_size_t, kind: int, _stream: ctypes.c_void_p
-    ) -> int:
-        on_host = source.value if kind == HOST_TO_DEVICE else to.value
-        assert any(start <= on_host < start + length for start, length in self.registered.items()), "not pinned"
-        ctypes.memmove(to, source, size.value)
-        return self.copy_status
+        device, size, pointer, word = handle
+        assert pointer not in self.mapped, "mapped twice"
+        self.mapped.add(pointer)
+        memory = self.driver.create(size, device)
+        ctypes.c_uint64.from_address(word).value = memory
+        self.driver.map(pointer, size, memory, device)
 
     def content(self, pointer: int) -> bytes:
         return ctypes.string_at(pointer, self.pointer_to_data[pointer].handle[1])
@@ -91,8 +95,14 @@ def module(name: str, **attributes: Any) -> ModuleType:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpu]:
-    fake = FakeGpu()
+def gpu(fake_driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpu]:
+    monkeypatch.setenv("GPUCKPT_LIBCUDA", str(fake_driver))
+    monkeypatch.setenv("GPUCKPT_FAKE_UUID", UUID)
+    monkeypatch.setenv("GPUCKPT_STAGING_DIR", str(tmp_path))
+    library = ctypes.CDLL(str(fake_driver))
+    library.cuCtxSetCurrent(ctypes.c_void_p(CONTEXT))
+    library.cuCtxSetLimit(0, ctypes.c_size_t(STACK_BYTES))
+    fake = FakeGpu(library)
 
     class CuMemBackend:
         """vLLM's own backend: it only notes what it was asked for."""
@@ -104,48 +114,37 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeGpu]:
             fake.slept.append(level)
 
     factory = SimpleNamespace(_registry={"cumem": lambda: CuMemBackend})
-    stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
-    cuda = SimpleNamespace(
-        cudart=lambda: fake,
-        empty_cache=lambda: None,
-        current_device=lambda: 0,
-        set_device=lambda _device: None,
-        Stream=lambda: stream,
-    )
-    runtime = SimpleNamespace(lib=fake, cudaMemcpy=lambda to, source, size: ctypes.memmove(to, source, size))
+    cuda = SimpleNamespace(empty_cache=lambda: None, synchronize=lambda: None, mem_get_info=lambda: (3, 4))
     vllm = "vllm.device_allocator"
     for fake_module in (
         module("torch", cuda=cuda),
         module("vllm"),
         module(vllm, get_mem_allocator_instance=lambda: fake),
         module(f"{vllm}.cumem", create_and_map=fake.map, unmap_and_release=fake.unmap),
-        module(
-            f"{vllm}.sleep_mode_backend",
-            CuMemBackend=CuMemBackend,
-            SleepModeBackend=CuMemBackend,
-            SleepModeBackendFactory=factory,
-        ),
-        module("vllm.distributed"),
-        module("vllm.distributed.device_communicators"),
-        module("vllm.distributed.device_communicators.cuda_wrapper", CudaRTLibrary=lambda: runtime),
+        module(f"{vllm}.sleep_mode_backend", CuMemBackend=CuMemBackend, SleepModeBackendFactory=factory),
         module("vllm.logger", init_logger=logging.getLogger),
     ):
         monkeypatch.setitem(sys.modules, fake_module.__name__, fake_module)
     monkeypatch.syspath_prepend(str(PLUGIN))
-    monkeypatch.setenv("GPUCKPT_STAGING_DIR", str(tmp_path))
+    fake.driver = importlib.import_module("gpuckpt_vllm.driver").driver()
     yield fake
     for name in [name for name in sys.modules if name.startswith("gpuckpt_vllm")]:
         del sys.modules[name]
 
 
 def backend() -> Any:
-    plugin = importlib.import_module("gpuckpt_vllm")
-    plugin.register()
-    return plugin.SleepModeBackendFactory._registry["cumem"]()()
+    importlib.import_module("gpuckpt_vllm").register()
+    factory = sys.modules["vllm.device_allocator.sleep_mode_backend"].SleepModeBackendFactory
+    return factory._registry["cumem"]()()
 
 
 def contents(count: int) -> list[bytes]:
     return [bytes([index + 1]) * SIZE for index in range(count)]
+
+
+def weights_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.bin")
+    return path
 
 
 def test_kv_drop_leaves_the_weights_where_they_are(gpu: FakeGpu) -> None:
@@ -158,18 +157,28 @@ def test_kv_drop_leaves_the_weights_where_they_are(gpu: FakeGpu) -> None:
     assert gpu.mapped == {weights, cache}
 
 
+@pytest.mark.parametrize("level", [1, 3, 4])
+def test_the_stacks_of_kernels_are_released_and_come_back(gpu: FakeGpu, level: int) -> None:
+    gpu.allocate("weights", b"w" * SIZE)
+    sleeping = backend()
+    for _ in range(2):
+        sleeping.suspend(level)
+        assert gpu.driver.limit(0) == 0
+        sleeping.suspend(3)  # a second sleep does not take 0 for what was there before
+        sleeping.resume()
+        assert gpu.driver.limit(0) == STACK_BYTES
+
+
 def test_staged_weights_come_back_byte_for_byte(gpu: FakeGpu, tmp_path: Path) -> None:
     pointers = [gpu.allocate("weights", content) for content in contents(5)]
     gpu.allocate("kv_cache", b"k" * SIZE)
     sleeping = backend()
     sleeping.suspend(4)
     assert gpu.mapped == set()
-    assert [path.stat().st_size for path in tmp_path.iterdir()] == [5 * SIZE]
+    assert weights_file(tmp_path).stat().st_size == 5 * SIZE
     sleeping.resume()
     assert [gpu.content(pointer) for pointer in pointers] == contents(5)
-    assert (gpu.registrations, gpu.registered) == (2, {}), (
-        "buffers for the way out and for the way back, none left pinned"
-    )
+    assert gpu.library.fake_pinned() == 0
 
 
 def test_weights_larger_than_all_buffers_come_back(gpu: FakeGpu) -> None:
@@ -182,14 +191,14 @@ def test_weights_larger_than_all_buffers_come_back(gpu: FakeGpu) -> None:
     assert [gpu.content(pointer) for pointer in pointers] == [content, content[::-1]]
 
 
-def test_a_copy_that_fails_is_an_error_and_leaves_nothing_pinned(gpu: FakeGpu) -> None:
+def test_a_copy_that_fails_is_an_error_and_leaves_nothing_pinned(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu.allocate("weights", b"w" * SIZE)
     sleeping = backend()
     sleeping.suspend(4)
-    gpu.copy_status = 719
-    with pytest.raises(RuntimeError, match=r"copying the staged weights failed: CUDA runtime error 719"):
+    monkeypatch.setenv("GPUCKPT_FAKE_REFUSE", "cuMemcpyHtoDAsync_v2")
+    with pytest.raises(RuntimeError, match=r"cuMemcpyHtoDAsync_v2 failed: CUDA_ERROR_LAUNCH_FAILED \(719\)"):
         sleeping.resume()
-    assert gpu.registered == {}
+    assert gpu.library.fake_pinned() == 0
 
 
 def test_a_second_sleep_writes_a_file_of_its_own(gpu: FakeGpu, tmp_path: Path) -> None:
@@ -198,7 +207,7 @@ def test_a_second_sleep_writes_a_file_of_its_own(gpu: FakeGpu, tmp_path: Path) -
     for _ in range(2):
         sleeping.suspend(4)
         sleeping.resume()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.bin"))) == 2
     assert gpu.content(pointer) == b"w" * SIZE
 
 
@@ -210,6 +219,7 @@ def test_waking_by_tag_leaves_the_rest_asleep(gpu: FakeGpu) -> None:
     assert gpu.mapped == {weights}
     sleeping.resume(["kv_cache"])
     assert gpu.mapped == {weights, cache}
+    assert gpu.content(weights) == b"w" * SIZE
 
 
 @pytest.mark.parametrize("damage", ["remove", "truncate"])
@@ -217,7 +227,7 @@ def test_lost_weights_are_an_error_that_names_the_file(gpu: FakeGpu, tmp_path: P
     gpu.allocate("weights", b"w" * SIZE)
     sleeping = backend()
     sleeping.suspend(4)
-    (staged,) = tmp_path.iterdir()
+    staged = weights_file(tmp_path)
     if damage == "remove":
         staged.unlink()
     else:
@@ -253,3 +263,142 @@ def test_the_copy_of_level_1_is_put_back(gpu: FakeGpu) -> None:
     sleeping.resume()
     assert gpu.content(pointer) == b"w" * SIZE
     assert data.cpu_backup_tensor is None
+
+
+# --- prefetching: a second process, the real program ---
+
+Prefetch = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def prefetch(gpu: FakeGpu) -> Iterator[Prefetch]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(weights: Path, *options: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = [sys.executable, "-I", str(PLUGIN / "gpuckpt_vllm" / "prefetch.py"), *options, str(weights)]
+        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def stage(gpu: FakeGpu, folder: Path, count: int) -> tuple[Any, list[int], Path]:
+    pointers = [gpu.allocate("weights", content) for content in contents(count)]
+    sleeping = backend()
+    sleeping.suspend(4)
+    return sleeping, pointers, weights_file(folder)
+
+
+def own_mappings() -> int:
+    return Path("/proc/self/maps").read_text().count("fake GPU memory")
+
+
+@pytest.mark.parametrize("count", [3, 150])  # more than one message can carry
+def test_prefetched_weights_are_mapped_and_not_read(
+    gpu: FakeGpu, tmp_path: Path, prefetch: Prefetch, count: int
+) -> None:
+    sleeping, pointers, weights = stage(gpu, tmp_path, count)
+    before = own_mappings()
+    helper = prefetch(weights)
+    assert helper.stdout
+    assert helper.stdout.readline().startswith("ready start=")
+    weights.write_bytes(b"")  # whoever reads it now is found out
+    gpu.mapped |= set(pointers)  # the allocator's own view: vLLM maps nothing itself
+    sleeping.resume()
+    assert [gpu.content(pointer) for pointer in pointers] == contents(count)
+    assert own_mappings() == before + count
+    said, complaint = helper.communicate()
+    assert (said.split()[0], complaint, helper.returncode) == ("taken", "", 0)
+    assert [gpu.content(pointer) for pointer in pointers] == contents(count), "the memory outlives who made it"
+    assert [path.name for path in tmp_path.glob("*.socket")] == []
+    for pointer in pointers:
+        gpu.unmap(gpu.pointer_to_data[pointer].handle)  # it is the allocator's, to release like its own
+    assert own_mappings() == before
+
+
+def test_an_engine_that_wakes_early_waits(gpu: FakeGpu, tmp_path: Path, prefetch: Prefetch) -> None:
+    sleeping, pointers, weights = stage(gpu, tmp_path, 2)
+    helper = prefetch(weights)
+    socket_path = weights.with_suffix(".socket")
+    while not socket_path.exists():
+        time.sleep(0.001)
+    gpu.mapped |= set(pointers)
+    sleeping.resume()
+    assert [gpu.content(pointer) for pointer in pointers] == contents(2)
+    assert "taken" in helper.communicate()[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("GPUCKPT_FAKE_UUID", "f" * 32, "not among those of this node"),
+        ("GPUCKPT_FAKE_REFUSE", "cuMemCreate", "cuMemCreate failed"),
+        ("GPUCKPT_LIBCUDA", "/nonexistent/libcuda.so.1", "/nonexistent/libcuda.so.1"),
+    ],
+)
+def test_where_prefetching_fails_the_engine_reads_the_file(
+    gpu: FakeGpu,
+    tmp_path: Path,
+    prefetch: Prefetch,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    value: str,
+    words: str,
+) -> None:
+    sleeping, pointers, weights = stage(gpu, tmp_path, 2)
+    with monkeypatch.context() as patched:
+        patched.setenv(setting, value)
+        helper = prefetch(weights)
+        said, complaint = helper.communicate()
+    assert (helper.returncode, said) == (1, "")
+    assert words in complaint
+    assert f"the engine reads {weights} itself" in complaint
+    sleeping.resume()
+    assert [gpu.content(pointer) for pointer in pointers] == contents(2)
+
+
+def test_a_handover_that_breaks_off_is_made_up_for(
+    gpu: FakeGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sleeping, pointers, weights = stage(gpu, tmp_path, 2)
+    handover = importlib.import_module("gpuckpt_vllm.handover")
+    with handover.listen(weights) as listening:
+        breaking_off = threading.Thread(target=lambda: listening.accept()[0].close())
+        breaking_off.start()
+        sleeping.resume()
+        breaking_off.join()
+    assert "only 0 of 2 allocations were handed over" in caplog.text
+    assert [gpu.content(pointer) for pointer in pointers] == contents(2)
+
+
+def test_memory_that_cannot_be_mapped_is_made_up_for(
+    gpu: FakeGpu, tmp_path: Path, prefetch: Prefetch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sleeping, pointers, weights = stage(gpu, tmp_path, 2)
+    helper = prefetch(weights)
+    assert helper.stdout
+    helper.stdout.readline()
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    monkeypatch.setenv("GPUCKPT_FAKE_REFUSE", "cuMemImportFromShareableHandle")
+    sleeping.resume()
+    assert "cuMemImportFromShareableHandle failed" in caplog.text
+    assert [gpu.content(pointer) for pointer in pointers] == contents(2)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2 + 2, "own memory, and the fake's copies"
+
+
+def test_one_file_is_prefetched_once_at_a_time(gpu: FakeGpu, tmp_path: Path, prefetch: Prefetch) -> None:
+    _, _, weights = stage(gpu, tmp_path, 1)
+    first = prefetch(weights)
+    assert first.stdout
+    first.stdout.readline()
+    second = prefetch(weights)
+    assert "another process offers" in second.communicate()[1]
+    first.kill()
+    first.wait()
+    third = prefetch(weights)  # the socket that the killed one left is no hindrance
+    assert third.stdout
+    assert third.stdout.readline().startswith("ready ")

@@ -4,20 +4,21 @@
 vLLM 0.25.1 has a registry of backends but no argument to choose one, so this takes the place of the default one, whose
 levels 1 and 2 it keeps. Leave it out with VLLM_PLUGINS="".
 
-vLLM loads this into every one of its processes: only the one that sleeps imports the backend, and CUDA with it.
+vLLM loads this into every one of its processes: only the one that sleeps imports the backend, and CUDA with it. The
+program prefetch.py imports the package without vLLM.
 """
 
 from importlib import import_module
-
-from vllm.device_allocator.sleep_mode_backend import SleepModeBackend, SleepModeBackendFactory
+from typing import Any
 
 DEFAULT_BACKEND = "cumem"
 
 
 def register() -> None:
     """Take the default backend's place; may be called more than once in a process."""
-    SleepModeBackendFactory._registry[DEFAULT_BACKEND] = _load
+    factory = import_module("vllm.device_allocator.sleep_mode_backend").SleepModeBackendFactory
+    factory._registry[DEFAULT_BACKEND] = _load
 
 
-def _load() -> type[SleepModeBackend]:
+def _load() -> Any:
     return import_module("gpuckpt_vllm.backend").CheckpointBackend

@@ -9,25 +9,22 @@ other. Measured on an H200: reports/published/h200-native/staged-weights.txt.
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import cycle
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
-import torch
-from vllm.distributed.device_communicators.cuda_wrapper import CudaRTLibrary
+from gpuckpt_vllm.driver import driver
 
 PIECE = 4 << 20  # bytes; 8 MiB take longer to pin and copy no faster, less was not tried
 THREADS = 8  # four fill the buffers at 32 GiB/s (H200 node), eight at 48, which is what the bus takes
 BUFFERS_PER_THREAD = 2
-HOST_TO_DEVICE, DEVICE_TO_HOST = 1, 2  # enum cudaMemcpyKind
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,53 @@ class Buffer:
 
     memory: memoryview
     address: int
-    stream: Any
+    stream: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a weights file holds: of which GPU (UUID), and the bytes of each allocation, one after another."""
+
+    gpu: str
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of the file."""
+        return sum(self.sizes)
+
+    @staticmethod
+    def path(weights: Path) -> Path:
+        """Where the layout of a weights file is written down."""
+        return weights.with_suffix(".json")
+
+    def save(self, weights: Path) -> None:
+        """Write it beside the weights."""
+        self.path(weights).write_text(json.dumps({"gpu": self.gpu, "sizes": self.sizes}) + "\n")
+
+    @classmethod
+    def load(cls, weights: Path) -> Layout:
+        """Read it. Raises OSError or ValueError when it is missing or damaged."""
+        raw = json.loads(cls.path(weights).read_text())
+        try:
+            return cls(str(raw["gpu"]), tuple(int(size) for size in raw["sizes"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{cls.path(weights)} is no layout of weights: {error!r}") from error
 
 
 class StagedWeights:
     """The weights' bytes in a file: which device pointer lies at which offset. Survives a checkpoint as plain data."""
 
-    def __init__(self, path: Path, sizes: Iterable[tuple[int, int]]) -> None:
-        """Lay `sizes`, pairs of device pointer and bytes, out one after another in the file `path`."""
+    def __init__(self, path: Path, layout: Layout, pointers: Sequence[int]) -> None:
+        """Lay the allocations of `layout`, which lie at `pointers` on the device, out in the file `path`."""
         self.path = path
+        self.layout = layout
         self.pieces: list[Piece] = []
-        self.total = 0
-        for pointer, size in sizes:
+        offset = 0
+        for pointer, size in zip(pointers, layout.sizes, strict=True):
             for done in range(0, size, PIECE):
-                self.pieces.append(Piece(pointer + done, self.total + done, min(PIECE, size - done)))
-            self.total += size
+                self.pieces.append(Piece(pointer + done, offset + done, min(PIECE, size - done)))
+            offset += size
 
     def write(self) -> None:
         """Fill the file from the GPU.
@@ -69,14 +98,15 @@ class StagedWeights:
             RuntimeError: when the GPU cannot be read.
         """
         with self.path.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, self.total)
+            os.posix_fallocate(stream.fileno(), 0, self.layout.total)
 
             def write_piece(piece: Piece, buffer: Buffer) -> None:
-                copy_async(buffer.address, piece.pointer, piece.size, DEVICE_TO_HOST, buffer.stream)
-                buffer.stream.synchronize()
+                driver().begin_copy_to_host(buffer.address, piece.pointer, piece.size, buffer.stream)
+                driver().wait(buffer.stream)
                 self._expect(os.pwrite(stream.fileno(), buffer.memory[: piece.size], piece.offset), piece)
 
             transfer(self.pieces, write_piece)
+        self.layout.save(self.path)
 
     def read(self) -> None:
         """Copy everything back to the GPU.
@@ -84,18 +114,23 @@ class StagedWeights:
         Raises:
             RuntimeError: when the file is not what was written, or memory cannot be pinned or copied.
         """
-        if not self.path.is_file() or self.path.stat().st_size != self.total:
+        if not self.path.is_file() or self.path.stat().st_size != self.layout.total:
             raise RuntimeError(
-                f"the staged weights {self.path} ({self.total} bytes) are gone or changed; they belong to the checkpoint: "
-                "put the file back, or start the server anew"
+                f"the staged weights {self.path} ({self.layout.total} bytes) are gone or changed; they belong to the "
+                "checkpoint: put the file back, or start the server anew"
             )
         with self.path.open("rb") as stream:
 
             def read_piece(piece: Piece, buffer: Buffer) -> None:
                 self._expect(os.preadv(stream.fileno(), [buffer.memory[: piece.size]], piece.offset), piece)
-                copy_async(piece.pointer, buffer.address, piece.size, HOST_TO_DEVICE, buffer.stream)
+                driver().copy_to_device(piece.pointer, buffer.address, piece.size, buffer.stream)
 
             transfer(self.pieces, read_piece)
+
+    def discard(self) -> None:
+        """Remove the file and its layout."""
+        self.path.unlink(missing_ok=True)
+        Layout.path(self.path).unlink(missing_ok=True)
 
     def _expect(self, count: int, piece: Piece) -> None:
         if count != piece.size:
@@ -107,16 +142,16 @@ def transfer(pieces: Iterable[Piece], move: Callable[[Piece, Buffer], None]) -> 
     waiting: SimpleQueue[Piece] = SimpleQueue()
     for piece in pieces:
         waiting.put(piece)
-    device = torch.cuda.current_device()
+    context = driver().current_context()
 
     def work(own: list[Buffer]) -> None:
-        torch.cuda.set_device(device)
+        driver().use_context(context)
         for buffer in cycle(own):
             try:
                 piece = waiting.get_nowait()
             except Empty:
                 return
-            buffer.stream.synchronize()
+            driver().wait(buffer.stream)
             move(piece, buffer)
 
     with pinned_buffers() as buffers, ThreadPoolExecutor(THREADS) as threads:
@@ -134,42 +169,28 @@ def pinned_buffers() -> Iterator[list[Buffer]]:
         first = ctypes.c_char.from_buffer(pages)
         address = ctypes.addressof(first)
         view = memoryview(pages)
-        runtime = torch.cuda.cudart()
-        check(runtime.cudaHostRegister(address, len(pages), 0), "pinning buffers for the staged weights")
+        driver().pin(address, len(pages))
         buffers = [
-            Buffer(view[at : at + PIECE], address + at, torch.cuda.Stream()) for at in range(0, len(pages), PIECE)
+            Buffer(view[number * PIECE : (number + 1) * PIECE], address + number * PIECE, stream)
+            for number, stream in enumerate(streams(count))
         ]
         try:
             yield buffers
         finally:
             for buffer in buffers:
-                buffer.stream.synchronize()
+                driver().wait(buffer.stream)
                 buffer.memory.release()
-            check(runtime.cudaHostUnregister(address), "unpinning the buffers of the staged weights")
+            driver().unpin(address)
             # a mapping cannot be closed while something points into it
             view.release()
             del first
 
 
-def copy_async(to: int, source: int, size: int, kind: int, stream: Any) -> None:
-    """Begin a copy of `size` bytes. Raises RuntimeError when the CUDA runtime refuses it."""
-    words = [
-        ctypes.c_void_p(to),
-        ctypes.c_void_p(source),
-        ctypes.c_size_t(size),
-        kind,
-        ctypes.c_void_p(stream.cuda_stream),
-    ]
-    check(cuda_runtime().cudaMemcpyAsync(*words), "copying the staged weights")
+_streams: list[int] = []
 
 
-@cache
-def cuda_runtime() -> Any:
-    """The CUDA runtime as a ctypes library. vLLM looks for it in the list of mappings, which is long: once is enough."""
-    return CudaRTLibrary().lib
-
-
-def check(status: Any, what: str) -> None:
-    """Raise RuntimeError unless a call of the CUDA runtime succeeded."""
-    if int(status) != 0:
-        raise RuntimeError(f"{what} failed: CUDA runtime error {int(status)}")
+def streams(count: int) -> list[int]:
+    """Streams of the current context. They are kept: they hold no memory, and making them again would be within a wake-up."""
+    while len(_streams) < count:
+        _streams.append(driver().make_stream())
+    return _streams[:count]

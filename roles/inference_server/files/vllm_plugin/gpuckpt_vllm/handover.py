@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How GPU memory changes hands: file descriptors through a socket beside the weights file.
+
+Whoever has the weights on the GPU listens there; whoever wants them connects, and receives one descriptor for each allocation, in
+the order of the layout. Nobody listening, or an end before the last one, means: read the file yourself.
+"""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from os import close
+from pathlib import Path
+
+AT_ONCE = 64  # descriptors in one message; the kernel takes 253
+PATIENCE_S = 30.0  # longest wait for one message: the other side may still be copying
+BACKLOG = 1
+
+
+def address(weights: Path) -> Path:
+    """The socket that belongs to a weights file."""
+    return weights.with_suffix(".socket")
+
+
+def listen(weights: Path) -> socket.socket:
+    """Offer the memory of a weights file.
+
+    Raises:
+        FileExistsError: when somebody else offers it already.
+        OSError: when the socket cannot be made.
+    """
+    path = address(weights)
+    with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
+        probe.connect(str(path))
+        raise FileExistsError(f"another process offers {weights} already")
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(path))
+    listening.listen(BACKLOG)
+    return listening
+
+
+def give(listening: socket.socket, descriptors: list[int], patience_s: float) -> None:
+    """Hand all descriptors to the first who connects. Raises TimeoutError when nobody does in time."""
+    listening.settimeout(patience_s)
+    taker, _ = listening.accept()
+    with taker:
+        taker.settimeout(patience_s)
+        for first in range(0, len(descriptors), AT_ONCE):
+            socket.send_fds(taker, [b"+"], descriptors[first : first + AT_ONCE])
+
+
+def receive(weights: Path, count: int) -> list[int] | None:
+    """Descriptors of the allocations of a weights file, to be closed by the caller; None where nobody offers them.
+
+    Raises:
+        OSError: when the other side ended before the last one, or takes too long.
+    """
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(PATIENCE_S)
+        try:
+            asking.connect(str(address(weights)))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        received: list[int] = []
+        try:
+            while len(received) < count:
+                word, descriptors, _, _ = socket.recv_fds(asking, 1, AT_ONCE)
+                received += descriptors
+                if not word:
+                    raise ConnectionError(f"only {len(received)} of {count} allocations were handed over")
+        except BaseException:
+            for descriptor in received:
+                close(descriptor)
+            raise
+        return received

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bring staged weights to the GPU while the server that needs them is being restored: `prefetch.py WEIGHTS_FILE`.
+
+A restore leaves the bus idle: CRIU rebuilds processes, then the driver rebuilds a context. Meanwhile this program makes a
+context of its own, copies the weights into memory of its own, and hands that memory to the engine when it wakes; the engine
+maps it where its weights were, and copies nothing. Start it together with the restore. Without it, or if it fails, the
+engine reads the file itself.
+
+It stays until standard input ends, or for --linger seconds after the handover: the end of a context keeps the driver busy,
+which the server's first tokens would feel. One line each on standard output: `ready`, then `taken`, with moments on the monotonic
+clock in seconds, and sizes in bytes. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+# The package beside it, whose other half belongs to vLLM.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gpuckpt_vllm import handover
+from gpuckpt_vllm.driver import driver
+from gpuckpt_vllm.staging import Layout, StagedWeights
+
+PATIENCE_S = 120.0  # longest wait for an engine that wants the memory
+
+
+def find_gpu(uuid: str) -> int:
+    """The number of a GPU in this process. Raises RuntimeError when it is not there."""
+    for device in range(driver().device_count()):
+        if driver().uuid(device) == uuid:
+            return device
+    raise RuntimeError(f"the weights are of the GPU {uuid}, which is not among those of this node")
+
+
+def bring(weights: Path, layout: Layout, device: int) -> list[int]:
+    """Copy the file into fresh memory of the GPU; return a descriptor for each allocation."""
+    pointer = driver().reserve(layout.total)
+    pointers, descriptors = [], []
+    for size in layout.sizes:
+        handle = driver().create(size, device)
+        driver().map(pointer, size, handle, device)
+        descriptors.append(driver().export(handle))
+        pointers.append(pointer)
+        pointer += size
+    StagedWeights(weights, layout, pointers).read()
+    return descriptors
+
+
+def say(word: str, **values: float) -> None:
+    """One line on standard output, `word name=value …`; nobody may be reading any more."""
+    with suppress(BrokenPipeError):
+        print(word, *(f"{name}={value}" for name, value in values.items()), flush=True)
+
+
+def stay(linger_s: float | None) -> None:
+    """Until standard input ends, or for some seconds."""
+    if linger_s is None:
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+    else:
+        select.select([], [], [], linger_s)
+
+
+def main() -> int:
+    """Prefetch and hand over; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--linger", type=float, metavar="S", help="stay S seconds after the handover, not until input ends"
+    )
+    parser.add_argument("weights", type=Path)
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    try:
+        layout = Layout.load(arguments.weights)
+        with handover.listen(arguments.weights) as listening:
+            try:
+                driver().init()
+                device = find_gpu(layout.gpu)
+                driver().retain_context(device)
+                context = time.monotonic()
+                descriptors = bring(arguments.weights, layout, device)
+                say("ready", start=began, context=context, end=time.monotonic(), bytes=layout.total)
+                handover.give(listening, descriptors, PATIENCE_S)
+            finally:
+                handover.address(arguments.weights).unlink(missing_ok=True)
+    except TimeoutError:
+        print(f"prefetch: nobody asked for {arguments.weights} within {PATIENCE_S:g} s", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, RuntimeError) as error:
+        print(f"prefetch: {error}; the engine reads {arguments.weights} itself", file=sys.stderr)
+        return 1
+    say("taken", at=time.monotonic())
+    stay(arguments.linger)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
