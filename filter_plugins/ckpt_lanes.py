@@ -32,6 +32,7 @@ DEFAULTS: Lane = {
     "flags": [],
     "page_cache": "warm",
     "resident_pool": False,
+    "prefetch": False,
     "checkpoint": {},
     "server": {},
     "baseline": False,
@@ -49,7 +50,17 @@ CHOICES = {
 REQUIRED = ("name", "start", "runtime")
 KEYS = (*REQUIRED, *DEFAULTS, "iterations")
 # A cold start restores nothing: these keys would be silently without effect.
-RESTORE_ONLY = ("slimming", "source", "flags", "page_cache", "resident_pool", "checkpoint", "build", "switches")
+RESTORE_ONLY = (
+    "slimming",
+    "source",
+    "flags",
+    "page_cache",
+    "resident_pool",
+    "prefetch",
+    "checkpoint",
+    "build",
+    "switches",
+)
 
 
 def ckpt_lanes(lanes: Any, lane_filter: str = "") -> list[Lane]:
@@ -111,7 +122,7 @@ def _value_errors(lane: Lane) -> list[str]:
         errors.append("server must be a dictionary of overrides of the server's specification")
     errors += [
         f"{key} must be true or false, not {lane[key]!r}"
-        for key in ("resident_pool", "baseline")
+        for key in ("resident_pool", "prefetch", "baseline")
         if not isinstance(lane.get(key, False), bool)
     ]
     if not isinstance(lane.get("description", ""), str):
@@ -158,6 +169,8 @@ def _combination_errors(lane: Lane) -> list[str]:
         errors.append("page_cache: dropped needs source: disk, since a tmpfs has no page cache to drop")
     if lane.get("resident_pool") is True and lane.get("build") != "patched":
         errors.append("resident_pool: true needs build: patched, since the other builds are measured as they are")
+    if lane.get("prefetch") is True and lane.get("slimming") != "staged":
+        errors.append("prefetch: true needs slimming: staged, whose weights lie in a file of their own")
     return errors
 
 

@@ -37,6 +37,8 @@ SERVER_KEYS = (
     "gpu",
     "canary",
     "sleep",
+    "staging_dir",
+    "prefetch",
     "extra_args",
 )
 # What tells one checkpoint from another, beside the server and the run

@@ -67,6 +67,13 @@ options:
       - Needs V(patched) as O(criu.build). A pool that is not ready after 60 s, or ends early, fails the restore.
     type: bool
     default: false
+  prefetch:
+    description:
+      - Start C(server.prefetch), the program that brings staged weights to the GPU, together with the restore and within the measured
+        time. The server takes the memory over when it wakes. Needs V(staged) as O(slimming).
+      - A server that read its weights itself all the same fails the restore, since it was none beside a prefetch.
+    type: bool
+    default: false
   stop_after:
     description: Stop the server after the measurement.
     type: bool
@@ -138,6 +145,7 @@ OPTIONS: dict[str, Any] = {
     "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
     "page_cache": {"type": "str", "choices": ["warm", "dropped"], "default": "warm"},
     "resident_pool": {"type": "bool", "default": False},
+    "prefetch": {"type": "bool", "default": False},
     "stop_after": {"type": "bool", "default": False},
 }
 

@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, procfs, slimming
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, prefetch, procfs, slimming
 from ansible.module_utils.ckpt.commands import Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
@@ -29,7 +29,9 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
     with exclusive():
         _require_running(operation)
         manifest = _describe(operation, params, layout)
+        staged_before = prefetch.staged_files(operation.spec)
         slimming.slim(operation.client, params["slimming"])
+        manifest.staged = sorted(prefetch.staged_files(operation.spec) - staged_before)
         try:
             _describe_tasks(operation, manifest)
             _preflight(operation, params, layout, manifest)

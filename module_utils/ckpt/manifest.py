@@ -68,6 +68,8 @@ class Manifest:
     build: dict[str, Any] = field(default_factory=dict)
     switches: dict[str, str] = field(default_factory=dict)
     instance: dict[str, Any] = field(default_factory=dict)
+    # weights files that belong to the checkpoint and lie beside it
+    staged: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
     @property

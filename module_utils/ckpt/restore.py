@@ -5,10 +5,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, suppress
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, manifest, pagecache, resident_pool, slimming
+from ansible.module_utils.ckpt import (
+    criu_log,
+    cuda,
+    flows,
+    images,
+    manifest,
+    pagecache,
+    prefetch,
+    resident_pool,
+    slimming,
+)
 from ansible.module_utils.ckpt.commands import Job, Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
@@ -21,6 +31,8 @@ def begin(kind: str, params: Mapping[str, Any]) -> flows.Operation:
     operation = flows.open_operation(kind, params)
     if params["resident_pool"]:
         resident_pool.require_build(operation.criu)
+    if params["prefetch"]:
+        prefetch.require(operation.spec, params["slimming"])
     return operation
 
 
@@ -85,16 +97,27 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     operation.client.ready()
-    # The pool stays until the last token: its end within the clock would disturb what a service leaves in peace.
-    pool = resident_pool.beside(operation.criu, operation.commands) if params["resident_pool"] else nullcontext()
-    with pool, lane_settings(operation.criu):
+    with ExitStack() as beside:
+        # The pool stays until the last token: its end within the clock would disturb what a service leaves in peace.
+        if params["resident_pool"]:
+            beside.enter_context(resident_pool.beside(operation.criu, operation.commands))
+        beside.enter_context(lane_settings(operation.criu))
+        fetching: list[prefetch.Prefetch] = []
+        if params["prefetch"]:
+            fetching = beside.enter_context(
+                prefetch.beside(operation.spec, operation.criu, proof.staged, operation.commands)
+            )
         job = runtime.restore(request)
-        record.mark("T0", runtime.unpacked[0] if runtime.unpacked else job.started)
+        began = runtime.unpacked[0] if runtime.unpacked else job.started
+        record.mark("T0", min([began, *(one.started for one in fetching)]))
         try:
             cuda_ran = _serve(operation, params, job, proof)
         finally:
             result = job.wait()
+        fetched = [one.finish() for one in fetching] if result.rc == 0 else []
     _add_result(operation, request, result)
+    for spans in fetched:
+        record.phases.update(spans)
     _prove(operation, proof, cuda_ran)
 
 

@@ -55,6 +55,9 @@ class ServerSpec:
     canary: Canary = field(default_factory=Canary)
     # slimming mode → "before" and "after" → requests (path, JSON body or None)
     sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
+    # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU beside a restore
+    staging_dir: str | None = None
+    prefetch: list[str] = field(default_factory=list)
 
     @property
     def base_url(self) -> str:
@@ -74,8 +77,10 @@ OPTIONAL = {
     "image": str,
     "rootfs": str,
     "env_secret_file": str,
+    "staging_dir": str,
 }
-KNOWN = {*REQUIRED, *OPTIONAL, "health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep"}
+LISTS_AND_MORE = ("health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep", "prefetch")
+KNOWN = {*REQUIRED, *OPTIONAL, *LISTS_AND_MORE}
 
 
 def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
@@ -89,6 +94,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     values["health_timeout_s"] = _number({**raw}, "health_timeout_s", float, 0.1, 86400, errors, 300.0)
     values["command"] = _strings(raw, "command", errors)
     values["podman_args"] = _strings(raw, "podman_args", errors)
+    values["prefetch"] = _strings(raw, "prefetch", errors)
     values["env"] = _environment(raw.get("env") or {}, errors)
     values["privileged"] = _boolean(raw, "privileged", errors)
     values["gpu"] = _boolean(raw, "gpu", errors)
@@ -110,7 +116,7 @@ def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
         errors.append("server.image is missing (the runtime podman needs it, or server.rootfs)")
     if values.get("image") and values.get("rootfs"):
         errors.append("server.image and server.rootfs exclude each other")
-    for key in ("cwd", "stdout", "env_secret_file", "rootfs"):
+    for key in ("cwd", "stdout", "env_secret_file", "rootfs", "staging_dir"):
         if values.get(key) and not str(values[key]).startswith("/"):
             errors.append(f"server.{key} must be an absolute path")
     return errors

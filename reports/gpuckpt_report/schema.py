@@ -230,6 +230,7 @@ class Lane(Model):
     flags: list[str] = []
     page_cache: Literal["warm", "dropped"] = "warm"
     resident_pool: bool = False
+    prefetch: bool = False
     checkpoint: LaneCheckpoint = LaneCheckpoint()
     server: dict[str, Any] = {}
     iterations: Annotated[int, Field(ge=1)] | None = None
@@ -246,6 +247,12 @@ class Lane(Model):
     def _resident_pool_is_the_patched_builds(self) -> Self:
         if self.resident_pool and (self.start, self.build) != ("restore", "patched"):
             raise ValueError(f"resident_pool needs a restore and build: patched, not {self.start} and {self.build}")
+        return self
+
+    @model_validator(mode="after")
+    def _prefetch_needs_staged_weights(self) -> Self:
+        if self.prefetch and self.slimming != "staged":
+            raise ValueError(f"prefetch needs slimming: staged, not {self.slimming}")
         return self
 
 

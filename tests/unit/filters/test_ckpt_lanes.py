@@ -69,6 +69,7 @@ def test_the_users_lanes_are_left_as_they_were() -> None:
         ({"page_cache": "dropped"}, "needs source: disk"),
         ({"resident_pool": "yes"}, "resident_pool must be true or false, not 'yes'"),
         ({"resident_pool": True}, "resident_pool: true needs build: patched"),
+        ({"prefetch": True, "slimming": "kv-drop"}, "prefetch: true needs slimming: staged"),
         ({"start": "cold", "resident_pool": False}, "a cold start has no use for flags, resident_pool, build"),
         ({"runtime": "process", "source": "tar.gz"}, "the process runtime knows store and disk"),
         ({"iterations": 0}, "iterations must be a whole number of at least 1, not 0"),

@@ -115,12 +115,31 @@ def test_lane_switches_win_over_the_nodes(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("build", ["stock", "distro", "current"])
 def test_a_resident_pool_belongs_to_the_patched_build(build: str) -> None:
-    params = {"server": SERVER, "runtime": "process", "criu": {"build": build}, "resident_pool": True}
+    params = {
+        "server": SERVER,
+        "runtime": "process",
+        "criu": {"build": build},
+        "resident_pool": True,
+        "prefetch": False,
+    }
     with pytest.raises(CkptError, match=f"criu.build is `{build}`; set criu.build: patched") as caught:
         restore.begin("restore", params)
     assert caught.value.reason == "bad_input"
     assert restore.begin("restore", {**params, "resident_pool": False}).criu.build == build
     assert restore.begin("restore", {**params, "criu": {"build": "patched"}}).criu.build == "patched"
+
+
+@pytest.mark.parametrize(
+    ("slimming", "program", "words"),
+    [("kv-drop", ["/bin/fetch"], "it is `kv-drop`"), ("staged", [], "the program that does it (missing)")],
+)
+def test_only_staged_weights_can_be_prefetched(slimming: str, program: list[str], words: str) -> None:
+    params = {"runtime": "process", "resident_pool": False, "prefetch": True, "criu": {"build": "patched"}}
+    with pytest.raises(CkptError) as caught:
+        restore.begin("restore", {**params, "server": {**SERVER, "prefetch": program}, "slimming": slimming})
+    assert caught.value.reason == "bad_input"
+    assert words in caught.value.message
+    restore.begin("restore", {**params, "server": {**SERVER, "prefetch": ["/bin/fetch"]}, "slimming": "staged"})
 
 
 def test_lane_settings_exist_only_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

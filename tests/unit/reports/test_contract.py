@@ -94,6 +94,8 @@ def test_choices_of_a_lane_are_those_of_the_filter(model, choices):
         {"resident_pool": True},
         {"resident_pool": 1},
         {"resident_pool": True, "build": "patched"},
+        {"prefetch": True},
+        {"prefetch": True, "slimming": "staged"},
         {"server": {"env": {"A": "1"}}, "iterations": 3},
         {"iterations": 0},
         {"flags": [1]},

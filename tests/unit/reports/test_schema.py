@@ -75,6 +75,8 @@ def test_lanes_of_a_manifest_are_distinct_and_make_sense():
     for wrong in ({"build": "stock"}, {"build": "patched", "start": "cold"}):
         [line] = errors_of(RunManifest, synthetic.manifest(lanes=[lane | wrong | {"resident_pool": True}]))
         assert "resident_pool needs a restore and build: patched" in line
+    [line] = errors_of(RunManifest, synthetic.manifest(lanes=[lane | {"prefetch": True, "slimming": "kv-drop"}]))
+    assert "prefetch needs slimming: staged, not kv-drop" in line
 
 
 @pytest.mark.parametrize("entry", [["cold", 1], {"seq": 1, "lane": "cold", "iteration": 1, "warmup": False}])
