@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import glob
 import os
+import select
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -16,22 +17,75 @@ from ansible.module_utils.ckpt.criu import Criu
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.spec import ServerSpec
 
+STANDBY_LIMIT_S = 60.0  # cuInit of a node with many GPUs and without persistence mode takes seconds for each of them
 END_LIMIT_S = 5.0  # the server has answered by then: what it has not taken it never will
 
 
 @dataclass
 class Prefetch:
-    """One weights file that is brought to the GPU. `started` is a moment on the monotonic clock."""
+    """One weights file and the program that brings it to the GPU."""
 
+    argv: list[str]
+    environment: dict[str, str]
     weights: str
-    process: subprocess.Popen[str]
-    started: float
+    process: subprocess.Popen[str] | None = None
+
+    def stand_by(self) -> None:
+        """Start the program, and let it make its context beforehand. Raises CkptError (bad_input, runtime_failed)."""
+        self.process = self._start([*self.argv, "--standby"])
+        assert self.process.stdout is not None
+        answered = select.select([self.process.stdout], [], [], STANDBY_LIMIT_S)[0]
+        if not answered or self.process.stdout.readline().strip() != "standby":
+            self.end()
+            complaint = tail(self.process.communicate()[1])
+            raise CkptError(
+                "runtime_failed",
+                f"the program that prefetches weights cannot initialise the GPUs: {(complaint or ['no answer'])[-1].strip()}; mend "
+                "that (ansible-playbook doctor.yml may tell more), or leave prefetch out.",
+                complaint,
+            )
+
+    def begin(self) -> float:
+        """Start the copy; returns the moment on the monotonic clock. Raises CkptError (bad_input)."""
+        began = time.monotonic()
+        if self.process is None:
+            self.process = self._start([*self.argv, self.weights])
+        else:
+            assert self.process.stdin is not None
+            self.process.stdin.write(f"{self.weights}\n")
+            self.process.stdin.flush()
+        return began
+
+    def end(self) -> None:
+        """Kill it if it is still there."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def _start(self, argv: list[str]) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        try:
+            return subprocess.Popen(
+                argv,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                env=self.environment,
+                cwd=os.sep,
+                text=True,
+                errors="replace",
+            )
+        except OSError as error:
+            raise CkptError(
+                "bad_input", f"server.prefetch ({argv[0]}) cannot be started: {error.strerror}; correct it."
+            ) from None
 
     def finish(self) -> dict[str, tuple[float, float]]:
         """End it; returns its spans on the monotonic clock.
 
         :raises CkptError: runtime_failed, where the server did not take what was brought: then the restore was none beside it.
         """
+        assert self.process is not None
         try:
             said, complaint = self.process.communicate(timeout=END_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -68,42 +122,24 @@ def require(spec: ServerSpec, slimming: str) -> None:
 
 
 @contextmanager
-def beside(spec: ServerSpec, criu: Criu, files: Sequence[str], commands: Commands) -> Iterator[list[Prefetch]]:
-    """Bring weights files to the GPU within. The programs end with the pipe to us, so not even a killed module leaves one.
+def beside(
+    spec: ServerSpec, criu: Criu, files: Sequence[str], commands: Commands, standby: bool
+) -> Iterator[list[Prefetch]]:
+    """The programs that bring weights files to the GPU, to be begun within; with `standby` they have their contexts already.
 
-    :raises CkptError: images_missing (the checkpoint has none), or bad_input (the program cannot be started)
+    They end with the pipe to us, so not even a killed module leaves one.
+
+    :raises CkptError: images_missing (the checkpoint has no staged weights), bad_input or runtime_failed (a program does not start)
     """
     if not files:
         raise CkptError("images_missing", "the checkpoint names no staged weights to prefetch; take it again.")
-    running: list[Prefetch] = []
+    commands.actions += [[*spec.prefetch, *(["--standby"] if standby else [path])] for path in files]
+    all_of_them = [Prefetch(spec.prefetch, system_environment(criu.environment()), path) for path in files]
     try:
-        for path in files:
-            running.append(_start(spec, criu, path, commands))
-        yield running
+        if standby:
+            for one in all_of_them:
+                one.stand_by()
+        yield all_of_them
     finally:
-        for one in running:
-            if one.process.poll() is None:
-                one.process.kill()
-                one.process.communicate()
-
-
-def _start(spec: ServerSpec, criu: Criu, path: str, commands: Commands) -> Prefetch:
-    argv = [*spec.prefetch, path]
-    commands.actions.append(argv)
-    started = time.monotonic()
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=system_environment(criu.environment()),
-            cwd=os.sep,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        raise CkptError(
-            "bad_input", f"server.prefetch ({argv[0]}) cannot be started: {error.strerror}; correct it."
-        ) from None
-    return Prefetch(path, process, started)
+        for one in all_of_them:
+            one.end()

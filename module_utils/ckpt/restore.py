@@ -98,18 +98,21 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     operation.client.ready()
     with ExitStack() as beside:
-        # The pool stays until the last token: its end within the clock would disturb what a service leaves in peace.
-        if params["resident_pool"]:
-            beside.enter_context(resident_pool.beside(operation.criu, operation.commands))
-        beside.enter_context(lane_settings(operation.criu))
+        # Either stays until the last token: its end within the clock would disturb what a service leaves in peace.
         fetching: list[prefetch.Prefetch] = []
         if params["prefetch"]:
             fetching = beside.enter_context(
-                prefetch.beside(operation.spec, operation.criu, proof.staged, operation.commands)
+                prefetch.beside(
+                    operation.spec, operation.criu, proof.staged, operation.commands, standby=params["resident_pool"]
+                )
             )
+        elif params["resident_pool"]:
+            beside.enter_context(resident_pool.beside(operation.criu, operation.commands))
+        beside.enter_context(lane_settings(operation.criu))
+        moments = [one.begin() for one in fetching]
         job = runtime.restore(request)
-        began = runtime.unpacked[0] if runtime.unpacked else job.started
-        record.mark("T0", min([began, *(one.started for one in fetching)]))
+        moments.append(runtime.unpacked[0] if runtime.unpacked else job.started)
+        record.mark("T0", min(moments))
         try:
             cuda_ran = _serve(operation, params, job, proof)
         finally:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import io
+import platform
 import random
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -111,6 +113,62 @@ def test_a_member_outside_the_folder_is_refused(packed: Path, tmp_path: Path) ->
     with pytest.raises(bundles.BundleError, match="outside"):
         bundles.extract([archive], tmp_path / "into")
     assert not (tmp_path / "escaped").exists()
+
+
+def elf(path: Path, machine: int, *versions: str) -> None:
+    """Write what is read of a program: its header, and the versions of symbols that it asks for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    symbols = b"".join(b"\0" + version.encode() for version in versions) + b"\0"
+    path.write_bytes(b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little") + symbols)
+
+
+X86_64, AARCH64, CUDA = 0x3E, 0xB7, 0xBE
+
+
+def test_what_a_component_needs_is_read_off_its_programs(tmp_path: Path) -> None:
+    elf(tmp_path / "tree/bin/tool", X86_64, "GLIBC_2.9", "GLIBC_2.34")
+    elf(tmp_path / "tree/a/_a.cpython-312-x86_64-linux-gnu.so", X86_64, "GLIBC_2.5")
+    elf(tmp_path / "tree/a/kernel.cubin", CUDA)
+    (tmp_path / "tree/notes").write_bytes(b"\0GLIBC_2.99\0")
+    needs = {"machine": "x86_64", "glibc": "2.34", "python": "3.12"}
+    assert bundles.pack(tmp_path / "bundle", "thing", tmp_path / "tree", part_mib=1)["needs"] == needs
+    assert bundles.read_manifest(tmp_path / "bundle")["components"]["thing"]["needs"] == needs
+
+
+def test_what_programs_contradict_each_other_in_is_not_needed(tmp_path: Path) -> None:
+    elf(tmp_path / "_a.cpython-312-x86_64-linux-gnu.so", X86_64)
+    elf(tmp_path / "_a.cpython-313-aarch64-linux-gnu.so", AARCH64)
+    assert bundles.needs_of(tmp_path) == {"glibc": "2.0"}
+    assert bundles.needs_of(FILES) == {}
+
+
+def test_a_real_program_fits_the_machine_that_runs_it(tmp_path: Path) -> None:
+    shutil.copy(sys.executable, tmp_path)
+    manifest = {"components": {"python": {"needs": bundles.needs_of(tmp_path)}}}
+    machine, glibc = platform.machine(), platform.libc_ver()[1]
+    assert manifest["components"]["python"]["needs"]["machine"] == machine
+    assert bundles.unfit(manifest, ["python"], machine, glibc, "3.12") == []
+    assert len(bundles.unfit(manifest, ["python"], machine, "2.1", "3.12")) == 1
+
+
+@pytest.mark.parametrize(
+    ("node", "reasons"),
+    [
+        (("x86_64", "2.34", "3.12"), []),
+        (("x86_64", "2.100", "3.12"), []),
+        (("x86_64", "2.9", "3.12"), ["tree needs glibc 2.34, the node has 2.9"]),
+        (("aarch64", "2.36", "3.12"), ["tree is for x86_64, the node is aarch64"]),
+        (
+            ("x86_64", "0", "3.11"),
+            ["tree needs glibc 2.34, the node has 0", "tree is for Python 3.12, the node's is 3.11"],
+        ),
+    ],
+)
+def test_a_node_that_a_component_is_not_for(node: tuple[str, str, str], reasons: list[str]) -> None:
+    needs = {"machine": "x86_64", "glibc": "2.34", "python": "3.12"}
+    manifest = {"components": {"tree": {"needs": needs}, "older": {"digest": "of a bundle that notes no needs"}}}
+    found = bundles.unfit(manifest, ["tree", "older"], *node)
+    assert [reason.partition(":")[0] for reason in found] == reasons
 
 
 def wheel(folder: Path, name: str, version: str, *needs: str, files: dict[str, bytes] | None = None) -> None:

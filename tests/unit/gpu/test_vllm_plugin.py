@@ -22,6 +22,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from ansible.module_utils.ckpt import prefetch as prefetch_module
+from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.criu import parse_criu
+from ansible.module_utils.ckpt.errors import CkptError
 
 PLUGIN = Path(__file__).parents[3] / "roles" / "inference_server" / "files" / "vllm_plugin"
 FAKE = Path(__file__).with_name("fake_memory.c")
@@ -402,3 +406,77 @@ def test_one_file_is_prefetched_once_at_a_time(gpu: FakeGpu, tmp_path: Path, pre
     third = prefetch(weights)  # the socket that the killed one left is no hindrance
     assert third.stdout
     assert third.stdout.readline().startswith("ready ")
+
+
+# --- the module's side: the same program, run beside a restore ---
+
+
+def fetched(spec: Any, weights: Path, standby: bool, take: Callable[[], None]) -> dict[str, tuple[float, float]]:
+    with prefetch_module.beside(spec, parse_criu({}), [str(weights)], Commands(), standby=standby) as [one]:
+        began = one.begin()
+        take()
+        spans = one.finish()
+    assert began <= spans["prefetch-context"][0]
+    return dict(spans)
+
+
+@pytest.fixture
+def spec(monkeypatch: pytest.MonkeyPatch, fake_driver: Path) -> SimpleNamespace:
+    monkeypatch.setattr(
+        prefetch_module,
+        "system_environment",
+        lambda _extra: {"GPUCKPT_LIBCUDA": str(fake_driver), "GPUCKPT_FAKE_UUID": UUID},
+    )
+    return SimpleNamespace(prefetch=[sys.executable, "-I", str(PLUGIN / "gpuckpt_vllm" / "prefetch.py")])
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_a_restore_beside_a_prefetch_has_its_spans(
+    gpu: FakeGpu, tmp_path: Path, spec: SimpleNamespace, standby: bool
+) -> None:
+    sleeping, pointers, weights = stage(gpu, tmp_path, 2)
+
+    def take() -> None:
+        while not weights.with_suffix(".socket").exists():
+            time.sleep(0.001)
+        sleeping.resume()
+
+    spans = fetched(spec, weights, standby, take)
+    assert spans["prefetch-context"][1] == spans["prefetch-copy"][0]
+    assert spans["prefetch-copy"][0] < spans["prefetch-copy"][1]
+    assert [gpu.content(pointer) for pointer in pointers] == contents(2)
+
+
+@pytest.mark.parametrize("standby", [False, True])
+def test_weights_that_nobody_took_fail_the_restore(
+    gpu: FakeGpu, tmp_path: Path, spec: SimpleNamespace, standby: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch_module, "END_LIMIT_S", 0.5)
+    _, _, weights = stage(gpu, tmp_path, 1)
+    with pytest.raises(CkptError, match="were not prefetched, the server read them itself") as caught:
+        fetched(spec, weights, standby, lambda: None)
+    assert caught.value.reason == "runtime_failed"
+
+
+def test_a_prefetch_that_cannot_initialise_is_told_before_the_clock_starts(
+    gpu: FakeGpu, tmp_path: Path, spec: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefetch_module, "system_environment", lambda _extra: {"GPUCKPT_LIBCUDA": "/nonexistent"})
+    with pytest.raises(CkptError, match="cannot initialise the GPUs: prefetch: /nonexistent"):
+        fetched(spec, tmp_path / "weights-1.bin", True, lambda: None)
+
+
+def test_a_checkpoint_without_staged_weights_is_refused(spec: SimpleNamespace) -> None:
+    with (
+        pytest.raises(CkptError, match="names no staged weights") as caught,
+        prefetch_module.beside(spec, parse_criu({}), [], Commands(), standby=False),
+    ):
+        pass
+    assert caught.value.reason == "images_missing"
+
+
+def test_the_weights_of_a_checkpoint_are_those_that_were_not_there_before(tmp_path: Path) -> None:
+    (tmp_path / "weights-1.bin").touch()
+    (tmp_path / "weights-1.json").touch()
+    assert prefetch_module.staged_files(SimpleNamespace(staging_dir=str(tmp_path))) == {str(tmp_path / "weights-1.bin")}
+    assert prefetch_module.staged_files(SimpleNamespace(staging_dir=None)) == set()
