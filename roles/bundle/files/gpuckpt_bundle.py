@@ -7,7 +7,8 @@ A bundle is a folder with `bundle.json` and one folder per component; a componen
     gpuckpt_bundle.py pack   BUNDLE NAME FOLDER   add FOLDER's contents as component NAME
     gpuckpt_bundle.py verify BUNDLE [NAME ...]    compare every part with its digest
     gpuckpt_bundle.py unpack BUNDLE NAME DEST     verify, unpack beside DEST, then move into place
-    gpuckpt_bundle.py list   BUNDLE               print name, size and digest of each component
+    gpuckpt_bundle.py unfit  BUNDLE NAME ... --node MACHINE GLIBC PYTHON   print why components do not fit a node
+    gpuckpt_bundle.py list   BUNDLE               print digest and parts of each component, and what it needs of a node
 
 `unpack` leaves the digest in DEST/.bundle-digest and does nothing when it is already there.
 """
@@ -21,12 +22,13 @@ import json
 import lzma
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +36,9 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 STAMP = ".bundle-digest"
 BLOCK = 1 << 20
+ELF_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
+C_LIBRARY_VERSION = re.compile(rb"\0GLIBC_2\.(\d+)")
+EXTENSION_MODULE = re.compile(r"\.cpython-3(\d+)-.*\.so$")
 
 
 class BundleError(Exception):
@@ -99,6 +104,68 @@ def tree_digest(folder: Path) -> str:
             kind = f"{path.stat().st_mode & 0o111:o} {sha256_of(path)}"
         digest.update(f"{path.relative_to(folder)}\0{kind}\n".encode())
     return digest.hexdigest()
+
+
+def oldest_c_library(contents: Iterable[bytes]) -> str:
+    """Return the oldest glibc that has all symbol versions which these ELF files ask for, as 2.34."""
+    minors = [int(minor) for content in contents for minor in C_LIBRARY_VERSION.findall(content)]
+    return f"2.{max(minors, default=0)}"
+
+
+def elf_files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield name and contents of each ELF file below `folder`."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as stream:
+            head = stream.read(20)
+            if head.startswith(b"\x7fELF"):
+                yield path.name, head + stream.read()
+
+
+def needs_of(folder: Path) -> dict[str, str]:
+    """Return what programs and libraries below `folder` need of a node: its machine, the oldest glibc that will do, its Python.
+
+    What they do not tell, or not with one voice, is left out.
+    """
+    machines, pythons, versions = set(), set(), []
+    for name, content in elf_files(folder):
+        machines.add(ELF_MACHINES.get(int.from_bytes(content[18:20], "little"), ""))
+        versions.append(oldest_c_library([content]))
+        if found := EXTENSION_MODULE.search(name):
+            pythons.add(f"3.{found[1]}")
+    needs = {}
+    if len(machines - {""}) == 1:
+        needs["machine"] = max(machines)
+    if versions:
+        needs["glibc"] = max(versions, key=version_key)
+    if len(pythons) == 1:
+        needs["python"] = pythons.pop()
+    return needs
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, for comparison."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))
+
+
+def unfit(manifest: dict, names: list[str], machine: str, glibc: str, python: str) -> list[str]:
+    """Say why each of the components does not fit a node; an empty list is good.
+
+    A component that was packed before needs were noted fits.
+    """
+    reasons = []
+    for name in names:
+        needs = {"machine": machine, "glibc": "0", "python": python, **component(manifest, name).get("needs", {})}
+        if needs["machine"] != machine:
+            reasons.append(f"{name} is for {needs['machine']}, the node is {machine}: leave the node out")
+        if version_key(glibc) < version_key(needs["glibc"]):
+            mend = "make it on the node's distribution or an older one"
+            reasons.append(f"{name} needs glibc {needs['glibc']}, the node has {glibc}: {mend}")
+        if needs["python"] != python:
+            mend = "name another one in inference_server_vllm_python"
+            reasons.append(f"{name} is for Python {needs['python']}, the node's is {python}: {mend}")
+    return reasons
 
 
 def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -188,7 +255,7 @@ def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
         compress(folder, sink)
         paths = sink.paths
     parts = [{"file": f"{name}/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
-    entry = {"digest": digest, "parts": parts}
+    entry = {"digest": digest, "parts": parts, "needs": needs_of(folder)}
     manifest["components"][name] = entry
     manifest["made_at"] = datetime.now(UTC).isoformat(timespec="seconds")
     write_manifest(bundle, manifest)
@@ -296,7 +363,7 @@ def main() -> int:
     """Run one command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    steps = {name: commands.add_parser(name) for name in ("pack", "verify", "unpack", "list")}
+    steps = {name: commands.add_parser(name) for name in ("pack", "verify", "unpack", "unfit", "list")}
     for step in steps.values():
         step.add_argument("bundle", type=Path)
     steps["pack"].add_argument("name")
@@ -305,6 +372,8 @@ def main() -> int:
     steps["verify"].add_argument("names", nargs="*")
     steps["unpack"].add_argument("name")
     steps["unpack"].add_argument("dest", type=Path)
+    steps["unfit"].add_argument("names", nargs="+")
+    steps["unfit"].add_argument("--node", nargs=3, required=True, metavar=("MACHINE", "GLIBC", "PYTHON"))
     arguments = parser.parse_args()
     try:
         print(json.dumps(run(arguments)))
@@ -320,7 +389,11 @@ def run(arguments: argparse.Namespace) -> dict:
         return pack(arguments.bundle, arguments.name, arguments.folder, arguments.part_mib)
     if arguments.command == "verify":
         verify(arguments.bundle, arguments.names)
-        return {"verified": arguments.names or sorted(read_manifest(arguments.bundle)["components"])}
+        components = read_manifest(arguments.bundle)["components"]
+        names = arguments.names or sorted(components)
+        return {"verified": names, "needs": {name: components[name].get("needs", {}) for name in names}}
+    if arguments.command == "unfit":
+        return {"unfit": unfit(read_manifest(arguments.bundle), arguments.names, *arguments.node)}
     if arguments.command == "unpack":
         return {"changed": unpack(arguments.bundle, arguments.name, arguments.dest)}
     return read_manifest(arguments.bundle)["components"]

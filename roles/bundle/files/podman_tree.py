@@ -27,6 +27,8 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gpuckpt_bundle import oldest_c_library
+
 # each in the package of its name
 PROGRAMS = ("podman", "conmon", "runc")
 # where podman depends on it (from 5 on): it starts no container without, not even on the host's network
@@ -41,7 +43,6 @@ TOOL = "patchelf"
 NODES_OWN = "libc6"
 C_LIBRARY = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util|nsl|anl|mvec))\.so\b.*")
 LIBRARY_FOLDERS = ("usr/lib", "lib")
-C_LIBRARY_VERSION = re.compile(rb"\0GLIBC_2\.(\d+)")
 
 
 class TreeError(Exception):
@@ -77,12 +78,6 @@ def dependencies(fields: str) -> list[str]:
 def helpers_among(names: Iterable[str]) -> list[str]:
     """Return which of podman's dependencies are programs that it runs as its helpers."""
     return [name for name in HELPERS if name in names]
-
-
-def oldest_c_library(contents: Iterable[bytes]) -> str:
-    """Return the oldest glibc that has all symbol versions which these ELF files ask for, as 2.34."""
-    minors = [int(minor) for content in contents for minor in C_LIBRARY_VERSION.findall(content)]
-    return f"2.{max(minors, default=0)}"
 
 
 class Packages:
