@@ -71,7 +71,7 @@ options:
     description:
       - Start C(server.prefetch), the program that brings staged weights to the GPU, together with the restore and within the measured
         time. The server takes the memory over when it wakes. Needs V(staged) as O(slimming).
-      - With O(resident_pool) that program takes the pool's place: it has made its contexts before the clock starts.
+      - With O(resident_pool) that program takes the place of the pool, and has made its contexts before the clock starts.
       - A server that read its weights itself all the same fails the restore, since it was none beside a prefetch.
     type: bool
     default: false

@@ -40,8 +40,8 @@ class Prefetch:
             complaint = tail(self.process.communicate()[1])
             raise CkptError(
                 "runtime_failed",
-                f"the program that prefetches weights cannot initialise the GPUs: {(complaint or ['no answer'])[-1].strip()}; mend "
-                "that (ansible-playbook doctor.yml may tell more), or leave prefetch out.",
+                f"the program that prefetches weights cannot initialise the GPUs: {(complaint or ['no answer'])[-1].strip()}; "
+                "mend that (ansible-playbook doctor.yml may tell more), or leave prefetch out.",
                 complaint,
             )
 
@@ -129,7 +129,7 @@ def beside(
 
     They end with the pipe to us, so not even a killed module leaves one.
 
-    :raises CkptError: images_missing (the checkpoint has no staged weights), bad_input or runtime_failed (a program does not start)
+    :raises CkptError: images_missing (the checkpoint has no staged weights), bad_input or runtime_failed (a start that fails)
     """
     if not files:
         raise CkptError("images_missing", "the checkpoint names no staged weights to prefetch; take it again.")
