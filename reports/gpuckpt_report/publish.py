@@ -14,8 +14,11 @@ from gpuckpt_report.store import RunFolder
 from gpuckpt_report.tables import Table
 from gpuckpt_report.units import human_seconds, times
 
-BEGIN, END = "<!-- headline:begin -->", "<!-- headline:end -->"
+# The first mark may name the runs whose tables are shown, in that order; the others are linked. Without names all are shown.
+BEGIN = re.compile(r"<!-- headline:begin(?P<names>(?: [a-z0-9.-]+)*) -->")
+END = "<!-- headline:end -->"
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+Published = tuple[Path, RunAnalysis]
 TRUTH = ("manifest.json", "records.jsonl")
 
 
@@ -72,20 +75,40 @@ def update_readme(readme: Path, analyses: dict[Path, RunAnalysis]) -> None:
     """Rewrite README's section between the two marks from the published runs.
 
     :param analyses: published folder → what it says
-    :raises ReportError: if README or its marks are missing
+    :raises ReportError: if README or its marks are missing, or a mark names what is not published
     """
     text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ReportError(f"{readme} needs one line {BEGIN} and below it one line {END}; the table goes between them")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
+    marks = list(BEGIN.finditer(text))
+    if len(marks) != 1 or text.count(END) != 1 or marks[0].start() > text.index(END):
+        raise ReportError(
+            f"{readme} needs one line <!-- headline:begin --> and below it one line {END}; the table goes between them"
+        )
     # What the project is for comes first: runs on GPUs, of these the one that compares most.
     ordered = sorted(
         analyses.items(), key=lambda item: (not _has_gpu(item[1]), -len(item[1].manifest.lanes), item[0].name)
     )
-    section = "\n\n".join(_section(folder, analysis, readme.parent) for folder, analysis in ordered)
-    section = section or "No run has been published yet."
-    readme.write_text(f"{before}{BEGIN}\n{section}\n{END}{after}", encoding="utf-8")
+    shown, linked = _choose(ordered, marks[0]["names"].split())
+    parts = [_section(folder, analysis, readme.parent) for folder, analysis in shown]
+    if linked:
+        links = (f"[{folder.name}]({folder.relative_to(readme.parent).as_posix()}/report.md)" for folder, _ in linked)
+        parts.append(f"Other published runs: {', '.join(links)}.")
+    section = "\n\n".join(parts) or "No run has been published yet."
+    before, after = text[: marks[0].end()], text[text.index(END) :]
+    readme.write_text(f"{before}\n{section}\n{after}", encoding="utf-8")
+
+
+def _choose(ordered: list[Published], names: list[str]) -> tuple[list[Published], list[Published]]:
+    """The runs whose tables are shown, and those that are only linked."""
+    if not names:
+        return ordered, []
+    by_name = {item[0].name: item for item in ordered}
+    unknown = [name for name in names if name not in by_name]
+    if unknown:
+        there = ", ".join(sorted(by_name))
+        raise ReportError(
+            f"the mark of the headline names {', '.join(unknown)}, which is not published (there are: {there})"
+        )
+    return [by_name[name] for name in names], [item for item in ordered if item[0].name not in names]
 
 
 def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:

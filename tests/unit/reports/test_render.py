@@ -228,7 +228,7 @@ def test_readme_table_is_rewritten_between_its_marks_only(publishable, tmp_path,
     run, result = publishable
     publish.publish(run, result, "cpu-test", tmp_path / "reports" / "published")
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Title\n{publish.BEGIN}\nstale\n{publish.END}\nrest\n")
+    readme.write_text(f"# Title\n<!-- headline:begin -->\nstale\n{publish.END}\nrest\n")
     arguments = ["readme-table", "--readme", str(readme), "--published", str(tmp_path / "reports" / "published")]
     assert cli.main(arguments) == 0
     first = readme.read_text()
@@ -241,6 +241,25 @@ def test_readme_table_is_rewritten_between_its_marks_only(publishable, tmp_path,
     readme.write_text("no marks")
     assert cli.main(arguments) == cli.EXIT_BAD_INPUT
     assert "headline:begin" in capsys.readouterr().err
+
+
+def test_readme_shows_the_runs_that_its_mark_names_and_links_the_others(publishable, tmp_path, capsys):
+    run, result = publishable
+    published = tmp_path / "reports" / "published"
+    for name in ("cpu-a", "cpu-b", "cpu-c"):
+        publish.publish(run, result, name, published)
+    readme = tmp_path / "README.md"
+    mark = "<!-- headline:begin cpu-c cpu-a -->"
+    readme.write_text(f"{mark}\n{publish.END}\n")
+    arguments = ["readme-table", "--readme", str(readme), "--published", str(published)]
+    assert cli.main(arguments) == 0
+    text = readme.read_text()
+    assert text.startswith(f"{mark}\n")
+    assert [line.split("**")[1] for line in text.splitlines() if line.startswith("**")] == ["cpu-c", "cpu-a"]
+    assert "Other published runs: [cpu-b](reports/published/cpu-b/report.md)." in text
+    readme.write_text(f"<!-- headline:begin cpu-d -->\n{publish.END}\n")
+    assert cli.main(arguments) == cli.EXIT_BAD_INPUT
+    assert "names cpu-d, which is not published (there are: cpu-a, cpu-b, cpu-c)" in capsys.readouterr().err
 
 
 def test_command_line_from_ingest_to_summary(fake_run, capsys):
