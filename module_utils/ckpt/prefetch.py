@@ -9,7 +9,7 @@ import select
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ansible.module_utils.ckpt.commands import Commands, system_environment, tail
@@ -36,8 +36,7 @@ class Prefetch:
         assert self.process.stdout is not None
         answered = select.select([self.process.stdout], [], [], STANDBY_LIMIT_S)[0]
         if not answered or self.process.stdout.readline().strip() != "standby":
-            self.end()
-            complaint = tail(self.process.communicate()[1])
+            complaint = tail(self._last_words()[1])
             raise CkptError(
                 "runtime_failed",
                 f"the program that prefetches weights cannot initialise the GPUs: {(complaint or ['no answer'])[-1].strip()}; "
@@ -52,15 +51,29 @@ class Prefetch:
             self.process = self._start([*self.argv, self.weights])
         else:
             assert self.process.stdin is not None
-            self.process.stdin.write(f"{self.weights}\n")
-            self.process.stdin.flush()
+            # one that has died meanwhile is found out in the end
+            with suppress(BrokenPipeError):
+                self.process.stdin.write(f"{self.weights}\n")
+                self.process.stdin.flush()
         return began
 
     def end(self) -> None:
-        """Kill it if it is still there."""
+        """Kill it if it is still there. One that hangs in the GPU's driver is not waited for without end."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_LIMIT_S)
+
+    def _last_words(self) -> tuple[str, str]:
+        """What it says on standard output and error until it ends, which it is made to."""
+        assert self.process is not None
+        for _ in range(2):
+            try:
+                said, complaint = self.process.communicate(timeout=END_LIMIT_S)
+                return said, complaint
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        return "", f"it hangs in the GPU's driver (pid {self.process.pid}); see dmesg"
 
     def _start(self, argv: list[str]) -> subprocess.Popen[str]:
         pipe = subprocess.PIPE
@@ -85,16 +98,11 @@ class Prefetch:
 
         :raises CkptError: runtime_failed, where the server did not take what was brought: then the restore was none beside it.
         """
-        assert self.process is not None
-        try:
-            said, complaint = self.process.communicate(timeout=END_LIMIT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            said, complaint = self.process.communicate()
+        said, complaint = self._last_words()
         words = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
         if "taken" not in words:
             lines = tail(complaint)
-            cause = lines[-1].strip() if lines else f"it ended with status {self.process.returncode} without a word"
+            cause = lines[-1].strip() if lines else "the program that prefetches ended without a word"
             raise CkptError(
                 "runtime_failed",
                 f"the weights {self.weights} were not prefetched, the server read them itself: {cause}. Mend that, or leave "

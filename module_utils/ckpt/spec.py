@@ -79,8 +79,8 @@ OPTIONAL = {
     "env_secret_file": str,
     "staging_dir": str,
 }
-LISTS_AND_MORE = ("health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep", "prefetch")
-KNOWN = {*REQUIRED, *OPTIONAL, *LISTS_AND_MORE}
+OTHERS = ("health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep", "prefetch")
+KNOWN = {*REQUIRED, *OPTIONAL, *OTHERS}
 
 
 def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:

@@ -466,6 +466,19 @@ def test_a_prefetch_that_cannot_initialise_is_told_before_the_clock_starts(
         fetched(spec, tmp_path / "weights-1.bin", True, lambda: None)
 
 
+def test_a_standby_that_dies_before_it_is_told_the_file_fails_the_restore(
+    gpu: FakeGpu, tmp_path: Path, spec: SimpleNamespace
+) -> None:
+    weights = str(tmp_path / "weights-1.bin")
+    with prefetch_module.beside(spec, parse_criu({}), [weights], Commands(), standby=True) as [one]:
+        assert one.process
+        one.process.kill()
+        one.process.wait()
+        one.begin()
+        with pytest.raises(CkptError, match="the program that prefetches ended without a word"):
+            one.finish()
+
+
 def test_a_checkpoint_without_staged_weights_is_refused(spec: SimpleNamespace) -> None:
     with (
         pytest.raises(CkptError, match="names no staged weights") as caught,

@@ -86,8 +86,9 @@ class CheckpointBackend(CuMemBackend):
         mapped = time.monotonic()
         how = "none"
         if staged is not None:
-            how = "prefetched" if self._take_prefetched(staged) else "read"
-            if how == "read":
+            how = "prefetched"
+            if not self._take_prefetched(staged):
+                how = "read"
                 self._read(staged)
             self._staged = None
         self._state = "RUNNING"
