@@ -207,6 +207,13 @@ def test_a_run_is_not_overwritten(whole: list[dict[str, Any]], results: Path) ->
     assert records(results / RUN_ID) == whole
 
 
+def test_a_run_is_not_continued_with_another_model(whole: list[dict[str, Any]], results: Path) -> None:
+    refused = bench(results, check=False, gpuckpt_continue=True, inference_server_model="another")
+    assert refused.status != 0
+    assert f"the run {RUN_ID} measures gpuckpt-reference, not another" in " ".join(refused.output.split())
+    assert records(results / RUN_ID) == whole
+
+
 def test_records_of_an_earlier_run_of_that_name_are_not_taken_in(
     whole: list[dict[str, Any]], tmp_path: Path, before_the_run: set[str]
 ) -> None:
