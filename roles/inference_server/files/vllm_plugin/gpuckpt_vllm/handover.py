@@ -33,10 +33,13 @@ def listen(weights: Path) -> socket.socket:
     with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
         probe.connect(str(path))
         raise FileExistsError(f"another process offers {weights} already")
-    path.unlink(missing_ok=True)
+    # It gets its name when it listens: an engine that comes in between would be refused, and not wait.
+    unready = path.with_suffix(".unready")
+    unready.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(str(path))
+    listening.bind(str(unready))
     listening.listen(BACKLOG)
+    unready.replace(path)
     return listening
 
 
