@@ -114,6 +114,12 @@ SIGNATURES = (
         "or let the server not hold files open that grow",
     ),
     Signature(
+        r"Can't link remap to .*: File exists",
+        "criu_failed",
+        "CRIU links deleted files of the server as link_remap.N in their folder (the log names it, most often it is /dev/shm), "
+        "and a file of that name is in the way; find out who put it there, remove it, then take the checkpoint again",
+    ),
+    Signature(
         r"Can't fork for \d+: File exists",
         "criu_failed",
         "a process number of the checkpoint is in use; stop the process that has it "

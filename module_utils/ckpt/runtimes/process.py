@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ansible.module_utils.ckpt import archive, images, procfs, remaps
@@ -44,7 +46,7 @@ class ProcessRuntime(Runtime):
     # numbers that were free before our restore: whoever has them afterwards is ours, finished or not
     _restoring: tuple[int, ...] = ()
     # deleted files that our restore was given back, see remaps
-    _links: str | None = None
+    _links: Mapping[str, remaps.Identity] = MappingProxyType({})
 
     @property
     def _state_path(self) -> str:
@@ -144,8 +146,7 @@ class ProcessRuntime(Runtime):
             raise CkptError("runtime_failed", number_in_use(taken[0]))
         self._rewind_log(request.manifest.instance.get("log") or {})
         os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
-        self._links = f"{request.layout.work}/{LINKS}"
-        remaps.put_back(self._links)
+        self._links = remaps.put_back(f"{request.layout.work}/{LINKS}")
         for path in (self._state_path, self._pidfile, *criu_traces(request.layout.work, "restore")):
             remove(path)
         if request.layout.archive:
@@ -178,8 +179,7 @@ class ProcessRuntime(Runtime):
                 os.kill(pid, signal.SIGKILL)
         if self._child is not None:
             self._child.wait()
-        if self._links is not None:
-            remaps.take_away(self._links)
+        remaps.take_away(self._links)
         left = still_there(pids)
         if left:
             raise CkptError(

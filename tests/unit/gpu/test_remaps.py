@@ -65,12 +65,13 @@ def test_used_up_files_come_back_with_content_and_mode(images: Path, tmp_path: P
     link.chmod(0o640)
     remaps.keep(str(images), str(tmp_path / "links"))
     assert not link.exists(), "the next dump would meet it"
-    remaps.put_back(str(tmp_path / "links"))
+    placed = remaps.put_back(str(tmp_path / "links"))
     assert link.read_bytes() == b"semaphore"
     assert link.stat().st_mode & 0o777 == 0o640
-    remaps.take_away(str(tmp_path / "links"))
+    assert remaps.put_back(str(tmp_path / "links")) == placed, "what a restore that was killed has left is taken"
+    remaps.take_away(placed)
     assert not link.exists()
-    remaps.take_away(str(tmp_path / "links"))
+    remaps.take_away(placed)
 
 
 def test_the_size_of_an_open_file_is_that_of_the_images(tmp_path: Path) -> None:
@@ -103,3 +104,51 @@ def test_a_checkpoint_without_links_is_no_error(tmp_path: Path) -> None:
     remaps.put_back(str(tmp_path / "links"))
     remaps.put_back(str(tmp_path / "never kept"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "links"]
+
+
+@pytest.fixture
+def kept(images: Path, tmp_path: Path) -> Path:
+    """What was kept of a checkpoint with one link."""
+    (tmp_path / "shm" / "link_remap.8").write_bytes(b"semaphore")
+    remaps.keep(str(images), str(tmp_path / "links"))
+    return tmp_path / "links"
+
+
+@pytest.mark.parametrize("way", ["bytes", "mode", "second name", "link", "dangling link", "pipe", "folder"])
+def test_a_foreign_file_in_the_way_is_named_and_left_alone(kept: Path, tmp_path: Path, way: str) -> None:
+    link, target = tmp_path / "shm" / "link_remap.8", tmp_path / "target"
+    if way == "pipe":
+        os.mkfifo(link)
+    elif way == "folder":
+        link.mkdir()
+    elif way in ("link", "dangling link"):
+        link.symlink_to(target)
+    else:
+        link.write_bytes(b"semaphor!" if way == "bytes" else b"semaphore")
+        link.chmod(0o666 if way == "mode" else (kept / "0").stat().st_mode & 0o777)
+    if way == "link":
+        target.write_bytes(b"semaphore")
+    if way == "second name":
+        os.link(link, target)
+    before = link.lstat()
+    with pytest.raises(CkptError, match=r"link_remap\.8 is in the way"):
+        remaps.put_back(str(kept))
+    assert (link.lstat().st_ino, link.lstat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert target.exists() == (way in ("link", "second name"))
+
+
+def test_a_file_of_another_that_came_after_a_restore_is_not_removed(kept: Path, tmp_path: Path) -> None:
+    placed = remaps.put_back(str(kept))
+    link = tmp_path / "shm" / "link_remap.8"
+    link.rename(tmp_path / "used up")
+    link.write_bytes(b"semaphore")
+    remaps.take_away(placed)
+    assert link.exists()
+
+
+def test_a_folder_in_which_others_exchange_files_is_refused(kept: Path, tmp_path: Path) -> None:
+    (tmp_path / "shm").chmod(0o777)
+    with pytest.raises(CkptError, match="other users can exchange files"):
+        remaps.put_back(str(kept))
+    (tmp_path / "shm").chmod(0o1777)
+    assert set(remaps.put_back(str(kept))) == {f"{tmp_path}/shm/link_remap.8"}
