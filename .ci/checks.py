@@ -117,22 +117,28 @@ def all_checks() -> list[Check]:
     pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
     integration = (*pytest, "-p", "no:xdist", "-m", "integration")
     bundled = ("tests/integration/test_bundled_podman.py", "tests/integration/test_fleet.py")
-    driver = "tests/integration/test_driver_install.py"
-    apart = [f"--ignore={file}" for file in (*bundled, driver)]
+    driver, modules = "tests/integration/test_driver_install.py", "tests/integration/modules"
+    apart = [f"--ignore={path}" for path in (*bundled, driver, modules)]
+    provision = "ansible-playbook provision.yml -e gpuckpt_weights_mib=64"
+    own_node = ("tests/integration/own_node.sh", "build/node", provision)
     return [
-        Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
+        Check(
+            "native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"}), limit_s=1800
+        ),
         Check(
             "integration",
             "integration",
             (*integration, *apart, "tests/integration"),
             uses=frozenset({"host"}),
+            limit_s=1800,
         ),
-        *molecule_checks(),
-        *lint_checks(),
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
-        # On a node of their own: beside the others, but not beside another making of bundles.
+        *lint_checks(),
+        # On nodes of their own, next to the others; the one of the modules takes the builds of CRIU that `integration` has made.
+        Check("integration-modules", "integration", (*own_node, *integration, modules), limit_s=1800),
         Check("integration-driver", "integration", (*integration, driver)),
         Check("integration-bundle", "integration", (*integration, *bundled), uses=frozenset({"bundle"})),
+        *molecule_checks(),
     ]
 
 
@@ -233,7 +239,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the checks of this repository.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="a check or a group; all when none is named")
     parser.add_argument("--list", action="store_true", help="print the checks and end")
-    parser.add_argument("--workers", type=int, default=2, help="checks at once (2)")
+    parser.add_argument(
+        "--workers", type=int, default=3, help="checks at once (3: many wait for others than a processor)"
+    )
     options = parser.parse_args()
     if not BIN.is_dir():
         raise SystemExit("checks: no virtual environment: run `make setup-dev` first")

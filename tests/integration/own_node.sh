@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Runs a command as on a machine of its own that looks like this one: an overlay on / is the root, /run, /tmp, /dev/shm and podman's
+# storage are empty, and process numbers, mounts and IPC are separate. So it can be provisioned while this machine is, too. The project is
+# this machine's. PREPARE (a shell command) still has this machine's network, for packages; COMMAND has loopback alone.
+# What was written lies in a new folder below SCRATCH, a real filesystem, and is removed at the end.
+#
+#   own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]
+set -euo pipefail
+
+usage="usage: own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]"
+base=${1:?$usage} prepare=${2:?$usage} project=$PWD
+shift 2
+: "${1:?$usage}"
+mkdir -p "$base"
+scratch=$(mktemp -d "$base/node.XXXXXX")
+trap 'rm -rf -- "$scratch"' EXIT
+export scratch prepare project
+
+# No exec of the command: the shell is process number 1 there and collects orphans.
+# shellcheck disable=SC2016 # the names belong to the inner shell
+unshare --mount --pid --ipc --fork --kill-child --propagation private bash -ec '
+node=$scratch/node
+mkdir -p "$node" "$scratch"/{upper,work,containers}
+mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" node "$node"
+mkdir -p "$node/before" "$node/var/lib/containers" "$node$project"
+mount -t proc proc "$node/proc"
+mount --rbind /sys "$node/sys"
+mount --rbind /dev "$node/dev"
+mount -t tmpfs shm "$node/dev/shm"
+mount -t tmpfs run "$node/run"
+mount -t tmpfs -o mode=1777 tmp "$node/tmp"
+mkdir -p "$node/run/lock"
+mount --bind "$scratch/containers" "$node/var/lib/containers"
+mount --bind "$project" "$node$project"
+cd "$node"
+pivot_root . before
+umount --lazy /before
+cd "$project"
+bash -euo pipefail -c "$prepare"
+export GPUCKPT_OWN_NODE=1
+unshare --net bash -ec "ip link set lo up; \"\$@\"; exit" bash "$@"
+exit' bash "$@"
