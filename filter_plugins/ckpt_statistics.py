@@ -29,14 +29,14 @@ def ckpt_quantile(samples: Samples, q: float) -> float:
     return stats.quantile(_numbers(samples), float(q))
 
 
-def ckpt_bootstrap_median(samples: Samples, seed: int = 0) -> dict[str, float | None]:
-    """Median with its bootstrap 95 % interval: ``{value, low, high}``; no bounds with fewer than three samples."""
+def ckpt_median_interval(samples: Samples) -> dict[str, float | None]:
+    """Median with its 95 % interval: ``{value, low, high}``; no bounds with fewer than six samples."""
     numbers = _numbers(samples)
-    return _with_bounds(stats.median(numbers), stats.median_interval(numbers, int(seed)))
+    return _with_bounds(stats.median(numbers), stats.median_interval(numbers))
 
 
-def ckpt_bootstrap_ratio(numerator: Samples, denominator: Samples, seed: int = 0) -> dict[str, float | None]:
-    """Ratio of two medians with its bootstrap 95 % interval: ``{value, low, high}``."""
+def ckpt_ratio_interval(numerator: Samples, denominator: Samples, seed: int = 0) -> dict[str, float | None]:
+    """Ratio of two medians with its 95 % interval: ``{value, low, high}``; no bounds with fewer than six samples."""
     result = stats.ratio(_numbers(numerator), _numbers(denominator), int(seed))
     return _with_bounds(result.value, result.interval)
 
@@ -80,8 +80,8 @@ def _named(function: Callable[..., Any]) -> Callable[..., Any]:
 FILTERS = (
     ckpt_median,
     ckpt_quantile,
-    ckpt_bootstrap_median,
-    ckpt_bootstrap_ratio,
+    ckpt_median_interval,
+    ckpt_ratio_interval,
     ckpt_human_bytes,
     ckpt_human_seconds,
 )

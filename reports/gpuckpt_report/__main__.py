@@ -101,13 +101,15 @@ def publish_run(arguments: argparse.Namespace) -> int:
 
 
 def readme_table(arguments: argparse.Namespace) -> int:
-    """Rewrite the headline section of README from all published runs."""
+    """Rewrite the headline section of README, and the reports of all published runs, from their records."""
     from gpuckpt_report import analysis, database, publish
 
     folders = sorted(path.parent for path in arguments.published.glob("*/manifest.json"))
     engine = database.open_database("sqlite://")
-    publish.update_readme(arguments.readme, {folder: analysis.analyse(engine, RunFolder(folder)) for folder in folders})
-    print(f"{arguments.readme}: headline of {len(folders)} published runs")
+    analyses = {folder: analysis.analyse(engine, RunFolder(folder)) for folder in folders}
+    publish.update_readme(arguments.readme, analyses)
+    publish.render_anew(analyses)
+    print(f"{arguments.readme}: headline of {len(folders)} published runs; their reports are rendered anew")
     return 0
 
 
@@ -116,10 +118,11 @@ def _run(arguments: argparse.Namespace) -> RunFolder:
 
 
 def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
-    from gpuckpt_report import render, tables
+    from gpuckpt_report import tables
+    from gpuckpt_report.headline import headline
 
     for host in result.hosts:
-        print(f"{host.host}: {render.headline(host, result)}\n\n{tables.lanes(host).plain()}\n")
+        print(f"{host.host}: {headline(host, result.metric_name)}\n\n{tables.lanes(host).plain()}\n")
     if result.fake:
         print("fake records: nothing here was measured")
     report = run.path / "report.html"

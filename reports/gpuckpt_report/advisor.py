@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuckpt_report.analysis import LaneResult
-from gpuckpt_report.stats import ratio
+from gpuckpt_report.analysis import HostAnalysis, LaneResult, speedup
 from gpuckpt_report.units import human_bytes, human_seconds, times
 
 
@@ -20,31 +19,30 @@ class Advice:
     reasons: list[str]
 
 
-def advise(lanes: Sequence[LaneResult]) -> Advice | None:
+def advise(host: HostAnalysis) -> Advice | None:
     """Pick the slimming whose best lane is ready first; None unless several slimmings can be compared.
 
     A lane with a failed iteration is never picked. Where the two fastest cannot be told apart, the smaller checkpoint
     wins.
     """
-    restores = [lane for lane in lanes if lane.kind == "restore" and lane.lane is not None and lane.n]
+    restores = [lane for lane in host.lanes if lane.kind == "restore" and lane.lane is not None and lane.n]
     if len({_slimming(lane) for lane in restores}) < 2:
         return None
     sound = [lane for lane in restores if not lane.n_failed]
     best = _best_per_slimming(sound)
     if not best:
         return None
-    winner, reasons = _choose(best)
+    winner, reasons = _choose(best, host.comparisons)
     reasons += [_against(winner, other) for other in best if other is not winner]
     reasons += [_unsound(lane) for lane in restores if lane.n_failed]
     return Advice(winner.name, _slimming(winner), reasons)
 
 
-def _choose(best: Sequence[LaneResult]) -> tuple[LaneResult, list[str]]:
+def _choose(best: Sequence[LaneResult], comparisons: int) -> tuple[LaneResult, list[str]]:
     if len(best) == 1:
         return best[0], []
     first, second = best[:2]
-    interval = ratio(second.values, first.values).interval
-    if interval is not None and not interval.contains(1.0):
+    if speedup(second, first, comparisons).told_apart:
         return first, []
     undecided = f"{first.name} and {second.name} cannot be told apart with n = {first.n} and {second.n}"
     if first.images_bytes is None or second.images_bytes is None:

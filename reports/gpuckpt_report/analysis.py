@@ -126,6 +126,11 @@ class HostAnalysis:
     failures: list[dict[str, Any]]
 
     @property
+    def comparisons(self) -> int:
+        """Pairs of lanes that have enough samples to be compared: for so many ratios the intervals hold together."""
+        return pairs_of(self.lanes)
+
+    @property
     def baseline(self) -> LaneResult | None:
         """The lane that the others are compared with, if it has run on this host."""
         return next((lane for lane in self.lanes if lane.is_baseline), None)
@@ -198,7 +203,7 @@ class _Host:
         baseline = next((lane for lane in lanes if lane.is_baseline), None)
         for lane in lanes:
             if baseline is not None and lane is not baseline and baseline.n and lane.n:
-                lane.speedup = speedup(baseline, lane, self._seed(lane.name))
+                lane.speedup = speedup(baseline, lane, pairs_of(lanes))
         return lanes
 
     def _lane(self, name: str, rows: pd.DataFrame) -> LaneResult:
@@ -222,7 +227,7 @@ class _Host:
         if result.n:
             result.median = stats.median(result.values)
             result.p90 = stats.quantile(result.values, 0.9)
-            result.interval = stats.median_interval(result.values, self._seed(name))
+            result.interval = stats.median_interval(result.values)
             result.phases_seq = _nearest(result.samples, result.median)
             result.phases = self._phases(set(ok["seq"]), result.kind, result.phases_seq)
             result.floor = self._floor_of(result.gpu_bytes)
@@ -295,18 +300,25 @@ class _Host:
             return None
         return self.floors[CONTEXT_COST][0] + gpu_bytes / self.floors[COPY_CEILING][0]
 
-    def _seed(self, lane: str) -> int:
-        """Bootstrap draws differ between lanes and are the same each time the report is made."""
-        return zlib.crc32(f"{self.manifest.seed}/{self.host}/{lane}".encode())
+
+def pairs_of(lanes: Sequence[LaneResult]) -> int:
+    """Pairs of lanes with enough samples to be compared; 1 where there is none."""
+    enough = sum(lane.n >= stats.LEAST_SAMPLES for lane in lanes)
+    return max(1, enough * (enough - 1) // 2)
 
 
-def speedup(baseline: LaneResult, lane: LaneResult, seed: int) -> stats.Ratio:
-    """How many times faster a lane is than the baseline; paired by round where both ran in the same rounds."""
-    rounds = {sample.iteration: sample.value for sample in baseline.samples}
-    others = {sample.iteration: sample.value for sample in lane.samples}
+def speedup(slower: LaneResult, faster: LaneResult, comparisons: int) -> stats.Ratio:
+    """How many times faster one lane is than another; paired by round where both ran in the same rounds.
+
+    :param comparisons: as in ``stats.ratio``
+    """
+    # Draws differ between pairs, and are the same each time the report is made.
+    seed = zlib.crc32(f"{slower.name}/{faster.name}".encode())
+    rounds = {sample.iteration: sample.value for sample in slower.samples}
+    others = {sample.iteration: sample.value for sample in faster.samples}
     if rounds.keys() == others.keys():
-        return stats.paired_ratio([(rounds[number], others[number]) for number in sorted(rounds)], seed)
-    return stats.ratio(baseline.values, lane.values, seed)
+        return stats.paired_ratio([(rounds[number], others[number]) for number in sorted(rounds)], seed, comparisons)
+    return stats.ratio(slower.values, faster.values, seed, comparisons)
 
 
 def _nearest(samples: Sequence[Sample], value: float) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gpuckpt_report import stats
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.tables import Table
+from gpuckpt_report.tables import Table, times_interval
 from gpuckpt_report.units import seconds, times
 
 BASELINE = "stock"
@@ -154,5 +154,4 @@ def _speedup(name: str, good: Mapping[str, Sequence[Sample]]) -> tuple[str, str]
     if not ours or not theirs:
         return _MISSING, _MISSING
     ratio = stats.paired_ratio([(theirs.get(key), ours.get(key)) for key in sorted(ours.keys() | theirs.keys())])
-    interval = ratio.interval
-    return times(ratio.value), _MISSING if interval is None else f"{times(interval.low)} … {times(interval.high)}"
+    return times(ratio.value), times_interval(ratio)

@@ -10,8 +10,9 @@ from pathlib import Path
 from gpuckpt_report import PROJECT, render
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
+from gpuckpt_report.headline import headline
 from gpuckpt_report.store import RunFolder
-from gpuckpt_report.tables import Table
+from gpuckpt_report.tables import INTERVAL_OR_VALUES, Table, interval_or_values, times_interval
 from gpuckpt_report.units import human_seconds, times
 
 # The first mark may name the runs whose tables are shown, in that order; the others are linked. Without names all are shown.
@@ -19,6 +20,7 @@ BEGIN = re.compile(r"<!-- headline:begin(?P<names>(?: [a-z0-9.-]+)*) -->")
 END = "<!-- headline:end -->"
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 Published = tuple[Path, RunAnalysis]
+PROSE_WIDTH = 110
 TRUTH = ("manifest.json", "records.jsonl")
 
 
@@ -40,6 +42,15 @@ def publish(run: RunFolder, analysis: RunAnalysis, name: str, published: Path) -
         shutil.copyfile(run.path / file, target / file)
     render.write(RunFolder(target), analysis)
     return target
+
+
+def render_anew(analyses: dict[Path, RunAnalysis]) -> None:
+    """Write the reports of published runs again, from their records, which stay as they are.
+
+    :param analyses: published folder → what it says
+    """
+    for folder, analysis in analyses.items():
+        render.write(RunFolder(folder), analysis)
 
 
 def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:
@@ -119,7 +130,11 @@ def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:
     heading = f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"
     parts = [heading]
     for host in analysis.hosts:
-        parts += [_node(analysis, host.host), _table(host, analysis, f"{place}/records.jsonl").markdown()]
+        parts += [
+            _node(analysis, host.host),
+            headline(host, analysis.metric_name),
+            _table(host, analysis, f"{place}/records.jsonl").markdown(),
+        ]
     return "\n\n".join(parts)
 
 
@@ -140,7 +155,7 @@ def _node(analysis: RunAnalysis, name: str) -> str:
 
 
 def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
-    headings = ["lane", f"median, {analysis.metric_name}", "p90", "n", "failed", "× faster than baseline (95 %)"]
+    headings = ["lane", f"median, {analysis.metric_name}", INTERVAL_OR_VALUES, "n", "failed", "× faster than baseline"]
     if any(lane.floor for lane in host.lanes):
         headings.append("floor")
     return Table(headings, [_row(lane, records, "floor" in headings) for lane in host.lanes])
@@ -149,8 +164,14 @@ def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
 def _row(lane: LaneResult, records: str, with_floor: bool) -> list[str]:
     name = f"{lane.name} (baseline)" if lane.is_baseline else lane.name
     median = "–" if lane.median is None else f"[{human_seconds(lane.median)}]({records})"
-    p90 = "–" if lane.p90 is None else human_seconds(lane.p90)
-    row = [name, median, p90, str(lane.n), str(lane.n_failed), "1" if lane.is_baseline else _speedup(lane)]
+    row = [
+        name,
+        median,
+        interval_or_values(lane, human_seconds),
+        str(lane.n),
+        str(lane.n_failed),
+        "1" if lane.is_baseline else _speedup(lane),
+    ]
     if with_floor:
         row.append("–" if lane.floor is None else human_seconds(lane.floor))
     return row
@@ -159,6 +180,5 @@ def _row(lane: LaneResult, records: str, with_floor: bool) -> list[str]:
 def _speedup(lane: LaneResult) -> str:
     if lane.speedup is None:
         return "–"
-    interval = lane.speedup.interval
-    bounds = "" if interval is None else f" ({times(interval.low)} … {times(interval.high)})"
+    bounds = "" if lane.speedup.interval is None else f" ({times_interval(lane.speedup)})"
     return times(lane.speedup.value) + bounds

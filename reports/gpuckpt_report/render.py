@@ -18,9 +18,10 @@ from gpuckpt_report import stats, svg, tables
 from gpuckpt_report.advisor import Advice, advise
 from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, RunAnalysis
 from gpuckpt_report.database import MOMENTS, SIZES
+from gpuckpt_report.headline import headline
 from gpuckpt_report.schema import Record
 from gpuckpt_report.store import RunFolder
-from gpuckpt_report.units import human_bytes, human_seconds, quantity, times
+from gpuckpt_report.units import human_bytes, human_seconds, quantity
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "templates"
 # Floor quantities in words; others are shown by their names.
@@ -61,7 +62,7 @@ def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
         "manifest": analysis.manifest,
         "hosts": [_view(host, analysis) for host in analysis.hosts],
         "sections": _manifest_sections(analysis),
-        "resamples": stats.RESAMPLES,
+        "least_samples": stats.LEAST_SAMPLES,
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -117,31 +118,14 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
         checkpoints=tables.checkpoints(host.checkpoints),
         first_starts=tables.first_starts(host.first_starts),
         probes=tables.probes(host.probes),
-        advice=advise(host.lanes),
-        headline=headline(host, analysis),
+        advice=advise(host),
+        headline=headline(host, analysis.metric_name),
         floors=[(FLOORS.get(name, name), quantity(value, unit)) for name, (value, unit) in host.floors.items()],
         provenance=_flatten(analysis.manifest.hosts.get(host.host, {})),
         distribution_svg=Markup(svg.distribution(f"distribution-{host.host}", host.lanes, analysis.metric_name)),
         phase_svgs=_phase_charts(host, colours),
         sizes_svg=Markup(svg.sizes(f"sizes-{host.host}", host.checkpoints, kinds)),
     )
-
-
-def headline(host: HostAnalysis, analysis: RunAnalysis) -> str:
-    """One sentence: the fastest lane without failures, against the baseline and a cold start."""
-    sound = [lane for lane in host.lanes if lane.median is not None and not lane.n_failed]
-    if not sound:
-        return "No lane ran without a failure."
-    best = min(sound, key=lambda lane: lane.median or 0)
-    sentence = f"{best.name}: {analysis.metric_name} {human_seconds(best.median or 0)} (median, n = {best.n})"
-    comparisons = []
-    if best.speedup is not None and host.baseline is not None:
-        comparisons.append(f"{times(best.speedup.value)} faster than {host.baseline.name}")
-    colds = [lane for lane in sound if lane.kind == "cold" and lane is not best and lane is not host.baseline]
-    if colds:
-        cold = min(colds, key=lambda lane: lane.median or 0)
-        comparisons.append(f"{times((cold.median or 0) / (best.median or 1))} faster than a cold start ({cold.name})")
-    return ", ".join([sentence, " and ".join(comparisons)] if comparisons else [sentence]) + "."
 
 
 def _phase_charts(host: HostAnalysis, colours: dict[str, int]) -> list[tuple[str, Markup]]:

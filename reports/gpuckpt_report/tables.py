@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpuckpt_report import stats
@@ -36,16 +36,19 @@ class Table:
         return "\n".join(rendered)
 
 
+INTERVAL_OR_VALUES = "95 % interval, or the values"
+
+
 def lanes(host: HostAnalysis) -> Table:
     """Median, p90, n, failures and ratio to the baseline of every lane."""
     baseline = host.baseline
-    headings = ["lane", "median s", "95 % interval", "p90 s", "n", "failed", "× faster", "95 % interval"]
+    headings = ["lane", "median s", INTERVAL_OR_VALUES, "p90 s", "n", "failed", "× faster", "interval"]
     optional = [column for column in _OPTIONAL_LANE_COLUMNS if any(column.value(lane) != "–" for lane in host.lanes)]
     rows = []
     for lane in host.lanes:
         name = f"{lane.name} (baseline)" if lane is baseline else lane.name
         speed, interval = _speedup(lane)
-        row = [name, seconds(lane.median), _seconds_interval(lane.interval), seconds(lane.p90), str(lane.n)]
+        row = [name, seconds(lane.median), interval_or_values(lane, seconds), seconds(lane.p90), str(lane.n)]
         row += [_failures(lane), speed, interval]
         rows.append(row + [column.value(lane) for column in optional])
     return Table(headings + [column.heading for column in optional], rows)
@@ -131,21 +134,31 @@ _OPTIONAL_LANE_COLUMNS = (
 )
 
 
+def interval_or_values(lane: LaneResult, written: Callable[[float], str]) -> str:
+    """The interval of the lane's median; its values where there are too few for one.
+
+    :param written: how a duration in seconds is written
+    """
+    if lane.interval is None:
+        return ", ".join(written(value) for value in sorted(lane.values)) or "–"
+    return f"{written(lane.interval.low)} … {written(lane.interval.high)}"
+
+
+def times_interval(ratio: stats.Ratio) -> str:
+    """The interval of a ratio, or a dash."""
+    return "–" if ratio.interval is None else f"{times(ratio.interval.low)} … {times(ratio.interval.high)}"
+
+
 def _speedup(lane: LaneResult) -> tuple[str, str]:
     if lane.is_baseline and lane.n:
         return "1", "–"
     if lane.speedup is None:
         return "–", "–"
-    interval = lane.speedup.interval
-    return times(lane.speedup.value), "–" if interval is None else f"{times(interval.low)} … {times(interval.high)}"
+    return times(lane.speedup.value), times_interval(lane.speedup)
 
 
 def _failures(lane: LaneResult) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(lane.failures.items())) or "0"
-
-
-def _seconds_interval(interval: stats.Interval | None) -> str:
-    return "–" if interval is None else f"{seconds(interval.low)} … {seconds(interval.high)}"
 
 
 def _bytes(size: int | None) -> str:

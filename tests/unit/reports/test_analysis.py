@@ -22,13 +22,14 @@ def lane_of(run, name):
 
 
 def test_figures_of_a_lane(fake_run, analyse):
-    records = rounds("podman-stock", [4.0, 8.0, 6.0, 10.0]) + rounds("podman-mapped", [2.0, 4.0, 3.0, 5.0], 10)
+    records = rounds("podman-stock", [4.0, 8.0, 6.0, 10.0, 6.0, 8.0])
+    records += rounds("podman-mapped", [2.0, 4.0, 3.0, 5.0, 3.0, 4.0], 10)
     result = analyse(fake_run(records))
     stock, mapped = lane_of(result, "podman-stock"), lane_of(result, "podman-mapped")
-    assert (stock.median, stock.p90, stock.n, stock.is_baseline) == (7.0, pytest.approx(9.4), 4, True)
+    assert (stock.median, stock.p90, stock.n, stock.is_baseline) == (7.0, pytest.approx(9.0), 6, True)
     assert mapped.speedup.paired
     assert mapped.speedup.value == 2.0
-    assert (mapped.speedup.interval.low, mapped.speedup.interval.high) == (2.0, 2.0)
+    assert (mapped.speedup.interval.low, mapped.speedup.interval.high) == pytest.approx((2.0, 2.0))
     assert stock.speedup is None
     assert stock.moments["T3"] == pytest.approx(0.9 * 7)
 
@@ -114,9 +115,9 @@ def test_a_run_without_records_says_what_to_do(fake_run, analyse):
 
 
 def test_advisor_takes_the_faster_slimming_and_leaves_out_what_fails(fake_run, analyse):
-    records = rounds("podman-stock", [12.0, 12.1, 12.2]) + rounds("sleep1-mapped", [1.7, 1.8, 1.9], 10)
+    records = rounds("podman-stock", [12.0, 12.1, 12.2] * 2) + rounds("sleep1-mapped", [1.7, 1.8, 1.9] * 2, 10)
     records += [*rounds("podman-mapped", [1.0, 1.0], 20), synthetic.failed(22, "podman-mapped", 3)]
-    advice = advise(analyse(fake_run(records)).hosts[0].lanes)
+    advice = advise(analyse(fake_run(records)).hosts[0])
     assert (advice.lane, advice.slimming) == ("sleep1-mapped", "sleep1")
     assert any("podman-mapped is left out: 1 of 3 iterations failed" in reason for reason in advice.reasons)
     assert any(
@@ -126,22 +127,22 @@ def test_advisor_takes_the_faster_slimming_and_leaves_out_what_fails(fake_run, a
 
 def test_advisor_takes_the_smaller_checkpoint_where_times_do_not_decide(fake_run, analyse):
     records = rounds("podman-stock", [1.7, 1.8, 1.9]) + rounds("sleep1-mapped", [1.71, 1.82, 1.9], 10)
-    advice = advise(analyse(fake_run(records)).hosts[0].lanes)
+    advice = advise(analyse(fake_run(records)).hosts[0])
     assert advice.lane == "sleep1-mapped"
     assert "cannot be told apart" in advice.reasons[0]
 
 
 def test_advisor_is_silent_without_a_choice(fake_run, analyse):
-    assert advise(analyse(fake_run(rounds("podman-stock", [1.0] * 3))).hosts[0].lanes) is None
+    assert advise(analyse(fake_run(rounds("podman-stock", [1.0] * 3))).hosts[0]) is None
 
 
 @pytest.mark.parametrize(
     ("before", "after", "verdict"),
     [
-        ([10.0, 10.2, 10.4, 10.1], [13.0, 13.2, 13.1, 13.3], compare.SLOWER),
-        ([10.0, 10.2, 10.4, 10.1], [5.0, 5.2, 5.1, 5.3], compare.FASTER),
-        ([10.0, 12.0, 11.0, 10.5], [10.4, 12.4, 11.1, 10.6], compare.SAME),
-        ([10.0, 10.001, 10.002], [10.3, 10.301, 10.302], compare.SAME),  # certain, but too small to matter
+        ([10.0, 10.2, 10.4, 10.1] * 2, [13.0, 13.2, 13.1, 13.3] * 2, compare.SLOWER),
+        ([10.0, 10.2, 10.4, 10.1] * 2, [5.0, 5.2, 5.1, 5.3] * 2, compare.FASTER),
+        ([10.0, 12.0, 11.0, 10.5] * 2, [10.4, 12.4, 11.1, 10.6] * 2, compare.SAME),
+        ([10.0, 10.001, 10.002] * 2, [10.3, 10.301, 10.302] * 2, compare.SAME),  # certain, but too small to matter
         ([10.0, 10.1], [20.0, 20.1], compare.UNCLEAR),
     ],
 )

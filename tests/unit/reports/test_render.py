@@ -131,21 +131,6 @@ def test_csv_has_a_row_per_record_with_phases(rendered):
     assert float(restore["phase.criu_s"]) == pytest.approx(float(restore["T1_s"]) - 0.1)
 
 
-def test_headline_names_the_fastest_lane_without_failures(fake_run, analyse):
-    records = [
-        *(synthetic.record(number, "podman-stock", number, 8.0) for number in (1, 2, 3)),
-        *(synthetic.record(number + 10, "sleep1-mapped", number, 2.0) for number in (1, 2, 3)),
-        *(synthetic.record(number + 20, "cold", number, 50.0) for number in (1, 2, 3)),
-        synthetic.record(31, "podman-mapped", 1, 0.5),
-        synthetic.failed(32, "podman-mapped", 2),
-    ]
-    result = analyse(fake_run(records))
-    assert render.headline(result.hosts[0], result) == (
-        "sleep1-mapped: time to first token 2.00 s (median, n = 3), "
-        "4.00× faster than podman-stock and 25.0× faster than a cold start (cold)."
-    )
-
-
 @pytest.mark.parametrize(
     ("function", "value", "text"),
     [
