@@ -13,8 +13,9 @@ short_description: Checkpoint a running inference server
 description:
   - Notes the canary's answer and the request counter, makes the server small if asked, dumps it, verifies the images, and
     writes C(checkpoint.json), which a restore is compared with.
-  - A checkpoint that fails leaves the server serving, or removes it if it does not answer any more, and deletes its images.
-  - A folder O(checkpoint.dir) that exists is replaced.
+  - A checkpoint that fails leaves the server serving, or stops it if it does not answer any more, and deletes its images.
+  - A checkpoint that lies in O(checkpoint.dir) is replaced when the new one is complete, and stays as it is if that fails.
+    The store must hold both for that time.
 author: gpuckpt contributors
 extends_documentation_fragment:
   - ckpt

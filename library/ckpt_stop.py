@@ -90,6 +90,7 @@ from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ckpt import replacement
 from ansible.module_utils.ckpt.claim import guard
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import Criu, exclusive
@@ -121,9 +122,10 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[
         present = runtime.instance().exists
         if present and not check_mode:
             runtime.remove()
-        for folder in () if check_mode else folders:
-            shutil.rmtree(folder)
-    return [params["server"]["name"]] if present else [], present or bool(folders)
+        traces = [path for folder in params["checkpoints"] for path in replacement.traces(folder)]
+        for path in () if check_mode else traces:
+            shutil.rmtree(path)
+    return [params["server"]["name"]] if present else [], present or bool(traces)
 
 
 def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[list[str], bool]:

@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, prefetch, procfs, slimming
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, prefetch, procfs, replacement, slimming
 from ansible.module_utils.ckpt.commands import Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
@@ -27,6 +27,8 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
     runtime.require()
     flows.describe_criu(operation)
     with exclusive():
+        replacement.heal(layout.folder)
+        replacement.require_replaceable(layout.folder)
         _require_running(operation)
         manifest = _describe(operation, params, layout)
         staged_before = prefetch.staged_files(operation.spec)
@@ -42,6 +44,8 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
         except BaseException:
             _leave_serving(operation, params["slimming"])
             raise
+        # the replaced checkpoint goes now; whatever interrupts that, the new one is good
+        replacement.heal(layout.folder)
         if params["leave_running"]:
             slimming.wake(operation.client, params["slimming"])
         record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
@@ -114,7 +118,8 @@ def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layou
         )
     # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
     manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
-    _require_space(layout, procfs.anonymous_bytes(pids) + (manifest.gpu_bytes or 0) + OVERHEAD_BYTES)
+    needed = procfs.anonymous_bytes(pids) + (manifest.gpu_bytes or 0) + OVERHEAD_BYTES
+    _require_space(layout, needed, replacement.freed_bytes(layout.folder, pids))
 
 
 def _foreign_connections_after_a_while(pids: list[int]) -> list[str]:
@@ -127,8 +132,11 @@ def _foreign_connections_after_a_while(pids: list[int]) -> list[str]:
     return connections
 
 
-def _require_space(layout: Layout, needed: int) -> None:
-    """The images of an uncompressed dump must fit; archives may shrink, and are left to the dump itself."""
+def _require_space(layout: Layout, needed: int, replaced: int) -> None:
+    """The images of an uncompressed dump must fit; archives may shrink, and are left to the dump itself.
+
+    They are made beside the checkpoint that they replace, whose removal would free `replaced` bytes.
+    """
     if layout.archive:
         return
     folder = layout.folder
@@ -136,30 +144,34 @@ def _require_space(layout: Layout, needed: int) -> None:
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
     if free < needed:
+        beside = f" Removing the checkpoint that it replaces would free {replaced >> 20} MiB." if replaced else ""
         raise CkptError(
             "store_full",
             f"the checkpoint needs about {needed >> 20} MiB and {folder} has {free >> 20} MiB left; "
-            "delete old checkpoints, or make the store larger (checkpoint_store_size_mib).",
+            f"delete old checkpoints, or make the store larger (checkpoint_store_size_mib).{beside}",
         )
 
 
 def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
+    """Dump beside the checkpoint that is replaced, which is good until the new one is complete."""
     record, runtime = operation.record, operation.runtime
-    shutil.rmtree(layout.folder, ignore_errors=True)
-    request = DumpRequest(layout, params["leave_running"], manifest.tcp_established, tuple(params["flags"]))
-    runtime.prepare_checkpoint(request)
+    new = replacement.begin(layout)
+    request = DumpRequest(new, params["leave_running"], manifest.tcp_established, tuple(params["flags"]))
     try:
+        runtime.prepare_checkpoint(request)
         with lane_settings(operation.criu):
             result = runtime.checkpoint(request).wait()
         record.mark("T0", result.started)
         record.mark("T1", result.ended)
-        _judge_dump(operation, layout, manifest, result)
-        _measure_images(operation, layout, manifest)
+        _judge_dump(operation, new, manifest, result)
+        _measure_images(operation, new, manifest)
         manifest.instance = runtime.finish_checkpoint(request)
-        record.bytes["archive"] = os.path.getsize(layout.archive) if layout.archive else None
-        manifest.write(layout)
+        record.bytes["archive"] = os.path.getsize(new.archive) if new.archive else None
+        manifest.write(new)
+        replacement.finish(layout.folder)
     except BaseException:
-        runtime.abandon_checkpoint(request)
+        runtime.abandon_checkpoint()
+        replacement.abandon(layout, "dump.log")
         raise
 
 
@@ -198,7 +210,10 @@ def _measure_images(operation: flows.Operation, layout: Layout, manifest: Manife
 
 
 def _leave_serving(operation: flows.Operation, mode: str) -> str:
-    """After a failure: the server answers as before, or it is removed so that nothing is stuck. Says which."""
+    """After a failure: the server answers as before, or it is ended so that nothing is stuck. Says which.
+
+    What an older checkpoint is restored into stays.
+    """
     runtime = operation.runtime
     operation.record.log_tail = runtime.log_tail()
     if runtime.instance().running:
@@ -208,5 +223,5 @@ def _leave_serving(operation: flows.Operation, mode: str) -> str:
             return "The server goes on serving."
         except CkptError as error:
             operation.log_lines.append(f"the server did not recover: {error.message}")
-    runtime.remove()
-    return "The server had ended or did not answer any more, and was removed."
+    runtime.end_left_behind()
+    return "The server had ended or did not answer any more, and was stopped."

@@ -47,6 +47,11 @@ def read_text(path: str) -> str:
         return ""
 
 
+def mounts_at(point: str, mountinfo: str = "/proc/self/mountinfo") -> int:
+    """How many mounts lie on one another at `point`; a bind of the same filesystem shows here only."""
+    return sum(line.split()[4] == point for line in read_text(mountinfo).splitlines())
+
+
 def remove(path: str) -> None:
     """Remove a file that may be gone already."""
     try:

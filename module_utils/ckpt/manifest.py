@@ -107,6 +107,11 @@ def load(layout: Layout) -> Manifest:
     return Manifest(**raw)
 
 
+def is_complete(folder: str) -> bool:
+    """Whether a checkpoint in the folder was finished."""
+    return os.path.isfile(os.path.join(folder, NAME))
+
+
 def is_checkpoint(folder: str) -> bool:
     """Whether the folder is one of ours, finished or not, and may be deleted."""
-    return os.path.exists(os.path.join(folder, NAME)) or set(os.listdir(folder)) <= OWN_NAMES
+    return is_complete(folder) or set(os.listdir(folder)) <= OWN_NAMES

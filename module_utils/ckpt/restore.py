@@ -16,6 +16,7 @@ from ansible.module_utils.ckpt import (
     manifest,
     pagecache,
     prefetch,
+    replacement,
     resident_pool,
     slimming,
 )
@@ -44,6 +45,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     runtime.require()
     flows.describe_criu(operation)
     with exclusive():
+        replacement.heal(layout.folder)
         proof = manifest.load(layout)
         _require_fit(operation, params, proof)
         try:

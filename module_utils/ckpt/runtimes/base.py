@@ -104,8 +104,8 @@ class Runtime(ABC):
         """After a checkpoint: put the images where the layout wants them. Returns what a restore must know."""
 
     @abstractmethod
-    def abandon_checkpoint(self, request: DumpRequest) -> None:
-        """After a checkpoint that failed: leave no partial images and no mount."""
+    def abandon_checkpoint(self) -> None:
+        """After a checkpoint that failed: leave nothing of it outside its folder."""
 
     @abstractmethod
     def prepare_restore(self, request: RestoreRequest) -> list[str]:

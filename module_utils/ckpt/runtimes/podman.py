@@ -10,11 +10,12 @@ import shutil
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import read_text, remove
+from ansible.module_utils.ckpt.files import mounts_at, remove
 from ansible.module_utils.ckpt.manifest import Layout
 from ansible.module_utils.ckpt.runtimes.base import (
     DumpRequest,
@@ -37,6 +38,8 @@ KEEP = "--keep"
 # when a container was checkpointed and restored, and how podman writes a time that never was
 CHECKPOINT_TIMES = ("CheckpointedAt", "RestoredAt")
 NEVER = "0001-01-01"
+# in podman's folder of a container: a checkpoint is restored into it (podman forgets one that left it running)
+RESTORED_INTO = "gpuckpt-restored-into"
 DEVICE = "--device="
 # What a server expects to write to; a root that is a folder of the node is there to be read.
 SCRATCH = [f"--tmpfs={folder}:rw,nosuid,nodev,exec,notmpcopyup" for folder in ("/tmp", "/run", "/var/tmp")]
@@ -79,7 +82,8 @@ class PodmanRuntime(Runtime):
             "userdata": container["StaticDir"],
             "managed": labels.get(SERVER_LABEL) == self.spec.name,
             "checkpointed": bool(state.get("Checkpointed")),
-            "belongs_to_checkpoint": any(not state.get(key, "").startswith(NEVER) for key in CHECKPOINT_TIMES),
+            "belongs_to_checkpoint": any(not state.get(key, "").startswith(NEVER) for key in CHECKPOINT_TIMES)
+            or os.path.exists(os.path.join(container["StaticDir"], RESTORED_INTO)),
         }
         self._seen = Instance(True, bool(state["Running"]), state["Pid"] or None, details)
         return self._seen
@@ -123,6 +127,8 @@ class PodmanRuntime(Runtime):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         self._own()
         self._forget_traces("dump")
+        # a container that was restored with --keep has its old checkpoint there, and so has one whose dump was killed
+        self._unmount()
         if not request.layout.archive:
             self._mount(request.layout.images)
 
@@ -141,16 +147,15 @@ class PodmanRuntime(Runtime):
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
         container = self.instance()
         self._unmount()
-        if request.layout.archive and not request.leave_running:
+        if not request.layout.archive:
+            Path(container.details["userdata"], RESTORED_INTO).touch()
+        elif not request.leave_running:
             self.remove()
         details = {key: container.details[key] for key in ("container_id", "userdata")}
         return {**details, "name": self.spec.name}
 
-    def abandon_checkpoint(self, request: DumpRequest) -> None:
+    def abandon_checkpoint(self) -> None:
         self._unmount()
-        shutil.rmtree(request.layout.images, ignore_errors=True)
-        if request.layout.archive:
-            remove(request.layout.archive)
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
         if request.layout.archive:
@@ -313,11 +318,6 @@ class PodmanRuntime(Runtime):
             ) from error
         os.chmod(copy, 0o700)
         return copy
-
-
-def mounts_at(point: str, mountinfo: str = "/proc/self/mountinfo") -> int:
-    """How many mounts lie on one another at `point`; a bind of the same filesystem shows here only."""
-    return sum(line.split()[4] == point for line in read_text(mountinfo).splitlines())
 
 
 def with_devices(arguments: Iterable[str]) -> list[str]:

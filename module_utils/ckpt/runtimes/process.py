@@ -134,10 +134,8 @@ class ProcessRuntime(Runtime):
             shutil.rmtree(request.layout.images)
         return {"pid": pid, "log": {"path": self._log_path, "bytes": logged}}
 
-    def abandon_checkpoint(self, request: DumpRequest) -> None:
-        shutil.rmtree(request.layout.images, ignore_errors=True)
-        if request.layout.archive:
-            remove(request.layout.archive)
+    def abandon_checkpoint(self) -> None:
+        """CRIU itself lets the processes go."""
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
         self.stop()

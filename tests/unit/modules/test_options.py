@@ -13,9 +13,10 @@ from ansible.module_utils.ckpt import restore
 from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import mounts_at
 from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load
 from ansible.module_utils.ckpt.runtimes import podman as podman_module
-from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, mounts_at, with_devices
+from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, with_devices
 from ansible.module_utils.ckpt.spec import parse_server
 
 SERVER: dict[str, Any] = {"name": "reference", "kind": "reference", "model": "m", "port": 18080, "command": ["a"]}
