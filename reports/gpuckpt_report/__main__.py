@@ -7,6 +7,7 @@ Commands import what they need themselves: pandas and SQLAlchemy take half a sec
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ PUBLISHED = PROJECT / "reports" / "published"
 EXIT_BAD_INPUT = 1
 EXIT_REJECTED = 3
 EXIT_WORSE = 4
+EXIT_UNDECIDED = 5
 
 
 def ingest(arguments: argparse.Namespace) -> int:
@@ -81,13 +83,31 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def compare_runs(arguments: argparse.Namespace) -> int:
-    """Tell which lanes became faster or slower from one run to another; exit 4 if one became slower or fails now."""
+    """Tell which lanes became faster or slower from one side to another; a gate for CI.
+
+    Exit status: 0 no lane became slower, and a change of 10 % would have been found; 4 a lane became slower, fails now
+    or is gone; 5 it cannot be told; 1 the sides did not measure the same thing.
+    """
     from gpuckpt_report import compare
 
-    runs = [find_run(name, arguments.runs) for name in (arguments.run, arguments.other)]
-    changes = compare.compare(*(_analyse(arguments, run) for run in runs))
-    print(compare.table(changes).plain())
-    return EXIT_WORSE if any(change.verdict in (compare.SLOWER, compare.BROKEN) for change in changes) else 0
+    if arguments.rerun:
+        if arguments.after:
+            raise ReportError("--rerun compares lanes of one run: give that run alone")
+        comparison = compare.compare_within(_analyse(arguments, _run(arguments)), arguments.rerun)
+    elif arguments.after is None:
+        raise ReportError("give two sides to compare, or --rerun OLD=NEW for two lanes of one run")
+    else:
+        before, after = (_analyse_all(arguments, side) for side in (arguments.run, arguments.after))
+        comparison = compare.compare(before, after, arguments.control, arguments.allow)
+    if arguments.junit:
+        arguments.junit.write_text(compare.junit(comparison), encoding="utf-8")
+    if arguments.json:
+        print(json.dumps(compare.document(comparison), indent=2, ensure_ascii=False))
+    else:
+        print(compare.table(comparison).plain(), *compare.sentences(comparison), sep="\n")
+    if comparison.alarms:
+        return EXIT_WORSE
+    return EXIT_UNDECIDED if comparison.undecided else 0
 
 
 def publish_run(arguments: argparse.Namespace) -> int:
@@ -130,6 +150,29 @@ def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
         print(f"report: {report}")
 
 
+def _analyse_all(arguments: argparse.Namespace, names: str) -> list[RunAnalysis]:
+    """The runs of one side, given by names that commas join; each counts once."""
+    folders = {run.path.resolve(): run for run in (find_run(name, arguments.runs) for name in names.split(","))}
+    return [_analyse(arguments, run) for run in folders.values()]
+
+
+def _lane_pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not (old and equals and new):
+        raise argparse.ArgumentTypeError(f"{text!r} is not OLD=NEW, two lanes of the run")
+    return old, new
+
+
+def _allowed(text: str) -> list[str]:
+    from gpuckpt_report.compare import ALLOWABLE
+
+    kinds = text.split(",")
+    unknown = [kind for kind in kinds if kind not in ALLOWABLE]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} cannot be allowed; choose from {', '.join(ALLOWABLE)}")
+    return kinds
+
+
 def _analyse(arguments: argparse.Namespace, run: RunFolder) -> RunAnalysis:
     from gpuckpt_report import analysis, database
 
@@ -153,7 +196,25 @@ def parser() -> argparse.ArgumentParser:
     rendering.add_argument("--finished", action="store_true", help="note in the manifest that the run ends now")
     _run_command(commands, "summary", summary)
     _run_command(commands, "validate", validate)
-    _run_command(commands, "compare", compare_runs).add_argument("other", help="the later run")
+    comparing = _run_command(commands, "compare", compare_runs)
+    comparing.add_argument("after", nargs="?", help="the later run; runs of a side are joined by commas")
+    comparing.add_argument("--control", metavar="LANE", help="a lane that did not change between the sides")
+    comparing.add_argument(
+        "--rerun",
+        metavar="OLD=NEW",
+        action="append",
+        type=_lane_pair,
+        help="compare two lanes of one run, as old and new",
+    )
+    comparing.add_argument(
+        "--allow",
+        metavar="KIND,…",
+        type=_allowed,
+        default=[],
+        help="what may differ: gpu, machine, server, weights, lanes, gone",
+    )
+    comparing.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML, too")
+    comparing.add_argument("--json", action="store_true", help="print JSON instead of the table")
     publishing = _run_command(commands, "publish", publish_run)
     publishing.add_argument("name", help="folder to make in reports/published")
     native = _command(commands, "native-tables", native_tables)

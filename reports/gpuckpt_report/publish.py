@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import textwrap
 from pathlib import Path
 
 from gpuckpt_report import PROJECT, render
@@ -130,11 +131,9 @@ def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:
     heading = f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"
     parts = [heading]
     for host in analysis.hosts:
-        parts += [
-            _node(analysis, host.host),
-            headline(host, analysis.metric_name),
-            _table(host, analysis, f"{place}/records.jsonl").markdown(),
-        ]
+        sentence = textwrap.fill(headline(host, analysis.metric_name), width=PROSE_WIDTH)
+        table = _table(host, analysis, f"{place}/records.jsonl").markdown()
+        parts += [_node(analysis, host.host), sentence, table]
     return "\n\n".join(parts)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from gpuckpt_report import compare
 from gpuckpt_report.advisor import advise
 from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING
 from gpuckpt_report.errors import ReportError
@@ -134,37 +133,6 @@ def test_advisor_takes_the_smaller_checkpoint_where_times_do_not_decide(fake_run
 
 def test_advisor_is_silent_without_a_choice(fake_run, analyse):
     assert advise(analyse(fake_run(rounds("podman-stock", [1.0] * 3))).hosts[0]) is None
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "verdict"),
-    [
-        ([10.0, 10.2, 10.4, 10.1] * 2, [13.0, 13.2, 13.1, 13.3] * 2, compare.SLOWER),
-        ([10.0, 10.2, 10.4, 10.1] * 2, [5.0, 5.2, 5.1, 5.3] * 2, compare.FASTER),
-        ([10.0, 12.0, 11.0, 10.5] * 2, [10.4, 12.4, 11.1, 10.6] * 2, compare.SAME),
-        ([10.0, 10.001, 10.002] * 2, [10.3, 10.301, 10.302] * 2, compare.SAME),  # certain, but too small to matter
-        ([10.0, 10.1], [20.0, 20.1], compare.UNCLEAR),
-    ],
-)
-def test_change_detection(fake_run, analyse, before, after, verdict):
-    first = analyse(fake_run(rounds("podman-stock", before), name="a"))
-    second = analyse(fake_run(rounds("podman-stock", after), name="b"))
-    assert [change.verdict for change in compare.compare(first, second)] == [verdict]
-
-
-def test_a_lane_that_fails_now_is_broken_however_fast_the_rest(fake_run, analyse):
-    first = analyse(fake_run(rounds("podman-stock", [9.0] * 4), name="a"))
-    records = [*rounds("podman-stock", [1.0] * 3), synthetic.failed(9, "podman-stock", 4)]
-    second = analyse(fake_run(records, name="b"))
-    assert compare.compare(first, second)[0].verdict == compare.BROKEN
-
-
-def test_runs_without_a_common_lane_or_metric_are_not_compared(fake_run, analyse):
-    first = analyse(fake_run(rounds("podman-stock", [9.0] * 3), name="a"))
-    with pytest.raises(ReportError, match="no host with a lane in common"):
-        compare.compare(first, analyse(fake_run(rounds("cold", [9.0] * 3), name="b")))
-    with pytest.raises(ReportError, match="cannot be compared"):
-        compare.compare(first, analyse(fake_run(rounds("podman-stock", [9.0] * 3), name="c", metric="T1")))
 
 
 def test_lane_defaults_are_those_of_the_contract():

@@ -257,7 +257,7 @@ def test_command_line_from_ingest_to_summary(fake_run, capsys):
     assert "0 records added, 29 known, 0 rejected" in output
     assert "podman-stock (baseline)" in output
     assert f"report: {run.path / 'report.html'}" in output
-    assert cli.main([*options, "compare", "fake-run", "latest"]) == 0
+    assert cli.main([*options, "compare", "fake-run", "latest"]) == cli.EXIT_UNDECIDED
     assert cli.main([*options, "validate", "latest"]) == 0
     assert cli.main([*options, "publish", "latest", "x"]) == cli.EXIT_BAD_INPUT
     (run.incoming_path / "node1" / "000099-cold.json").write_text("{}")
