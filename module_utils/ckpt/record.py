@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible.module_utils.ckpt import private
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import write_json
 
@@ -151,7 +152,7 @@ def uncovered(intervals: list[tuple[float, float]], end: float) -> float:
 def write_record(path: str | None, record: Mapping[str, Any]) -> None:
     """Keep the record on the node, in a folder that only root may read, before the connection can be lost."""
     if path:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        private.make_folders(os.path.dirname(path))
         write_json(path, record)
 
 

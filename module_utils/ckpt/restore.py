@@ -16,6 +16,7 @@ from ansible.module_utils.ckpt import (
     manifest,
     pagecache,
     prefetch,
+    private,
     replacement,
     resident_pool,
     slimming,
@@ -47,6 +48,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     with exclusive():
         replacement.heal(layout.folder)
         proof = manifest.load(layout)
+        private.make_folder(layout.folder)
         _require_fit(operation, params, proof)
         try:
             _restore(operation, params, RestoreRequest(layout, proof, tuple(params["flags"])))

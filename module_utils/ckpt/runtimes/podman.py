@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ansible.module_utils.ckpt import private
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import mounts_at, remove
@@ -123,8 +124,8 @@ class PodmanRuntime(Runtime):
         )
 
     def prepare_checkpoint(self, request: DumpRequest) -> None:
-        for folder in (request.layout.images, request.layout.work):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+        for folder in (request.layout.folder, request.layout.images, request.layout.work):
+            private.make_folder(folder)
         self._own()
         self._forget_traces("dump")
         # a container that was restored with --keep has its old checkpoint there, and so has one whose dump was killed
@@ -139,6 +140,7 @@ class PodmanRuntime(Runtime):
         if request.tcp_established:
             options.append("--tcp-established")
         if request.layout.archive:
+            private.make_file(request.layout.archive)
             options += ["--export", request.layout.archive, "--compress", COMPRESSION[request.layout.source]]
         self._watch_log("dump")
         argv = ["podman", "container", "checkpoint", *options, *request.flags, self.spec.name]

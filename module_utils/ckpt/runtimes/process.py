@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ansible.module_utils.ckpt import archive, images, procfs, remaps
+from ansible.module_utils.ckpt import archive, images, private, procfs, remaps
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
@@ -79,13 +79,13 @@ class ProcessRuntime(Runtime):
                 f"the server {self.spec.name} runs already (pid {self.instance().pid}); stop it with ckpt_stop first.",
             )
         self.remove()
-        os.makedirs(os.path.dirname(self._log_path), exist_ok=True)
+        private.make_folders(os.path.dirname(self._log_path))
 
     def start(self) -> Job:
         job = Job(self.spec.command)
         self.commands.actions.append(list(self.spec.command))
         try:
-            with open(self._log_path, "wb") as log:
+            with os.fdopen(private.open_file(self._log_path), "wb") as log:
                 self._child = subprocess.Popen(
                     self.spec.command,
                     stdin=subprocess.DEVNULL,
@@ -108,12 +108,12 @@ class ProcessRuntime(Runtime):
             raise CkptError(
                 "runtime_failed",
                 f"the server's command cannot be started ({result.stderr.strip()}); "
-                "correct server.command, server.cwd or server.env_secret_file.",
+                "correct server.command, server.cwd, server.stdout or server.env_secret_file.",
             )
 
     def prepare_checkpoint(self, request: DumpRequest) -> None:
-        for folder in (request.layout.images, request.layout.work):
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+        for folder in (request.layout.folder, request.layout.images, request.layout.work):
+            private.make_folder(folder)
 
     def checkpoint(self, request: DumpRequest) -> Job:
         pid = self.instance().pid
@@ -143,7 +143,7 @@ class ProcessRuntime(Runtime):
         if taken:
             raise CkptError("runtime_failed", number_in_use(taken[0]))
         self._rewind_log(request.manifest.instance.get("log") or {})
-        os.makedirs(request.layout.work, mode=0o700, exist_ok=True)
+        private.make_folder(request.layout.work)
         self._links = remaps.put_back(f"{request.layout.work}/{LINKS}")
         for path in (self._state_path, self._pidfile, *criu_traces(request.layout.work, "restore")):
             remove(path)
