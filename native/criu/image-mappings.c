@@ -52,6 +52,7 @@ static bool bases_in_use;
 
 bool image_mappings_have_bases(void)
 {
+	base_lists_remove_stale();
 	return bases_in_use;
 }
 
@@ -66,14 +67,10 @@ static bool skip(const char **text, const char *expected)
 }
 
 /* pages-<number>.img, or a base kept by a delta checkpoint; unlinked or not. */
-static bool is_page_image(const char *path)
+static bool is_page_image_name(const char *name)
 {
-	const char *name = strrchr(path, '/');
 	size_t id;
 
-	if (!name)
-		return false;
-	name++;
 	if (skip(&name, "pages-"))
 		id = strspn(name, "0123456789");
 	else if (skip(&name, MAPPED_BASE_PREFIX))
@@ -82,6 +79,13 @@ static bool is_page_image(const char *path)
 		return false;
 	name += id;
 	return id && skip(&name, ".img") && (!*name || !strcmp(name, " (deleted)"));
+}
+
+static bool is_page_image(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash && is_page_image_name(slash + 1);
 }
 
 static bool delta_wanted(void)
@@ -139,29 +143,53 @@ static int keep_base(int fd, const struct stat *st, const char *path)
 	return 0;
 }
 
+/* The place of the file in kept_bases, where it is added if it is new. */
+static int kept_base_index(int fd, const char *path, size_t *index)
+{
+	struct stat st;
+
+	if (fstat(fd, &st)) {
+		pr_perror("Can't stat the image %s", path);
+		return -1;
+	}
+	for (*index = 0; *index < kept_bases_n; ++*index)
+		if (kept_bases[*index].dev == st.st_dev && kept_bases[*index].ino == st.st_ino)
+			return 0;
+	return keep_base(fd, &st, path);
+}
+
+int image_mappings_keep_replaced(int dfd, const char *path)
+{
+	size_t index;
+	int fd, ret;
+
+	if (!delta_wanted() || !is_page_image_name(path))
+		return 0;
+	fd = openat(dfd, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -1;
+	ret = kept_base_index(fd, path, &index);
+	close(fd);
+	return ret;
+}
+
 /* Sets image->delta if the file behind the mapping stays as a base of this checkpoint. */
 static int find_base(struct vma_area *vma, const char *path, int map_files_dfd)
 {
 	struct image_mapping *image = vma->image;
-	struct stat st;
 	char range[64];
-	int fd, ret = -1;
+	int fd, ret;
 
 	snprintf(range, sizeof(range), "%" PRIx64 "-%" PRIx64, vma->e->start, vma->e->end);
 	fd = openat(map_files_dfd, range, O_RDONLY | O_CLOEXEC);
-	if (fd < 0 || fstat(fd, &st)) {
+	if (fd < 0) {
 		pr_perror("Can't open the image behind %s", range);
-		goto out;
+		return -1;
 	}
-	for (image->base = 0; image->base < kept_bases_n; image->base++)
-		if (kept_bases[image->base].dev == st.st_dev && kept_bases[image->base].ino == st.st_ino)
-			break;
-	if (image->base == kept_bases_n && keep_base(fd, &st, path))
-		goto out;
-	image->delta = kept_bases[image->base].usable;
-	ret = 0;
-out:
-	close_safe(&fd);
+	ret = kept_base_index(fd, path, &image->base);
+	close(fd);
+	if (!ret)
+		image->delta = kept_bases[image->base].usable;
 	return ret;
 }
 

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,9 +14,23 @@
 #include "mapped-base.h"
 #include "page.h"
 #include "servicefd.h"
+#include "util.h"
 #include "xmalloc.h"
 
 #define SAMPLED_PAGES 256
+
+static bool lists_expected;
+
+/* The files beside the images that this dump wrote or refers to. */
+static struct kept_name {
+	char text[MAPPED_BASE_NAME_LEN];
+} * kept_names;
+static size_t kept_names_n;
+
+void base_lists_expect(void)
+{
+	lists_expected = true;
+}
 
 int array_grow(void *array, size_t n, size_t element_size)
 {
@@ -131,13 +146,18 @@ void base_list_free(struct base_list *list)
 	memset(list, 0, sizeof(*list));
 }
 
+static void list_name(int pid, char name[MAPPED_BASE_NAME_LEN])
+{
+	snprintf(name, MAPPED_BASE_NAME_LEN, MAPPED_BASE_PREFIX "%d.txt", pid);
+}
+
 static FILE *open_list(int pid, int flags, const char *mode)
 {
 	char name[MAPPED_BASE_NAME_LEN];
 	FILE *f = NULL;
 	int fd;
 
-	snprintf(name, sizeof(name), MAPPED_BASE_PREFIX "%d.txt", pid);
+	list_name(pid, name);
 	fd = openat(get_service_fd(IMG_FD_OFF), name, flags | O_CLOEXEC, 0600);
 	if (fd >= 0)
 		f = fdopen(fd, mode);
@@ -174,6 +194,8 @@ int base_list_read(int pid, struct base_list *list)
 	FILE *f;
 
 	memset(list, 0, sizeof(*list));
+	if (!lists_expected)
+		return 0;
 	f = open_list(pid, O_RDONLY, "r");
 	if (!f)
 		return errno == ENOENT ? 0 : -1;
@@ -185,12 +207,67 @@ int base_list_read(int pid, struct base_list *list)
 	return ret;
 }
 
+static bool is_kept(const char *name)
+{
+	size_t i;
+
+	for (i = 0; i < kept_names_n; i++)
+		if (!strcmp(kept_names[i].text, name))
+			return true;
+	return false;
+}
+
+static int keep_name(const char *name)
+{
+	if (is_kept(name))
+		return 0;
+	if (array_grow(&kept_names, kept_names_n, sizeof(*kept_names)))
+		return -1;
+	snprintf(kept_names[kept_names_n++].text, sizeof(kept_names->text), "%s", name);
+	return 0;
+}
+
+static int keep_names(int pid, const struct base_list *list)
+{
+	char name[MAPPED_BASE_NAME_LEN];
+	size_t i;
+
+	list_name(pid, name);
+	if (keep_name(name))
+		return -1;
+	for (i = 0; i < list->files_n; i++)
+		if (keep_name(list->files[i].name))
+			return -1;
+	return 0;
+}
+
+void base_lists_remove_stale(void)
+{
+	int images = get_service_fd(IMG_FD_OFF);
+	int fd = openat(images, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *folder = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *entry;
+
+	if (!folder) {
+		pr_pwarn("gpuckpt: can't look for base images of older checkpoints");
+		close_safe(&fd);
+		return;
+	}
+	while ((entry = readdir(folder)))
+		if (!strncmp(entry->d_name, MAPPED_BASE_PREFIX, strlen(MAPPED_BASE_PREFIX)) &&
+		    !is_kept(entry->d_name) && unlinkat(images, entry->d_name, 0))
+			pr_pwarn("gpuckpt: can't remove %s of an older checkpoint", entry->d_name);
+	closedir(folder);
+}
+
 int base_list_write(int pid, const struct base_list *list)
 {
 	bool failed;
 	size_t i;
 	FILE *f;
 
+	if (keep_names(pid, list))
+		return -1;
 	f = open_list(pid, O_WRONLY | O_CREAT | O_TRUNC, "w");
 	if (!f)
 		return -1;

@@ -150,6 +150,49 @@ def test_generations(modes, mounted, stock_build, patched_build, target):
     assert target.ask() == expected
 
 
+@pytest.mark.parametrize("modes", [["delta"] * 3, ["standalone"] * 3, ["delta", "standalone", "delta"]], ids="-".join)
+def test_generations_in_one_folder(modes, mounted, stock_build, patched_build, target):
+    """Each checkpoint replaces the one that the process is mapped from."""
+    expected = target.ask()
+    heap = largest_mapping(target.pid)
+    images = mounted / "images"
+    stock_build.dump(target, images)
+    for generation, mode in enumerate(modes, 1):
+        patched_build.restored(images, environment=MAPPED)
+        scribble(target.pid, *heap, seed=generation)
+        expected = target.ask()
+        environment = {**MAPPED, "CRIU_MAPPED_REDUMP": mode}
+        patched_build.dump(target, images, "--leave-running", environment=environment)
+        assert target.ask() == expected, "it lives on in memory that the checkpoint has replaced"
+        patched_build.dump(target, images, environment=environment)
+        assert (own_bytes(images) < HEAP_MIB * MIB // 4) == (mode == "delta")
+        assert bool(list(images.glob("mapped-base-*"))) == (mode == "delta"), "nothing stays that is not needed"
+    patched_build.restored(images, environment=MAPPED)
+    assert target.ask() == expected
+
+
+def test_list_of_an_older_checkpoint_is_not_read(delta, stock_build, patched_build, programs, tmp_path, targets):
+    """Stock CRIU leaves a delta's list in the folder that it writes again."""
+    images, _ = delta
+    (stale,) = images.glob("mapped-base-*.txt")
+    report = tmp_path / "another"
+    another = Target([str(programs / "heap"), "private", "8", str(report)], [report])
+    targets.append(another)
+    expected = another.start().ask()
+    stale.rename(images / f"mapped-base-{another.pid}.txt")
+    stock_build.dump(another, images)
+    patched_build.restored(images, environment=MAPPED)
+    assert another.ask() == expected
+
+
+def test_base_outlives_a_new_checkpoint_in_its_first_folder(delta, mounted, patched_build, target):
+    images, expected = delta
+    patched_build.restored(images, environment=MAPPED)
+    patched_build.dump(target, mounted / "full")
+    patched_build.restored(images, environment=MAPPED)
+    assert target.ask() == expected
+
+
 def test_deleted_base_makes_the_checkpoint_standalone(store, stock_build, patched_build, target):
     expected = target.ask()
     stock_build.dump(target, store / "full")
@@ -170,14 +213,16 @@ def test_layout_survives_three_deltas(seed, stock_build, patched_build, programs
     targets.append(target)
     expected = target.start().ask()
     environment = {**MAPPED, **DELTA, "CRIU_MAPPED_MIN_KB": "4"}
+    folders = [store / str(0 if seed % 4 > 1 else generation) for generation in range(4)]  # half of them in place
     try:
-        stock_build.dump(target, store / "0")
+        stock_build.dump(target, folders[0])
         for generation in (1, 2, 3):
-            patched_build.restored(store / str(generation - 1), environment=environment)
+            patched_build.restored(folders[generation - 1], environment=environment)
             assert target.ask() == expected, f"generation {generation}"
-            patched_build.dump(target, store / str(generation), environment=environment)
-        patched_build.restored(store / "3", environment=environment)
+            patched_build.dump(target, folders[generation], environment=environment)
+        patched_build.restored(folders[3], environment=environment)
         assert target.ask() == expected
     finally:
-        for name in Path("/dev/shm").glob(f"torture-{target.pid}-*"):
-            name.unlink()
+        for pid in target.pids:
+            for name in Path("/dev/shm").glob(f"torture-{pid}-*"):
+                name.unlink()

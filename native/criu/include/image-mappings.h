@@ -19,6 +19,12 @@ struct image_mapping;
  */
 extern int image_mapping_claim(struct vma_area *vma, const char *path, int map_files_dfd);
 
+/*
+ * To be called before an image of this dump replaces one of the same name: a task whose turn comes later may be mapped
+ * from it, so a delta keeps it as a base. -1: error.
+ */
+extern int image_mappings_keep_replaced(int dfd, const char *path);
+
 /* Whether the page of a claimed mapping is dumped; the others stay in the base images. */
 extern bool image_mapping_wants_page(struct vma_area *vma, unsigned long vaddr, const pmc_t *pmc);
 
@@ -31,7 +37,10 @@ extern int image_mappings_finish(struct pstree_item *item, struct vm_area_list *
 /* The image version of such a dump: stock CRIU, which would leave that memory empty, refuses it. */
 #define CRTOOLS_IMAGES_WITH_BASES 0x67700001
 
-/* Whether this dump refers to base images, without which it cannot be restored. */
+/*
+ * Whether this dump refers to base images, without which it cannot be restored. To be called when all tasks are dumped:
+ * what an older checkpoint left in the folder and this one does not refer to is removed.
+ */
 extern bool image_mappings_have_bases(void);
 
 #endif

@@ -48,7 +48,13 @@ struct base_list {
 /* Takes the identity of an open file; -1 with a message. */
 extern int base_identify(int fd, struct base_identity *identity);
 
-/* 0, also where the file does not exist and the list stays empty; -1 with a message. */
+/* The images are a delta: without this call, lists beside them are an older checkpoint's, and not read. */
+extern void base_lists_expect(void);
+
+/* Removes from the image folder the bases and lists that base_list_write() was not called with. */
+extern void base_lists_remove_stale(void);
+
+/* 0, also where there is no list and it stays empty; -1 with a message. */
 extern int base_list_read(int pid, struct base_list *list);
 extern int base_list_write(int pid, const struct base_list *list);
 extern void base_list_free(struct base_list *list);
