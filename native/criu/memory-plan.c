@@ -77,6 +77,7 @@ enum standaside {
 	ASIDE_GUARD,
 	ASIDE_ARENA,
 	ASIDE_SPECIAL,
+	ASIDE_INHERITED,
 	ASIDE_SCOPE,
 	ASIDE_SHORT,
 	ASIDE_N,
@@ -86,8 +87,8 @@ enum standaside {
 static const char *const standaside_notes[ASIDE_N] = {
 	[ASIDE_HUGETLB] = "hugetlb",       [ASIDE_LOCKED] = "locked",   [ASIDE_GROWSDOWN] = "growsdown",
 	[ASIDE_EXECUTABLE] = "executable", [ASIDE_ADVICE] = "advice",   [ASIDE_GUARD] = "guard",
-	[ASIDE_ARENA] = "arena",           [ASIDE_SPECIAL] = "special", [ASIDE_SCOPE] = "scope",
-	[ASIDE_SHORT] = "short",
+	[ASIDE_ARENA] = "arena",           [ASIDE_SPECIAL] = "special", [ASIDE_INHERITED] = "inherited",
+	[ASIDE_SCOPE] = "scope",           [ASIDE_SHORT] = "short",
 };
 
 /* The plan of the task that this process is about to become. A forked child starts its own in memory_plan_begin(). */
@@ -404,16 +405,17 @@ static int add_runs(struct vma_area *vma, unsigned long addr, unsigned long len,
 
 int memory_plan_take(struct vma_area *vma, struct page_read *pr, unsigned long addr, unsigned long len)
 {
-	bool premapped = vma_area_is(vma, VMA_PREMMAPED);
 	enum standaside aside;
 
 	if (!plan.active)
 		return 0;
 	aside = plan.maps ? vma_standaside(vma) : MAPPABLE;
-	/* Pages that forked relatives may share are compared and copied by CRIU, unless they are mapped. */
-	if (premapped && (!plan.maps || aside != MAPPABLE || len < switches()->mapped_min_bytes))
+	/* CRIU compares the pages of forked relatives and shares them; mapped, each would hold an image of its own. */
+	if (vma_area_is(vma, VMA_PREMMAPED)) {
+		if (plan.maps)
+			plan.aside_bytes[aside == MAPPABLE ? ASIDE_INHERITED : aside] += len;
 		return 0;
-
+	}
 	if (plan.maps && aside != MAPPABLE)
 		plan.aside_bytes[aside] += len;
 	return add_runs(vma, addr, len, pr->pi_off, plan.maps && aside == MAPPABLE) ? -1 : 1;
@@ -752,9 +754,12 @@ out:
 /* A short image would be found out by the program, as SIGBUS, long after the restore. */
 static int check_image_size(int fd)
 {
-	const struct page_run *last = &plan.runs[plan.n - 1];
+	const struct page_run *last;
 	struct stat st;
 
+	if (!plan.n)
+		return 0;
+	last = &plan.runs[plan.n - 1];
 	if (fstat(fd, &st)) {
 		pr_perror("Can't stat the page image");
 		return -1;
@@ -784,8 +789,12 @@ int memory_plan_render(struct pstree_item *t, struct task_restore_args *ta)
 	size_t mapped;
 
 	memset(out, 0, sizeof(*out));
-	if (plan.task != t || !plan.active || !plan.n)
+	if (plan.task != t || !plan.active)
 		return 0;
+	if (!plan.n && !plan.bases.ranges_n) {
+		report_aside(vpid(t));
+		return 0;
+	}
 
 	ta->vma_ios_fd = open_page_image(rsti(t)->pages_img_id);
 	if (ta->vma_ios_fd < 0 || check_image_size(ta->vma_ios_fd))

@@ -20,6 +20,8 @@ CAP_SYS_RESOURCE = 24
 # These pass with stock CRIU 4.2.1 in both flavours.
 ZDTM = [
     "busyloop00",
+    "cow00",
+    "cow01",
     "cwd00",
     "env00",
     "epoll",

@@ -2,8 +2,9 @@
 /*
  * Workload of the restore bench: N MiB of random memory, private (anonymous), private with the advice to use no huge
  * pages, shared (memfd), or scattered: private, every other page untouched, beside thousands of small mappings.
+ * Inherited: private, and three children, whose files are REPORT.1 to REPORT.3, share it with their parent.
  *
- *   heap private|small-pages|shared|scattered MIB REPORT
+ *   heap private|small-pages|shared|scattered|inherited MIB REPORT
  *
  * On SIGUSR1 it reads all of it and replaces the file REPORT by one line: "<number of the answer> <digest in hex>".
  * The first line, number 0, appears when the memory is filled.
@@ -19,6 +20,7 @@
 
 #define PAGE 4096UL
 #define SMALL_MAPPINGS 6000
+#define CHILDREN 3
 
 /* Each is two mappings, since its pages differ in what is allowed; only the first is ever written. */
 static int add_small_mappings(void)
@@ -96,8 +98,27 @@ static void report(const char *path, unsigned number, uint64_t sum)
 		exit(1);
 }
 
+/* Returns in the parent, which keeps the path, and in each child, which gets one of its own. */
+static void fork_children(char *path, size_t size)
+{
+	size_t len = strlen(path);
+	int i;
+
+	for (i = 1; i <= CHILDREN; i++) {
+		pid_t child = fork();
+
+		if (child < 0)
+			exit(1);
+		if (!child) {
+			snprintf(path + len, size - len, ".%d", i);
+			return;
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
+	char path[4096];
 	sigset_t asked;
 	uint64_t *words;
 	unsigned number = 0;
@@ -105,7 +126,7 @@ int main(int argc, char **argv)
 	int sig;
 
 	if (argc != 4) {
-		fprintf(stderr, "usage: heap private|small-pages|shared|scattered MIB REPORT\n");
+		fprintf(stderr, "usage: heap private|small-pages|shared|scattered|inherited MIB REPORT\n");
 		return 2;
 	}
 	len = strtoull(argv[2], NULL, 10) << 20;
@@ -119,8 +140,11 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	fill(words, len / sizeof(*words), !strcmp(argv[1], "scattered"));
+	snprintf(path, sizeof(path), "%s", argv[3]);
+	if (!strcmp(argv[1], "inherited"))
+		fork_children(path, sizeof(path));
 	do
-		report(argv[3], number++, digest(words, len / sizeof(*words)));
+		report(path, number++, digest(words, len / sizeof(*words)));
 	while (!sigwait(&asked, &sig));
 	return 1;
 }

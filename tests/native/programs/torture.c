@@ -4,6 +4,9 @@
  *
  *   torture SEED FOLDER
  *
+ * With an odd seed the child inherits its parent's layout, and the two write some pages apart; with an even one it has
+ * its own.
+ *
  * Parent and child write FOLDER/parent and FOLDER/child when they are ready and on every SIGUSR1: one line,
  * "<number of the answer> <digest of the contents> <digest of the layout>". The layout is every range of addresses with
  * its protection and sharing; how many mappings the kernel keeps for a range does not count.
@@ -137,7 +140,7 @@ static int new_file(size_t len)
 	char path[4096];
 	int fd;
 
-	snprintf(path, sizeof(path), "%s/file-%u", folder, n_regions);
+	snprintf(path, sizeof(path), "%s/file-%d-%u", folder, getpid(), n_regions);
 	fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
 	if (fd < 0 || ftruncate(fd, len))
 		die(path);
@@ -364,6 +367,7 @@ static int answer(const char *who)
 int main(int argc, char **argv)
 {
 	sigset_t asked;
+	bool inherits;
 	pid_t child;
 
 	if (argc != 3 && argc != 4) {
@@ -376,10 +380,17 @@ int main(int argc, char **argv)
 	sigaddset(&asked, SIGUSR1);
 	sigprocmask(SIG_BLOCK, &asked, NULL);
 
-	build(argc == 4);
+	inherits = strtoull(argv[1], NULL, 10) % 2;
+	if (inherits)
+		build(argc == 4);
 	child = fork();
 	if (child < 0)
 		die("fork");
-	diverge(child ? 1 : 2);
+	if (inherits) {
+		diverge(child ? 1 : 2);
+	} else {
+		state ^= child ? 1 : 2;
+		build(argc == 4);
+	}
 	return answer(child ? "parent" : "child");
 }
