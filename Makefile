@@ -47,6 +47,10 @@ test-integration: deps setup-dev ## real provisioning and benchmarks on this mac
 test-molecule: deps setup-dev ## every scenario of every role
 	@.ci/checks.py molecule
 
+.PHONY: test-faults
+test-faults: deps setup-dev ## kills, damage and full stores on a node of its own (ARGS: see docs/faults.md)
+	@tests/integration/own_node.sh build/node 'ansible-playbook provision.yml -e gpuckpt_weights_mib=64' tests/faults/run.py $(ARGS)
+
 .PHONY: format roles-docs readme-table lock clean
 format: setup-dev ## format Python and C
 	@ruff format --quiet . && ruff check --quiet --fix .

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -120,6 +121,8 @@ def all_checks() -> list[Check]:
     driver, modules = "tests/integration/test_driver_install.py", "tests/integration/modules"
     apart = [f"--ignore={path}" for path in (*bundled, driver, modules)]
     provision = "ansible-playbook provision.yml -e gpuckpt_weights_mib=64"
+    faults = (PYTHON, "tests/faults/run.py", "--seed", "1", "--seconds", "120")
+    in_node = f"{shlex.join([*integration, modules])}; {shlex.join(faults)}"
     own_node = ("tests/integration/own_node.sh", "build/node", provision)
     return [
         Check(
@@ -135,7 +138,7 @@ def all_checks() -> list[Check]:
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
         *lint_checks(),
         # On nodes of their own, next to the others; the one of the modules takes the builds of CRIU that `integration` has made.
-        Check("integration-modules", "integration", (*own_node, *integration, modules), limit_s=1800),
+        Check("integration-modules", "integration", (*own_node, "bash", "-ec", in_node), limit_s=1800),
         Check("integration-driver", "integration", (*integration, driver)),
         Check("integration-bundle", "integration", (*integration, *bundled), uses=frozenset({"bundle"})),
         *molecule_checks(),

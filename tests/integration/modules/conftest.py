@@ -3,52 +3,31 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
+import module_call
 from support import Call, Result
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVER = ROOT / "roles" / "inference_server" / "files" / "gpuckpt_reference_server.py"
 IMAGE = "localhost/gpuckpt-reference:latest"
 WEIGHTS_MIB = 16
-RUN_MODULE = """
-import json, runpy, sys
-import ansible.module_utils
-from ansible.module_utils.testing import patch_module_args
-ansible.module_utils.__path__.append(sys.argv[1])
-with patch_module_args(json.load(sys.stdin)):
-    runpy.run_path(sys.argv[2], run_name="__main__")
-"""
 
 
 @pytest.fixture(scope="session")
 def call(provisioned: object) -> Call:
     """Run a module with options; returns its result."""
-
-    def run(module: str, **options: Any) -> Result:
-        process = subprocess.run(
-            [sys.executable, "-c", RUN_MODULE, str(ROOT / "module_utils"), str(ROOT / "library" / f"{module}.py")],
-            input=json.dumps(options),
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert process.stdout.strip(), process.stderr
-        return json.loads(process.stdout.strip().splitlines()[-1])
-
-    return run
+    return module_call.call
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs a module of library/ as Ansible runs it, without Ansible around: a process of its own that reads its options and prints JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN_MODULE = """
+import json, runpy, sys
+import ansible.module_utils
+from ansible.module_utils.testing import patch_module_args
+ansible.module_utils.__path__.append(sys.argv[1])
+with patch_module_args(json.load(sys.stdin)):
+    runpy.run_path(sys.argv[2], run_name="__main__")
+"""
+
+
+class ModuleCall:
+    """A module under way. Its output goes into files, so that nothing that it leaves behind can hold up its reader."""
+
+    def __init__(self, module: str, options: dict[str, Any]) -> None:
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 # read when the module has ended
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        program = [sys.executable, "-c", RUN_MODULE, str(ROOT / "module_utils"), str(ROOT / "library" / f"{module}.py")]
+        with tempfile.TemporaryFile("w+") as given:
+            json.dump(options, given)
+            given.seek(0)
+            self.process = subprocess.Popen(program, stdin=given, stdout=self._said, stderr=self._errors)
+
+    def finish(self, timeout_s: float) -> dict[str, Any] | None:
+        """What the module returned; None if it ended without a result, as one that was killed does.
+
+        :raises subprocess.TimeoutExpired: if it does not end; it goes on
+        """
+        self.process.wait(timeout_s)
+        self._said.seek(0)
+        lines = self._said.read().strip().splitlines()
+        try:
+            return dict(json.loads(lines[-1])) if lines else None
+        except ValueError:
+            return None
+
+    def errors(self) -> str:
+        """What it wrote on standard error."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+
+def call(module: str, timeout_s: float = 180, **options: Any) -> dict[str, Any]:
+    """Run a module to its end and return its result."""
+    running = ModuleCall(module, options)
+    result = running.finish(timeout_s)
+    assert result is not None, running.errors()
+    return result
