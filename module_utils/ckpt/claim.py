@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_text
+from ansible.module_utils.ckpt.parsing import FormatError, build, parse_json
 from ansible.module_utils.ckpt.procfs import read_task
 
 # Not in /run/gpuckpt, which a rollback removes while it still has the node.
@@ -114,17 +115,19 @@ class NodeTakenError(CkptError):
 def parse_claim(raw: Mapping[str, Any]) -> Claim:
     """A claim as `as_dict` gives it. Raises CkptError (bad_input)."""
     try:
-        return Claim(**{**raw, "holder": parse_process(raw["holder"])})
-    except (TypeError, KeyError):
-        raise CkptError("bad_input", f"this is no claim of a node: {dict(raw)!r:.200}.") from None
+        claim = build(Claim, raw)
+        str(claim)
+    except (ValueError, OverflowError, OSError) as error:
+        raise CkptError("bad_input", f"this is no claim of a node ({error}): {raw!r:.200}.") from None
+    return claim
 
 
 def parse_process(raw: Mapping[str, Any]) -> Process:
     """A process as `asdict` gives it. Raises CkptError (bad_input)."""
     try:
-        return Process(**{**raw, "pid": int(raw["pid"]), "starttime": int(raw["starttime"])})
-    except (TypeError, KeyError, ValueError):
-        raise CkptError("bad_input", f"this is no process: {dict(raw)!r:.200}.") from None
+        return build(Process, raw)
+    except FormatError as error:
+        raise CkptError("bad_input", f"this is no process ({error}): {raw!r:.200}.") from None
 
 
 def take(
@@ -186,12 +189,12 @@ def _refuse_unless_void(held: Claim, wanted: Claim, known: Known, insist: bool) 
         )
     if insist or held.silent_s() > held.silence_s:
         return
-    mend = f"go on with it (-e gpuckpt_run_id={held.run_id} -e gpuckpt_continue=true), or " if held.run_id else ""
+    fix = f"go on with it (-e gpuckpt_run_id={held.run_id} -e gpuckpt_continue=true), or " if held.run_id else ""
     raise NodeTakenError(
         held,
         True,
         f"this node is in use: {held}; its last sign of life was {held.silent_s():.0f} s ago, and after {held.silence_s} s "
-        f"it counts as ended. Nothing was changed here. Wait until it ends; if it was broken off, {mend}take the node from it "
+        f"it counts as ended. Nothing was changed here. Wait until it ends; if it was broken off, {fix}take the node from it "
         "with -e gpuckpt_take_over=true.",
     )
 
@@ -228,8 +231,8 @@ def _read(file: int) -> Claim | None:
     if not text.strip():
         return None
     try:
-        return parse_claim(json.loads(text))
-    except (ValueError, TypeError, AttributeError, CkptError):
+        return parse_claim(parse_json(text))
+    except (FormatError, CkptError):
         raise CkptError(
             "bad_input",
             f"{CLAIM_FILE} on this node says who uses it, and cannot be read: see that no play of gpuckpt runs, and remove it.",

@@ -16,6 +16,7 @@ from typing import Any
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Commands
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_atomically
+from ansible.module_utils.ckpt.parsing import FormatError, pick
 
 BUILDS = ("current", "stock", "patched", "distro")
 DEFAULT_HOME = "/opt/gpuckpt/criu"
@@ -23,10 +24,10 @@ NODE_ENV_FILE = "/etc/gpuckpt/criu.env"
 LANE_ENV_FILE = "/run/gpuckpt/criu.env"
 LOCK_FILE = "/run/gpuckpt/lock"
 LOCK_TIMEOUT_S = 30.0
-SWITCH = re.compile(r"^CRIU_[A-Z0-9_]+$")
+SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
 # what CRIU reads of the node's file
-NODE_SETTING = re.compile(r"^(CRIU_[A-Z0-9_]+|GPUCKPT_LIBCUDA)$")
-SAFE_VALUE = re.compile(r"^[A-Za-z0-9_./:,=+-]*$")
+NODE_SETTING = re.compile(r"CRIU_[A-Z0-9_]+|GPUCKPT_LIBCUDA")
+SAFE_VALUE = re.compile(r"[A-Za-z0-9_./:,=+-]*")
 # the first release with --network-lock, which the process runtime uses
 MINIMUM_VERSION = (3, 17)
 
@@ -69,9 +70,15 @@ class Criu:
                 f"there is no CRIU build `{self.build}` on this node ({self.binary} is not an executable file); "
                 "run provision.yml, or let the lane name a build that exists.",
             )
-        provenance = read_json(os.path.join(self.folder, "BUILD.json")) or {}
-        self.digest = provenance.get("digest")
-        self.version = provenance.get("criu_version") or self._ask_version(commands)
+        path = os.path.join(self.folder, "BUILD.json")
+        try:
+            provenance = read_json(path) or {}
+            self.digest = pick(provenance, "digest", kind=str, default=None)
+            self.version = pick(provenance, "criu_version", kind=str, default=None) or self._ask_version(commands)
+        except FormatError as error:
+            raise CkptError(
+                "criu_missing", f"{path} {error}; remove that build's folder, then run provision.yml."
+            ) from error
         if version_tuple(self.version) < MINIMUM_VERSION:
             raise CkptError(
                 "criu_too_old",
@@ -103,7 +110,7 @@ class Criu:
 
     def effective_switches(self) -> dict[str, str]:
         """CRIU_* settings as CRIU sees them: the node's defaults, then those of the lane."""
-        node = {name: value for name, value in _node_settings().items() if SWITCH.match(name)}
+        node = {name: value for name, value in _node_settings().items() if SWITCH.fullmatch(name)}
         return {**node, **self.switches}
 
     def environment(self) -> dict[str, str]:
@@ -122,24 +129,30 @@ class Criu:
 
 def parse_criu(raw: Mapping[str, Any]) -> Criu:
     """The module option `criu`. Raises CkptError (bad_input) that names every wrong key."""
-    switches = {str(key): str(value) for key, value in (raw.get("switches") or {}).items()}
-    errors = [f"criu.switches.{key} is not a CRIU_* variable" for key in switches if not SWITCH.match(key)]
+    given = raw.get("switches") or {}
+    if not isinstance(given, Mapping):
+        raise CkptError("bad_input", "the option criu is wrong: criu.switches must be a dictionary.")
+    switches = {str(key): str(value) for key, value in given.items()}
+    errors = [f"criu.switches.{key!s:.40} is not a CRIU_* variable" for key in switches if not SWITCH.fullmatch(key)]
     errors += [
-        f"criu.switches.{key} may hold letters, digits and _ . / : , = + - only"
+        f"criu.switches.{key!s:.40} may hold letters, digits and _ . / : , = + - only"
         for key, value in switches.items()
-        if not SAFE_VALUE.match(value)
+        if not SAFE_VALUE.fullmatch(value)
     ]
     build = raw.get("build") or "current"
     if build not in BUILDS:
         errors.append(f"criu.build must be one of {', '.join(BUILDS)}")
+    home = raw.get("home") or DEFAULT_HOME
+    if not isinstance(home, str) or not home.startswith("/") or not SAFE_VALUE.fullmatch(home):
+        errors.append("criu.home must be an absolute path of letters, digits and _ . / : , = + - only")
     if errors:
         raise CkptError("bad_input", f"the option criu is wrong: {'; '.join(errors)}.")
-    return Criu(build, switches, raw.get("home") or DEFAULT_HOME)
+    return Criu(build, switches, home)
 
 
 def version_tuple(text: str | None) -> tuple[int, ...]:
     """`4.2.1` as (4, 2, 1); () for None."""
-    return tuple(int(part) for part in re.findall(r"\d+", (text or "").split("-")[0]))
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", (text or "").split("-")[0]))
 
 
 @contextmanager
@@ -176,4 +189,4 @@ def lane_settings(criu: Criu) -> Iterator[None]:
 
 def _node_settings() -> dict[str, str]:
     pairs = (line.split("=", 1) for line in read_text(NODE_ENV_FILE).splitlines() if "=" in line)
-    return {key.strip(): value.strip().strip("'\"") for key, value in pairs if NODE_SETTING.match(key.strip())}
+    return {key.strip(): value.strip().strip("'\"") for key, value in pairs if NODE_SETTING.fullmatch(key.strip())}

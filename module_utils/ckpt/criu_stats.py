@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""CRIU's stats-dump and stats-restore images, decoded by hand: two magic numbers, a size, one protobuf message."""
+"""CRIU's images read by hand, as far as we need it: two magic numbers, then protobuf messages, each with its size."""
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 SERVICE_MAGIC = 0x55105940
 STATS_MAGIC = 0x57093306
 VARINT = 0
 LENGTH_DELIMITED = 2
+# what a 64-bit number takes at most
+VARINT_BYTES = 10
+HEADER_BYTES = 8
+SIZE_BYTES = 4
+# CRIU's own messages are of kilobytes; its largest hold a socket's queue, or the data of a pipe
+MESSAGE_BYTES = 64 << 20
 
 DUMP_FIELDS = {
     1: "freezing_time_us",
@@ -65,7 +72,10 @@ def decode(image: bytes) -> dict[str, int]:
 
 
 def fields(message: bytes) -> list[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protobuf message that holds only varints and length-delimited fields."""
+    """(number, value) of each field of a protobuf message that holds only varints and length-delimited fields.
+
+    Raises ValueError if it is none.
+    """
     found: list[tuple[int, int | bytes]] = []
     position = 0
     while position < len(message):
@@ -84,13 +94,31 @@ def fields(message: bytes) -> list[tuple[int, int | bytes]]:
 
 
 def varint(message: bytes, position: int) -> tuple[int, int]:
-    """The variable-length integer at `position`, and the position after it."""
-    value = shift = 0
-    while position < len(message):
-        byte = message[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
+    """The variable-length integer at `position`, and the position after it. Raises ValueError if it has no end."""
+    value = 0
+    for shift, byte in enumerate(message[position : position + VARINT_BYTES]):
+        value |= (byte & 0x7F) << 7 * shift
         if byte < 0x80:
-            return value, position
-        shift += 7
-    raise ValueError("a protobuf integer is cut short")
+            return value, position + shift + 1
+    raise ValueError("a protobuf integer is cut short or too long")
+
+
+def entries(path: str) -> Iterator[bytes]:
+    """The protobuf messages of a CRIU image: after the header, each with its size before it; none if there is no image.
+
+    Raises ValueError if the image is cut short, or says that it holds a message of a size that none has.
+    """
+    try:
+        source = open(path, "rb")  # noqa: SIM115  (closed below)
+    except FileNotFoundError:
+        return
+    with source:
+        source.read(HEADER_BYTES)
+        while size := source.read(SIZE_BYTES):
+            length = int.from_bytes(size, "little")
+            if length > MESSAGE_BYTES:
+                raise ValueError(f"says that a message of it has {length} bytes")
+            message = source.read(length)
+            if len(size) < SIZE_BYTES or len(message) < length:
+                raise ValueError("is cut short")
+            yield message

@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterable
 
 from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.gpu_inspection import MIB, whole_number
 
 STATES = ("running", "locked", "checkpointed", "failed")
 RUNNING = "running"
 CUDA_SUCCESS = 0
-MIB = 1 << 20
 SMI_TIMEOUT_S = 30.0
 
 
@@ -61,16 +61,19 @@ def _open_library() -> ctypes.CDLL | None:
 def memory_used_bytes(commands: Commands) -> int | None:
     """GPU memory in use on all GPUs of the node; None without a GPU."""
     rows = _query(commands, "--query-gpu=memory.used")
-    values = [int(row[0]) * MIB for row in rows if row and row[0].isdigit()]
-    return sum(values) if values else None
+    return _sum(row[0] for row in rows)
 
 
 def process_bytes(commands: Commands, pids: Iterable[int]) -> int | None:
     """GPU memory held by the processes; None without a GPU, or where the driver does not tell."""
     wanted = {str(pid) for pid in pids}
     rows = _query(commands, "--query-compute-apps=pid,used_memory")
-    values = [int(row[1]) * MIB for row in rows if len(row) == 2 and row[0] in wanted and row[1].isdigit()]
-    return sum(values) if values else None
+    return _sum(row[1] for row in rows if len(row) == 2 and row[0] in wanted)
+
+
+def _sum(cells: Iterable[str]) -> int | None:
+    sizes = [size for cell in cells if (size := whole_number(cell, MIB)) is not None]
+    return sum(sizes) if sizes else None
 
 
 def _query(commands: Commands, query: str) -> list[list[str]]:
@@ -79,4 +82,9 @@ def _query(commands: Commands, query: str) -> list[list[str]]:
     result = commands.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], SMI_TIMEOUT_S)
     if result.rc != 0:
         return []
-    return [[cell.strip() for cell in line.split(",")] for line in result.stdout.splitlines() if line.strip()]
+    return parse_rows(result.stdout)
+
+
+def parse_rows(text: str) -> list[list[str]]:
+    """The cells of each line that nvidia-smi writes as CSV."""
+    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]

@@ -7,6 +7,11 @@ import json
 import os
 from typing import Any
 
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json
+
+# no document of ours comes near it, not with the digests of a large checkpoint
+DOCUMENT_BYTES = 64 << 20
+
 
 def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     """Replace `path` by `text`; after a crash there is the old content or the new, never a part."""
@@ -30,12 +35,15 @@ def write_json(path: str, value: Any, mode: int = 0o600) -> None:
 
 
 def read_json(path: str) -> Any | None:
-    """The JSON document at `path`, None if there is none. Raises ValueError if it is not JSON."""
+    """The JSON document at `path`, None if there is none. Raises FormatError if it is not JSON, as parse_json has it."""
     try:
-        with open(path, encoding="utf-8") as source:
-            return json.load(source)
+        with open(path, "rb") as source:
+            content = source.read(DOCUMENT_BYTES + 1)
     except FileNotFoundError:
         return None
+    if len(content) > DOCUMENT_BYTES:
+        raise FormatError(f"is larger than {DOCUMENT_BYTES >> 20} MiB")
+    return parse_json(content)
 
 
 def read_text(path: str) -> str:
@@ -49,7 +57,7 @@ def read_text(path: str) -> str:
 
 def mounts_at(point: str, mountinfo: str = "/proc/self/mountinfo") -> int:
     """How many mounts lie on one another at `point`; a bind of the same filesystem shows here only."""
-    return sum(line.split()[4] == point for line in read_text(mountinfo).splitlines())
+    return sum(line.split()[4:5] == [point] for line in read_text(mountinfo).splitlines())
 
 
 def remove(path: str) -> None:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import asdict, dataclass
 
 from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json, pick
 
 NVIDIA_VENDOR = "0x10de"
 PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
@@ -101,15 +101,18 @@ def parse_gpus(text: str) -> list[Gpu]:
         if len(fields) != len(QUERY):
             continue
         index, uuid, name, pci, generation, lanes, total, used, persistence, mig = fields
-        link = (_number(generation), _number(lanes))
-        memory = (_number(total, MIB), _number(used, MIB))
-        gpus.append(Gpu(int(index), uuid, name, pci, *link, *memory, persistence == "Enabled", mig))
+        number = whole_number(index)
+        if number is None:
+            continue
+        link = (whole_number(generation), whole_number(lanes))
+        memory = (whole_number(total, MIB), whole_number(used, MIB))
+        gpus.append(Gpu(number, uuid, name, pci, *link, *memory, persistence == "Enabled", mig))
     return gpus
 
 
-def _number(text: str, unit: int = 1) -> int | None:
-    # nvidia-smi writes [N/A] or [Not Supported] where a GPU does not tell
-    return int(text) * unit if text.isdigit() else None
+def whole_number(text: str, unit: int = 1) -> int | None:
+    """Returns a number of nvidia-smi times a unit; None for [N/A] or [Not Supported], where a GPU does not tell."""
+    return int(text) * unit if re.fullmatch(r"[0-9]{1,15}", text) else None
 
 
 def gpus(node: Node) -> tuple[list[Gpu], str]:
@@ -146,8 +149,8 @@ def legacy_hooks(node: Node) -> list[str]:
     for folder in HOOK_FOLDERS:
         for path in node.glob(f"{folder}/*.json"):
             try:
-                command = json.loads(node.read(path) or "{}").get("hook", {}).get("path", "")
-            except ValueError:
+                command = pick(parse_json(node.read(path) or "{}"), "hook", "path", kind=str, default="")
+            except FormatError:
                 continue
             if "nvidia-container" in command:
                 found.append(path)

@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu_stats import fields
+from ansible.module_utils.ckpt.criu_stats import entries, fields
 from ansible.module_utils.ckpt.errors import CkptError
 
 COMMON_MAGIC = 0x54564319
@@ -18,6 +17,8 @@ INVENTORY_MAGIC = 0x58313116
 PAGEMAP_MAGIC = 0x56084025
 ARCHIVE_TIMEOUT_S = 3600.0
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+# what tar gives as the size of a file, at most 2⁶³ bytes
+SIZE = re.compile(r"[0-9]{1,19}")
 PE_PARENT = 1
 PE_PRESENT = 4
 
@@ -101,7 +102,7 @@ def inspect_archive(commands: Commands, path: str) -> tuple[dict[str, int], int]
 def listing(text: str) -> list[tuple[int, str]]:
     """(bytes, name) of the regular files in the output of `tar --list --verbose`."""
     rows = (line.split(None, 5) for line in text.splitlines() if line.startswith("-"))
-    return [(int(row[2]), row[5].removeprefix("./")) for row in rows if len(row) == 6]
+    return [(int(row[2]), row[5].removeprefix("./")) for row in rows if len(row) == 6 and SIZE.fullmatch(row[2])]
 
 
 def archive_kind(name: str) -> str:
@@ -110,7 +111,15 @@ def archive_kind(name: str) -> str:
 
 
 def require_whole(folder: str) -> Report:
-    """The report of a checkpoint. Raises CkptError (images_missing, images_truncated) if it cannot be restored."""
+    """The report of a checkpoint. Raises CkptError (images_missing, images_truncated, file_unusable) if it cannot be restored."""
+    unusable = [name for name in _names(folder) if name.endswith(".img") and not os.path.isfile(f"{folder}/{name}")]
+    if unusable:
+        raise CkptError(
+            "file_unusable",
+            f"{folder}/{sorted(unusable)[0]} is not a file that can be read (a folder, or a link that leads nowhere); "
+            "put the image back, or take the checkpoint again.",
+            sorted(unusable),
+        )
     report = inspect(folder)
     if report.missing:
         raise CkptError("images_missing", f"{report.errors[0]}; take the checkpoint (again), or name the right folder.")
@@ -132,6 +141,8 @@ def verify(folder: str, report: Report) -> None:
         return
     if _magic(inventory) != INVENTORY_MAGIC:
         report.errors.append("inventory.img does not begin as CRIU's inventory does")
+    if not os.path.isfile(os.path.join(folder, "pstree.img")):
+        report.errors.append("pstree.img is missing")
     expected: dict[int, int] = {}
     for name, _size in _files(folder):
         if not name.startswith("pagemap-"):
@@ -159,45 +170,43 @@ def _check_pages(folder: str, name: str, expected: int, errors: list[str]) -> No
 def read_pagemap(path: str) -> tuple[int, int]:
     """(id of the pages image, bytes of it that are used) of one pagemap image. Raises ValueError if it is damaged."""
     with open(path, "rb") as source:
-        image = source.read()
-    if len(image) < 8 or struct.unpack_from("<II", image) != (COMMON_MAGIC, PAGEMAP_MAGIC):
+        header = source.read(8)
+    if len(header) < 8 or struct.unpack("<II", header) != (COMMON_MAGIC, PAGEMAP_MAGIC):
         raise ValueError("does not begin as a pagemap does")
-    entries = _messages(image, 8)
-    pages_id = dict(fields(next(entries, b""))).get(1)
+    messages = entries(path)
+    pages_id = dict(fields(next(messages, b""))).get(1)
     if not isinstance(pages_id, int):
         raise ValueError("has no head")
-    return pages_id, sum(_present_bytes(dict(fields(entry))) for entry in entries)
+    return pages_id, sum(_present_bytes(dict(fields(entry))) for entry in messages)
 
 
 def _present_bytes(entry: dict[int, int | bytes]) -> int:
-    """Bytes that a pagemap entry takes up in the pages image: none if they lie in the parent or are fetched lazily."""
-    pages = entry.get(5, entry.get(2, 0))
-    flags = entry.get(4)
-    if flags is None:
-        present = not entry.get(3)
-    else:
-        assert isinstance(flags, int)
-        present = bool(flags & PE_PRESENT) and not flags & PE_PARENT
-    assert isinstance(pages, int)
+    """Bytes that a pagemap entry takes up in the pages image: none if they lie in the parent or are fetched lazily.
+
+    Raises ValueError if a number is none.
+    """
+    pages, flags = entry.get(5, entry.get(2, 0)), entry.get(4)
+    if not isinstance(pages, int) or isinstance(flags, bytes):
+        raise ValueError("holds text where a number belongs")
+    present = not entry.get(3) if flags is None else bool(flags & PE_PRESENT) and not flags & PE_PARENT
     return pages * PAGE_BYTES if present else 0
 
 
-def _messages(image: bytes, position: int) -> Iterator[bytes]:
-    while position < len(image):
-        if position + 4 > len(image):
-            raise ValueError("is cut short")
-        size = struct.unpack_from("<I", image, position)[0]
-        position += 4
-        if position + size > len(image):
-            raise ValueError("is cut short")
-        yield image[position : position + size]
-        position += size
+def numbers(folder: str) -> set[int]:
+    """Numbers of the processes and threads that the images in `folder` restore: each has a file core-N.img."""
+    found = (re.fullmatch(r"core-([0-9]{1,9})\.img", name) for name, _size in _files(folder))
+    return {int(match[1]) for match in found if match}
 
 
 def _files(folder: str) -> list[tuple[str, int]]:
+    """Name and size of each file."""
+    paths = ((name, os.path.join(folder, name)) for name in sorted(_names(folder)))
+    return [(name, os.path.getsize(path)) for name, path in paths if os.path.isfile(path)]
+
+
+def _names(folder: str) -> list[str]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+        return os.listdir(folder)
     except FileNotFoundError:
         return []
 

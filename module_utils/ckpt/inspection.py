@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Commands, Result
 
 COMMAND_TIMEOUT_S = 30.0
+# /proc/self/mountinfo: numbers, root, target, options, tags, a hyphen, then type, source and options of the file system
+MOUNT = re.compile(
+    r"[0-9]+ [0-9]+ \S+ \S+ (?P<target>\S+) (?P<options>\S+)(?: \S+)*? - (?P<type>\S+) (?P<source>\S*) ?(?P<super>\S*).*"
+)
 CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
@@ -79,10 +83,12 @@ def mounts(node: Node) -> list[Mount]:
     """Returns the mounts, in the kernel's order; the options are those of the mount and of its file system."""
     found = []
     for line in (node.read("/proc/self/mountinfo") or "").splitlines():
-        before, _, after = line.partition(" - ")
-        fields, (fstype, source, *super_options) = before.split(), after.split()
-        options = {*fields[5].split(","), *(super_options[0].split(",") if super_options else [])}
-        found.append(Mount(_unescape(fields[4]), fstype, _unescape(source), frozenset(options)))
+        match = MOUNT.fullmatch(line)
+        if match:
+            options = {*match["options"].split(","), *match["super"].split(",")} - {""}
+            found.append(
+                Mount(_unescape(match["target"]), match["type"], _unescape(match["source"]), frozenset(options))
+            )
     return found
 
 
@@ -106,13 +112,15 @@ def cgroups(node: Node) -> str:
 def sysctl(node: Node, name: str) -> int | None:
     """Returns a numeric kernel setting by its dotted name, None where the kernel has none."""
     text = node.read("/proc/sys/" + name.replace(".", "/"))
-    return int(text.split()[0]) if text else None
+    match = re.match(r"-?[0-9]{1,19}\b", text or "")
+    return int(match[0]) if match else None
 
 
 def memory_bytes(node: Node) -> dict[str, int]:
     """Returns total and available memory in bytes."""
     sizes = {
-        key: int(kib) * 1024 for key, kib in re.findall(r"^(\w+):\s+(\d+) kB", node.read("/proc/meminfo") or "", re.M)
+        key: int(kib) * 1024
+        for key, kib in re.findall(r"^(\w+):\s+([0-9]{1,19}) kB", node.read("/proc/meminfo") or "", re.M)
     }
     return {"total": sizes.get("MemTotal", 0), "available": sizes.get("MemAvailable", 0)}
 
@@ -129,7 +137,7 @@ def thp(node: Node) -> dict[str, str]:
 
 def capabilities(node: Node) -> dict[str, bool]:
     """Returns for each capability that a checkpoint may need whether this process has it."""
-    match = re.search(r"^CapEff:\s+([0-9a-f]+)", node.read("/proc/self/status") or "", re.M)
+    match = re.search(r"^CapEff:\s+([0-9a-f]{1,32})", node.read("/proc/self/status") or "", re.M)
     mask = int(match.group(1), 16) if match else 0
     return {name: bool(mask >> bit & 1) for name, bit in CAPABILITIES.items()}
 
@@ -165,7 +173,7 @@ def version_in(text: str) -> str | None:
 
 def version_tuple(version: str) -> tuple[int, ...]:
     """Returns a version's numbers, for comparison."""
-    return tuple(int(number) for number in re.findall(r"\d+", version))
+    return tuple(int(number) for number in re.findall(r"[0-9]{1,9}", version))
 
 
 def program_version(node: Node, *argv: str) -> str | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, write_json
+from ansible.module_utils.ckpt.parsing import FormatError, build
+from ansible.module_utils.ckpt.procfs import Task
 
 SCHEMA_VERSION = 1
 NAME = "checkpoint.json"
@@ -88,13 +90,11 @@ class Manifest:
 
 
 def load(layout: Layout) -> Manifest:
-    """The manifest of a checkpoint. Raises CkptError (images_missing, bad_input)."""
+    """The manifest of a checkpoint. Raises CkptError (images_missing, images_truncated, bad_input)."""
     try:
         raw = read_json(layout.manifest)
-    except ValueError as error:
-        raise CkptError(
-            "images_truncated", f"{layout.manifest} is not JSON ({error}); take the checkpoint again."
-        ) from error
+    except FormatError as error:
+        raise CkptError("images_truncated", f"{layout.manifest} {error}; take the checkpoint again.") from error
     if raw is None:
         raise CkptError(
             "images_missing",
@@ -104,7 +104,20 @@ def load(layout: Layout) -> Manifest:
         raise CkptError(
             "bad_input", f"{layout.manifest} was written by another version of gpuckpt; take the checkpoint again."
         )
-    return Manifest(**raw)
+    try:
+        return _checked(build(Manifest, raw))
+    except FormatError as error:
+        raise CkptError(
+            "images_truncated", f"{layout.manifest} is damaged: {error}; take the checkpoint again."
+        ) from error
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """The manifest. Raises FormatError for processes that are none: their numbers are waited for, and killed."""
+    for position, task in enumerate(manifest.tasks):
+        if build(Task, task, f"tasks[{position}]").pid <= 1 or task["nspid"] < 1:
+            raise FormatError(f"tasks[{position}] has a number that no process of a server has")
+    return manifest
 
 
 def is_complete(folder: str) -> bool:

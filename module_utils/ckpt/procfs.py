@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -18,6 +19,17 @@ TCP_CLOSE_WAIT = "08"
 MAPPED_IPV4 = "0000000000000000FFFF0000"
 TCP_LISTEN = "0A"
 OPEN_TCP_STATES = {TCP_ESTABLISHED, TCP_CLOSE_WAIT, "02", "03", "04", "05", "09", "0B"}
+# /proc/N/stat: number, (name), state, parent, 17 more fields, start in clock ticks since the boot
+STAT = re.compile(
+    r"[0-9]+ \((?P<comm>.*)\) (?P<state>\S) (?P<ppid>[0-9]{1,9})(?: -?[0-9]{1,20}){17} (?P<start>[0-9]{1,20})(?: .*)?\n?",
+    re.DOTALL,
+)
+# /proc/net/tcp: number, local and remote address, state, 5 more fields, inode
+TCP_ROW = re.compile(
+    r"^ *[0-9]+: (?P<local>(?:[0-9A-F]{8}){1,4}:[0-9A-F]{4}) (?P<remote>(?:[0-9A-F]{8}){1,4}:[0-9A-F]{4}) "
+    r"(?P<state>[0-9A-F]{2})(?: +\S+){5} +(?P<inode>[0-9]+)\b",
+    re.MULTILINE,
+)
 REAP_TIMEOUT_S = 10.0
 REAP_POLL_S = 0.005
 PR_SET_CHILD_SUBREAPER = 36
@@ -45,17 +57,28 @@ class Task:
 
 
 def read_task(pid: int, proc: str = "/proc") -> Task | None:
-    """The process `pid`, None if it does not exist."""
-    stat = read_text(f"{proc}/{pid}/stat")
-    if not stat:
+    """The process `pid`, None if it does not exist or cannot be read."""
+    # the name may hold anything, brackets and line ends too
+    match = STAT.fullmatch(read_text(f"{proc}/{pid}/stat"))
+    if match is None:
         return None
-    comm = stat[stat.index("(") + 1 : stat.rindex(")")]
-    fields = stat[stat.rindex(")") + 2 :].split()
-    nspid = pid
-    for line in read_text(f"{proc}/{pid}/status").splitlines():
-        if line.startswith("NSpid:"):
-            nspid = int(line.split()[-1])
-    return Task(pid, nspid, int(fields[1]), comm, fields[0], int(fields[19]))
+    nspid = _status(pid, "NSpid", proc)
+    return Task(
+        pid, pid if nspid is None else nspid, int(match["ppid"]), match["comm"], match["state"], int(match["start"])
+    )
+
+
+def process_of(number: int, proc: str = "/proc") -> int | None:
+    """The process that the thread of this number belongs to; None if there is none."""
+    return _status(number, "Tgid", proc)
+
+
+def _status(pid: int, key: str, proc: str) -> int | None:
+    """The last number of a line of a process's status."""
+    match = re.search(
+        rf"^{key}:(?:\s+[0-9]{{1,9}})*\s+([0-9]{{1,9}})$", read_text(f"{proc}/{pid}/status"), re.MULTILINE
+    )
+    return int(match[1]) if match else None
 
 
 def tree(root: int, proc: str = "/proc") -> list[Task]:
@@ -152,7 +175,8 @@ def port_holder(port: int, proc: str = "/proc") -> str | None:
 
 
 def _kib(path: str, key: str) -> int:
-    return sum(int(line.split()[1]) for line in read_text(path).splitlines() if line.startswith(key))
+    sizes = re.findall(rf"^{re.escape(key)}\s+([0-9]{{1,19}}) kB", read_text(path), re.MULTILINE)
+    return sum(map(int, sizes))
 
 
 def _descriptors(pid: int, proc: str) -> list[str]:
@@ -171,18 +195,11 @@ def _descriptors(pid: int, proc: str) -> list[str]:
 
 
 def _tcp_rows(folder: str) -> list[dict[str, str]]:
+    """The sockets of /proc/net/tcp and tcp6: local and remote address, state and inode of each."""
     rows = []
     for name in ("tcp", "tcp6"):
-        for line in read_text(f"{folder}/{name}").splitlines()[1:]:
-            fields = line.split()
-            rows.append(
-                {
-                    "local": _address(fields[1]),
-                    "remote": _address(fields[2]),
-                    "state": fields[3],
-                    "inode": fields[9],
-                }
-            )
+        for match in TCP_ROW.finditer(read_text(f"{folder}/{name}")):
+            rows.append({**match.groupdict(), "local": _address(match["local"]), "remote": _address(match["remote"])})
     return rows
 
 

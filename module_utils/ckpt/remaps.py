@@ -12,17 +12,16 @@ import errno
 import os
 import shutil
 import stat
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import BinaryIO
 
-from ansible.module_utils.ckpt.criu_stats import fields
+from ansible.module_utils.ckpt.criu_stats import entries, fields
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, remove, write_json
+from ansible.module_utils.ckpt.parsing import FormatError, pick
 
 INDEX = "index.json"
-HEADER_BYTES = 8
 LINKED = 0
 DELETED = " (deleted)"
 # a file with a second name can be written by whoever has opened that
@@ -32,28 +31,41 @@ Identity = tuple[int, int]
 
 
 def linked_back(images: str) -> dict[str, str]:
-    """Absolute path of each link_remap file of the images in a folder → the name that the file had."""
-    names = {file[1]: _text(file[6]) for file in _regular_files(images)}
-    found = {}
-    for entry in _entries(os.path.join(images, "remap-fpath.img")):
-        remap = dict(fields(entry))
-        if remap.get(3, LINKED) == LINKED:
-            found[_absolute(names[remap[2]])] = _absolute(names[remap[1]])
-    return found
+    """Absolute path of each link_remap file of the images in a folder → the name that the file had.
+
+    Raises CkptError (images_truncated) if the images do not say.
+    """
+    try:
+        names = {file[1]: _text(file[6]) for file in _regular_files(images)}
+        remaps = [dict(fields(entry)) for entry in entries(os.path.join(images, "remap-fpath.img"))]
+        linked = [remap for remap in remaps if remap.get(3, LINKED) == LINKED]
+        return {_absolute(names[remap[2]]): _absolute(names[remap[1]]) for remap in linked}
+    except (KeyError, ValueError) as error:
+        raise _damaged(images, error) from error
 
 
 def size_of(images: str, path: str) -> int | None:
-    """Size in bytes that an open file had when its holder was frozen; None if the images do not hold the file."""
-    for file in _regular_files(images):
-        size = file.get(8)
-        if _absolute(_text(file[6])) == path and isinstance(size, int):
-            return size
-    return None
+    """Size in bytes that an open file had when its holder was frozen; None if the images do not hold the file.
+
+    Raises CkptError (images_truncated) if the images do not say.
+    """
+    try:
+        sizes = {_absolute(_text(file[6])): file.get(8) for file in _regular_files(images)}
+    except (KeyError, ValueError) as error:
+        raise _damaged(images, error) from error
+    size = sizes.get(path)
+    return size if isinstance(size, int) else None
+
+
+def _damaged(images: str, error: Exception) -> CkptError:
+    return CkptError(
+        "images_truncated", f"the list of open files in {images} is damaged ({error}); take the checkpoint again."
+    )
 
 
 def _regular_files(images: str) -> Iterator[dict[int, int | bytes]]:
     """CRIU's reg_file_entry of each regular file that was open, by field number: 1 id, 6 name, 8 size."""
-    for entry in _entries(os.path.join(images, "files.img")):
+    for entry in entries(os.path.join(images, "files.img")):
         regular = dict(fields(entry)).get(3)
         if isinstance(regular, bytes):
             yield dict(fields(regular))
@@ -68,20 +80,6 @@ def _text(value: int | bytes) -> str:
     if isinstance(value, int):
         raise ValueError("an image of CRIU holds a number where a file's name belongs")
     return value.decode("utf-8", "surrogateescape")
-
-
-def _entries(path: str) -> Iterator[bytes]:
-    """The protobuf messages of an image: after the header, each with its size before it. None if there is no image."""
-    try:
-        with open(path, "rb") as source:
-            image = source.read()
-    except FileNotFoundError:
-        return
-    position = HEADER_BYTES
-    while position + 4 <= len(image):
-        (size,) = struct.unpack_from("<I", image, position)
-        yield image[position + 4 : position + 4 + size]
-        position += 4 + size
 
 
 def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:
@@ -132,8 +130,13 @@ def take_away(placed: Mapping[str, Identity]) -> None:
 
 
 def _index(folder: str) -> list[tuple[str, str]]:
-    """Each file that was kept, and where it belongs."""
-    paths = (read_json(os.path.join(folder, INDEX)) or {"paths": []})["paths"]
+    """Each file that was kept, and where it belongs. Raises CkptError (images_truncated) if the list is damaged."""
+    try:
+        paths = pick(read_json(os.path.join(folder, INDEX)), "paths", kind=list[str], default=[])
+    except FormatError as error:
+        raise CkptError(
+            "images_truncated", f"{os.path.join(folder, INDEX)} {error}; take the checkpoint again."
+        ) from error
     return [(os.path.join(folder, str(number)), path) for number, path in enumerate(paths)]
 
 

@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.parsing import FormatError, convert, require_document
 
 KINDS = ("reference", "vllm")
-NAME = re.compile(r"^[a-zA-Z0-9][a-zA-Z0-9_.-]*$")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+# what stands in the address of a request
+HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]")
+PATH = re.compile(r"/(?!/)[!-~]*")
 COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success_total"}
 # vLLM joins several tokens into one event now and then; their numbers tell them apart
 CANARY_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"return_token_ids": True}}
@@ -64,6 +69,11 @@ class ServerSpec:
         """Where the server listens."""
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def sleep_paths(self) -> list[str]:
+        """Where the requests of all slimming modes go."""
+        return [path for steps in self.sleep.values() for requests in steps.values() for path, _ in requests]
+
 
 REQUIRED = ("name", "kind", "command", "model", "port")
 OPTIONAL = {
@@ -85,13 +95,18 @@ KNOWN = {*REQUIRED, *OPTIONAL, *OTHERS}
 
 def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     """The specification of a server. Raises CkptError (bad_input) that names every wrong key."""
-    errors = [f"server.{key} is not known" for key in raw if key not in KNOWN]
+    try:
+        require_document(raw)
+    except FormatError as error:
+        raise CkptError("bad_input", f"the server's description {error}.") from None
+    errors = [f"server.{key!s:.40} is not known" for key in raw if key not in KNOWN]
     errors += [f"server.{key} is missing" for key in REQUIRED if not raw.get(key)]
     values = {key: raw[key] for key in (*REQUIRED, *OPTIONAL) if raw.get(key) is not None}
-    errors += [f"server.{key} must be a string" for key in OPTIONAL if not isinstance(values.get(key, ""), str)]
+    texts = (*OPTIONAL, "name", "kind", "model")
+    errors += [f"server.{key} must be a string" for key in texts if not isinstance(values.get(key, ""), str)]
     errors += _identity_errors(values, runtime)
     values["port"] = _number(values, "port", int, 1, 65535, errors)
-    values["health_timeout_s"] = _number({**raw}, "health_timeout_s", float, 0.1, 86400, errors, 300.0)
+    values["health_timeout_s"] = _number(raw, "health_timeout_s", float, 0.1, 86400, errors, 300.0)
     values["command"] = _strings(raw, "command", errors)
     values["podman_args"] = _strings(raw, "podman_args", errors)
     values["prefetch"] = _strings(raw, "prefetch", errors)
@@ -110,8 +125,13 @@ def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
     errors = []
     if values.get("kind") and values["kind"] not in KINDS:
         errors.append(f"server.kind must be one of {', '.join(KINDS)}")
-    if values.get("name") and not NAME.match(str(values["name"])):
+    if values.get("name") and not NAME.fullmatch(str(values["name"])):
         errors.append("server.name must be letters, digits, `_`, `.` or `-`")
+    if "host" in values and not HOST.fullmatch(str(values["host"])):
+        errors.append("server.host must be a host's name or address (an IPv6 address in brackets)")
+    for key in ("health_path", "completions_path", "counter_path"):
+        if key in values and not PATH.fullmatch(str(values[key])):
+            errors.append(f"server.{key} must be the path of an address, such as {getattr(ServerSpec, key)}")
     if runtime == "podman" and not (values.get("image") or values.get("rootfs")):
         errors.append("server.image is missing (the runtime podman needs it, or server.rootfs)")
     if values.get("image") and values.get("rootfs"):
@@ -129,17 +149,24 @@ def _number(
     if value is None:
         return default
     try:
-        number = kind(value)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or isinstance(value, bool) or not low <= number <= high:
+        number = _as_number(value, kind)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not low <= number <= high:
         errors.append(f"server.{key} must be a number from {low:g} to {high:g}")
     return number
 
 
+def _as_number(value: Any, kind: type) -> Any:
+    """A number, or text that spells one. Raises TypeError, ValueError or OverflowError for all else."""
+    if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+        raise TypeError
+    return kind(value)
+
+
 def _strings(raw: Mapping[str, Any], key: str, errors: list[str]) -> list[str]:
     value = raw.get(key) or []
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not all(isinstance(item, (str, int, float)) for item in value):
         errors.append(f"server.{key} must be a list of strings")
         return []
     return [str(item) for item in value]
@@ -156,6 +183,7 @@ def _environment(value: Any, errors: list[str]) -> dict[str, str]:
     if not isinstance(value, Mapping):
         errors.append("server.env must be a dictionary")
         return {}
+    errors += [f"server.env: {key!s:.40} is no name of a variable" for key in value if not str(key) or "=" in str(key)]
     return {str(key): str(item) for key, item in value.items()}
 
 
@@ -167,21 +195,28 @@ def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
     try:
         return Canary(
             prompt=str(value.get("prompt", Canary.prompt)),
-            max_tokens=int(value.get("max_tokens", Canary.max_tokens)),
-            temperature=float(value.get("temperature", Canary.temperature)),
-            extra=dict(value.get("extra") or CANARY_EXTRAS.get(kind, {})),
+            max_tokens=_as_number(value.get("max_tokens", Canary.max_tokens), int),
+            temperature=_as_number(value.get("temperature", Canary.temperature), float),
+            extra=convert(value.get("extra") or CANARY_EXTRAS.get(kind, {}), dict[str, Any], "extra"),
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         errors.append("server.canary has a value of the wrong type")
         return Canary()
 
 
 def _sleep(value: Any, errors: list[str]) -> dict[str, dict[str, list[tuple[str, Any]]]]:
     try:
+        modes = convert(value, dict[str, dict[str, list[list[Any]]]], "sleep")
         return {
-            str(mode): {when: [(str(path), body) for path, body in steps[when]] for when in ("before", "after")}
-            for mode, steps in value.items()
+            mode: {when: [_request(*step) for step in steps[when]] for when in ("before", "after")}
+            for mode, steps in modes.items()
         }
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         errors.append("server.sleep must map a slimming mode to `before` and `after`, each a list of [path, body]")
         return {}
+
+
+def _request(path: Any, body: Any) -> tuple[str, Any]:
+    if not PATH.fullmatch(convert(path, str, "path")):
+        raise ValueError("no path of an address")
+    return path, body

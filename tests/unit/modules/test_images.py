@@ -20,6 +20,7 @@ def checkpoint(criu: Path, tmp_path: Path) -> Path:
     """A recorded checkpoint, its pages image as a hole of the right size."""
     for name in ("inventory.img", "pagemap-25925.img"):
         shutil.copy(criu / name, tmp_path)
+    (tmp_path / "pstree.img").touch()
     (tmp_path / "pages-1.img").touch()
     os.truncate(tmp_path / "pages-1.img", PAGES_BYTES)
     return tmp_path
@@ -57,6 +58,44 @@ def test_an_inventory_that_is_none(checkpoint: Path) -> None:
     (checkpoint / "inventory.img").write_bytes(b"nonsense")
     with pytest.raises(CkptError, match="inventory"):
         images.require_whole(str(checkpoint))
+
+
+def test_an_image_that_cannot_be_read_is_no_damage(checkpoint: Path) -> None:
+    (checkpoint / "core-1.img").symlink_to("core-1.img")
+    (checkpoint / "mm-1.img").mkdir()
+    with pytest.raises(CkptError, match=r"core-1\.img is not a file") as caught:
+        images.require_whole(str(checkpoint))
+    assert caught.value.reason == "file_unusable"
+    assert caught.value.log_lines == ["core-1.img", "mm-1.img"]
+
+
+def test_the_numbers_that_a_restore_needs(checkpoint: Path) -> None:
+    for name in ("core-25925.img", "core-25927.img", "core-x.img", f"core-{'9' * 5000}.img"[:200], "fs-3.img"):
+        (checkpoint / name).touch()
+    assert images.numbers(str(checkpoint)) == {25925, 25927}
+
+
+@pytest.mark.parametrize("name", ["pstree.img", "inventory.img"])
+def test_no_tree_of_processes(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    with pytest.raises(CkptError, match=name):
+        images.require_whole(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"\x80" * 100000,  # a number without end
+        (1 << 31).to_bytes(4, "little"),  # a message larger than any
+        (2).to_bytes(4, "little") + b"\x0a\x00",  # text where a number belongs
+    ],
+)
+def test_a_pagemap_that_would_take_time_or_memory(checkpoint: Path, image: bytes) -> None:
+    head = (checkpoint / "pagemap-25925.img").read_bytes()[:8]
+    (checkpoint / "pagemap-25925.img").write_bytes(head + image)
+    with pytest.raises(CkptError, match="pagemap-25925") as caught:
+        images.require_whole(str(checkpoint))
+    assert caught.value.reason == "images_truncated"
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible.module_utils.ckpt import criu as criu_module
-from ansible.module_utils.ckpt import restore
+from ansible.module_utils.ckpt import procfs, restore
 from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
@@ -244,9 +245,8 @@ def test_mounts_are_counted_where_ismount_is_blind(tmp_path: Path) -> None:
 
 def test_a_manifest_comes_back(tmp_path: Path) -> None:
     layout = Layout(str(tmp_path / "golden"), "store")
-    manifest = Manifest(
-        "golden", "process", "reference", "2026-01-01T00:00:00+00:00", tasks=[{"nspid": 7, "comm": "a"}]
-    )
+    task = procfs.Task(pid=70, nspid=7, ppid=1, comm="a", state="S", starttime=3)
+    manifest = Manifest("golden", "process", "reference", "2026-01-01T00:00:00+00:00", tasks=[task.as_dict()])
     manifest.write(layout)
     assert load(layout) == manifest
     assert load(layout).identities == {(7, "a")}
@@ -265,3 +265,73 @@ def test_manifests_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.json").write_text('{"schema_version": 99}')
     with pytest.raises(CkptError, match="another version"):
         load(layout)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"colour": "red"},
+        {"counter": "4"},
+        {"tasks": {}},
+        {"tasks": [{"pid": 1}]},
+        {"tasks": [procfs.Task(-1, 7, 1, "a", "S", 3).as_dict()]},
+        {"canary_tokens": [1]},
+        {"images_total": 1.5},
+        {"tcp_established": 1},
+    ],
+)
+def test_a_manifest_with_odd_keys_is_damaged(tmp_path: Path, change: dict[str, Any]) -> None:
+    layout = Layout(str(tmp_path), "store")
+    whole = asdict(Manifest("golden", "process", "reference", "2026-01-01T00:00:00+00:00"))
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**whole, **change}))
+    with pytest.raises(CkptError, match=next(iter(change))) as caught:
+        load(layout)
+    assert caught.value.reason == "images_truncated"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"host": "127.0.0.1/x"}, "server.host"),
+        ({"health_path": "//other"}, "server.health_path"),
+        ({"name": "a\n"}, "server.name"),
+        ({"name": 5}, "server.name must be a string"),
+        ({"port": float("inf")}, "no number"),
+        ({"port": 80.5}, "server.port"),
+        ({"port": 10**30}, "too large"),
+        ({"command": ["a", {}]}, "server.command"),
+        ({"command": ["a\0"]}, "NUL"),
+        ({"model": "\ud800"}, "surrogates"),
+        ({"env": {"A=B": "c"}}, "A=B"),
+        ({"canary": {"max_tokens": "x"}}, "server.canary"),
+        ({"canary": {"extra": [1]}}, "server.canary"),
+        ({"sleep": {"m": {"before": ["ab"], "after": []}}}, "server.sleep"),
+        ({"sleep": {"m": {"before": []}}}, "server.sleep"),
+        ({"sleep": {"m": {"before": [["x", None]], "after": []}}}, "server.sleep"),
+    ],
+)
+def test_a_value_that_would_fail_later_is_named(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(CkptError, match=word) as caught:
+        parse_server({**SERVER, **change}, "process")
+    assert caught.value.reason == "bad_input"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"switches": ["CRIU_A"]}, {"home": "relative"}, {"home": "/a\n"}, {"home": 3}, {"build": ["x"]}],
+)
+def test_an_option_criu_that_is_none(option: dict[str, Any]) -> None:
+    with pytest.raises(CkptError, match=f"criu.{next(iter(option))}"):
+        parse_criu(option)
+
+
+def test_a_build_whose_description_is_damaged(tmp_path: Path) -> None:
+    criu = Criu("stock", home=str(tmp_path))
+    Path(criu.binary).parent.mkdir(parents=True)
+    Path(criu.binary).write_text("#!/bin/sh\n")
+    Path(criu.binary).chmod(0o755)
+    for text in ("[", "[3]", '{"criu_version": 4}'):
+        (Path(criu.folder) / "BUILD.json").write_text(text)
+        with pytest.raises(CkptError, match=r"BUILD\.json") as caught:
+            criu.require(Commands())
+        assert caught.value.reason == "criu_missing"
