@@ -14,7 +14,9 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     record, client = operation.record, operation.client
     client.ready()
     record.mark("T0", time.monotonic())
-    record.mark("T3", client.wait_healthy(lambda: None, params["timeout_s"]))
+    own_limit = params["timeout_s"]
+    option = "server.health_timeout_s" if own_limit is None else "timeout_s"
+    record.mark("T3", client.wait_healthy(lambda: None, own_limit, option))
     record.counter["before"] = client.counter()
     for _ in range(params["requests"]):
         flows.send_canary(operation)
