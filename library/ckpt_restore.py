@@ -43,6 +43,13 @@ options:
         type: str
         choices: [store, disk, tar, tar.gz, tar.zst]
         default: store
+      untaken:
+        description: Why the checkpoint could not be taken, as C(ckpt_start) or C(ckpt_checkpoint) said it. Where there is none, the
+          restore fails with this cause instead of V(images_missing).
+        type: dict
+        suboptions:
+          reason: {description: "The reason, from the closed list.", type: str, required: true}
+          cause: {description: "The message.", type: str, required: true}
   flags:
     description: More options, for C(podman container restore) or C(criu restore). Without C(--keep) podman deletes the images
       within the measured time; the module then gives it a copy, so that the checkpoint survives.
@@ -140,6 +147,10 @@ OPTIONS: dict[str, Any] = {
         "options": {
             "dir": {"type": "path", "required": True},
             "source": {"type": "str", "choices": list(SOURCES), "default": "store"},
+            "untaken": {
+                "type": "dict",
+                "options": {"reason": {"type": "str", "required": True}, "cause": {"type": "str", "required": True}},
+            },
         },
     },
     "flags": {"type": "list", "elements": "str", "default": []},

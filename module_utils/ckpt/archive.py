@@ -47,7 +47,8 @@ def pack(commands: Commands, folder: str, path: str) -> None:
     if result.rc == 0:
         return
     lines = result.stderr.strip().splitlines()
-    if "No space left" in result.stderr:
+    # tar tells a write that fell short by its size alone, "Wrote only 4096 of 10240 bytes"
+    if "No space left" in result.stderr or "Wrote only" in result.stderr:
         raise _store_full(lines)
     raise CkptError("runtime_failed", f"tar failed ({lines[0] if lines else result.rc}); see the log lines.", lines)
 

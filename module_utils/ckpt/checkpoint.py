@@ -17,6 +17,11 @@ from ansible.module_utils.ckpt.runtimes.base import DumpRequest
 
 # what CRIU writes beside the pages: images of kinds that are small, and its log
 OVERHEAD_BYTES = 16 << 20
+# how long a server that served may take to answer, before the checkpoint and after one that failed
+ANSWER_LIMIT_S = 30.0
+RECOVERY_LIMIT_S = 10.0
+# T: by a signal, t: by a tracer
+STOPPED_STATES = ("T", "t")
 
 
 def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
@@ -63,7 +68,7 @@ def _require_running(operation: flows.Operation) -> None:
 def _describe(operation: flows.Operation, params: dict[str, Any], layout: Layout) -> Manifest:
     """What must be the same after a restore: the canary's answer and the counter."""
     record, client = operation.record, operation.client
-    client.wait_healthy(operation.runtime.require_alive, timeout_s=30.0)
+    client.wait_healthy(lambda: _require_going(operation), ANSWER_LIMIT_S, option=None)
     before = client.counter()
     completion = client.complete(operation.spec.canary)
     record.canary_tokens = completion.tokens
@@ -85,6 +90,19 @@ def _describe(operation: flows.Operation, params: dict[str, Any], layout: Layout
         build=operation.criu.as_record(),
         switches=operation.criu.effective_switches(),
     )
+
+
+def _require_going(operation: flows.Operation) -> None:
+    """Of a server that does not answer. Raises CkptError if it ended (server_died) or is stopped (server_unhealthy)."""
+    tasks = operation.runtime.tasks()
+    if not tasks:
+        operation.runtime.require_alive()
+    elif tasks[0].state in STOPPED_STATES:
+        raise CkptError(
+            "server_unhealthy",
+            f"the server {operation.spec.name} does not answer: its process {tasks[0].pid} ({tasks[0].comm}) is stopped; "
+            f"let it go on (kill -CONT {tasks[0].pid}, or end what traces it), then take the checkpoint again.",
+        )
 
 
 def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
@@ -219,7 +237,7 @@ def _leave_serving(operation: flows.Operation, mode: str) -> str:
     if runtime.instance().running:
         try:
             slimming.wake(operation.client, mode)
-            operation.client.wait_healthy(runtime.require_alive, timeout_s=10.0)
+            operation.client.wait_healthy(runtime.require_alive, RECOVERY_LIMIT_S, option=None)
             return "The server goes on serving."
         except CkptError as error:
             operation.log_lines.append(f"the server did not recover: {error.message}")

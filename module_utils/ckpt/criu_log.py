@@ -14,9 +14,16 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-STAMP = re.compile(r"^\((\d+\.\d+)\)\s+(.*)$")
+from ansible.module_utils.ckpt.parsing import MAX_NUMBER
+
+STAMP = re.compile(r"^\(([0-9]{1,12}\.[0-9]{1,12})\)\s+(.*)$")
 SPAN = re.compile(r"gpuckpt: span (?P<fields>name=\S+ .*)$", re.MULTILINE)
 ERROR = re.compile(r"\bError \(")
+WARNING = re.compile(r"\bWarn  ?\(")
+# a warning that many lines before the first error may be its cause: CRIU words some so
+NEARBY_LINES = 8
+# no line that CRIU writes is longer; what damaged images make it write may be, and patterns take time with its length
+LINE_LENGTH = 2000
 SCRIPTS = re.compile(r"^Running ([a-z-]+) scripts$")
 
 
@@ -102,7 +109,7 @@ SIGNATURES = (
         "this CRIU cannot dump the TCP listeners of this kernel; use CRIU 4.2 or newer (the role criu builds it)",
     ),
     Signature(
-        r"No space left on device|Cannot allocate memory.*(write|page-xfer)",
+        r"No space left on device|Wrote only \d+ of|Cannot allocate memory.*(write|page-xfer)",
         "store_full",
         "the checkpoint store is full; delete old checkpoints or make the store larger "
         "(checkpoint_store_size_mib), or dump a smaller process",
@@ -121,9 +128,28 @@ SIGNATURES = (
     ),
     Signature(
         r"Can't fork for \d+: File exists",
-        "criu_failed",
+        "pid_taken",
         "a process number of the checkpoint is in use; stop the process that has it "
         "(the log names the number), then restore again",
+    ),
+    Signature(
+        r"Unable to create a thread: -17\b",
+        "pid_taken",
+        "the number of a thread of the checkpoint is in use; the files core-N.img of the images name its numbers: "
+        "stop the process that has one of them (ls /proc/N), then restore again",
+    ),
+    Signature(
+        r"Unable to interrupt task: \d+ \(Operation not permitted\)",
+        "criu_failed",
+        "a debugger or another tracer holds a process of the server (the log names its number, TracerPid in "
+        "/proc/N/status the tracer); end that, then take the checkpoint again",
+    ),
+    Signature(
+        r"(Error reading file|Can't read img file|Unable to open .*\.img): "
+        r"(Is a directory|Permission denied|Input/output error|Too many levels of symbolic links)",
+        "file_unusable",
+        "CRIU cannot read a file of the images (the log names the cause); "
+        "see what lies in the folder of the images, its rights and its medium, then restore again",
     ),
     Signature(
         r"Error \(criu/(image|protobuf|pagemap)\.c|No (core|mm|pagemap|pstree) image|\.img.*No such file",
@@ -181,7 +207,7 @@ def parse(text: str) -> list[Line]:
     """The stamped lines of a log. PIE lines carry no stamp, and take that of the line before them."""
     lines: list[Line] = []
     seconds = 0.0
-    for raw in text.splitlines():
+    for raw in _lines(text):
         match = STAMP.match(raw)
         if match:
             seconds = float(match.group(1))
@@ -223,6 +249,8 @@ def spans(text: str) -> dict[str, tuple[float, float, int]]:
             start, end, size = float(fields["start"]), float(fields["end"]), int(fields.get("bytes") or 0)
         except (KeyError, ValueError):
             continue
+        if not 0 <= start <= end < MAX_NUMBER or not 0 <= size < MAX_NUMBER:
+            continue
         known = found.get(fields["name"])
         if known:
             start, end, size = min(start, known[0]), max(end, known[1]), size + known[2]
@@ -232,7 +260,15 @@ def spans(text: str) -> dict[str, tuple[float, float, int]]:
 
 def error_lines(text: str) -> list[str]:
     """The lines that report an error, without those known to be harmless."""
-    return [line for line in text.splitlines() if ERROR.search(line) and not _matches(line, HARMLESS)]
+    return [line for line in _lines(text) if _is_error(line)]
+
+
+def cause_lines(text: str) -> list[str]:
+    """The lines that report an error, after the last warning that stands shortly before the first of them."""
+    lines = _lines(text)
+    first = next((number for number, line in enumerate(lines) if _is_error(line)), len(lines))
+    warnings = [line for line in lines[max(0, first - NEARBY_LINES) : first] if WARNING.search(line)]
+    return [*warnings[-1:], *(line for line in lines[first:] if _is_error(line))]
 
 
 def silent_failures(text: str, plain_processes: int = 0) -> list[str]:
@@ -243,12 +279,12 @@ def silent_failures(text: str, plain_processes: int = 0) -> list[str]:
     """
     passed_over = set(PLAIN_PROCESS.findall(text))
     expected = (QUERY_OF_A_PLAIN_PROCESS,) if len(passed_over) <= plain_processes else ()
-    return [line for line in text.splitlines() if _matches(line, SILENT_FAILURES) and not _matches(line, expected)]
+    return [line for line in _lines(text) if _matches(line, SILENT_FAILURES) and not _matches(line, expected)]
 
 
 def classify(text: str) -> Signature | None:
-    """The cause that a failed run's log names; the earliest error line that is known decides."""
-    for line in error_lines(text) or text.splitlines()[-20:]:
+    """The cause that a failed run's log names; the earliest known line of an error, or of the warning before it, decides."""
+    for line in cause_lines(text) if error_lines(text) else _lines(text)[-20:]:
         for signature in SIGNATURES:
             if re.search(signature.pattern, line, re.IGNORECASE):
                 return signature
@@ -263,6 +299,14 @@ def start_of_log(last_write: float, lines: Sequence[Line]) -> float | None:
     if not lines:
         return None
     return last_write - (time.time() - time.monotonic()) - lines[-1].seconds
+
+
+def _lines(text: str) -> list[str]:
+    return [line[:LINE_LENGTH] for line in text.splitlines()]
+
+
+def _is_error(line: str) -> bool:
+    return bool(ERROR.search(line)) and not _matches(line, HARMLESS)
 
 
 def _matches(line: str, patterns: Sequence[str]) -> bool:

@@ -175,14 +175,13 @@ def add_phases(operation: Operation, evidence: Evidence, result: Result, plan: S
 def explain(evidence: Evidence, stderr: str, fallback: str, message: str) -> CkptError:
     """The error for a CRIU run that failed: a known cause from the log, else the first error line."""
     text = f"{evidence.log}\n{stderr}"
-    lines = (criu_log.error_lines(evidence.log) or stderr.strip().splitlines())[-LOG_TAIL_LINES:]
+    found = criu_log.cause_lines(evidence.log) or stderr.strip().splitlines()
+    lines = found if len(found) <= LOG_TAIL_LINES else [*found[:2], *found[2 - LOG_TAIL_LINES :]]
     signature = criu_log.classify(text)
     if signature is not None:
         return CkptError(signature.reason, f"{message}: {signature.message}.", lines)
-    cause = lines[0].strip() if lines else "no error line in its log"
-    return CkptError(
-        fallback, f"{message}: {cause}. See the log lines; `ansible-playbook doctor.yml` may tell more.", lines
-    )
+    cause = "; ".join(line.strip() for line in lines[:2]) or "no error line in its log"
+    return CkptError(fallback, f"{message}: {cause}. See the log lines.", lines)
 
 
 def cuda_tasks(operation: Operation, tasks: Sequence[procfs.Task]) -> list[procfs.Task]:

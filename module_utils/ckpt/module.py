@@ -11,7 +11,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt import claim, flows
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
-from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
 from ansible.module_utils.ckpt.record import Record, outcome, write_record
 
 MEASURED_KINDS = ("cold", "restore")
@@ -77,13 +77,14 @@ def measure(
     result: dict[str, Any] = {"changed": False, "record": None, "actions": [], "reason": None, "log_lines": []}
     operation: MeasurementT | None = None
     try:
-        operation = begin(kind, module.params)
-        if module.check_mode:
-            result["changed"] = kind not in HARMLESS_KINDS
-            module.exit_json(**result)
-        if module.params["record"]:
-            claim.guard(module.params["record"]["run_id"])
-        result.update(flow(operation, module.params))
+        with os_errors_explained():
+            operation = begin(kind, module.params)
+            if module.check_mode:
+                result["changed"] = kind not in HARMLESS_KINDS
+                module.exit_json(**result)
+            if module.params["record"]:
+                claim.guard(module.params["record"]["run_id"])
+            result.update(flow(operation, module.params))
         result["changed"] = kind not in HARMLESS_KINDS
     except CkptError as error:
         _note_failure(module, operation, result, error)

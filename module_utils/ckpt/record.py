@@ -32,7 +32,8 @@ GATES: dict[str, tuple[str, str]] = {
     ),
     "counter_survived": (
         "counter_lost",
-        "the request counter in the server's memory did not survive; this is not the same process",
+        "the request counter in the server's memory is not one more than before the checkpoint: this is another process, "
+        "or another client asked in between; see the record's counter",
     ),
     "canary_equal": (
         "canary_differs",

@@ -23,7 +23,7 @@ from ansible.module_utils.ckpt import (
 )
 from ansible.module_utils.ckpt.commands import Job, Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
-from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.errors import REASONS, CkptError
 from ansible.module_utils.ckpt.manifest import Layout, Manifest
 from ansible.module_utils.ckpt.runtimes.base import RestoreRequest, Runtime
 
@@ -47,7 +47,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     flows.describe_criu(operation)
     with exclusive():
         replacement.heal(layout.folder)
-        proof = manifest.load(layout)
+        proof = _load(layout, params["checkpoint"].get("untaken"))
         private.make_folder(layout.folder)
         _require_fit(operation, params, proof)
         try:
@@ -60,6 +60,16 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
         if params["stop_after"]:
             _end(runtime, layout)
             record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+
+
+def _load(layout: Layout, untaken: Mapping[str, str] | None) -> Manifest:
+    """The checkpoint's manifest. Raises CkptError; where there is none, with the cause for which it was not taken."""
+    try:
+        return manifest.load(layout)
+    except CkptError as error:
+        if error.reason != "images_missing" or untaken is None or untaken["reason"] not in REASONS:
+            raise
+        raise CkptError(untaken["reason"], f"the checkpoint could not be taken: {untaken['cause']}") from error
 
 
 def _end(runtime: Runtime, layout: Layout) -> None:
@@ -185,11 +195,28 @@ def _prove(operation: flows.Operation, proof: Manifest, cuda_ran: bool | None) -
     record.checks["cuda_running"] = cuda_ran
     if proof.gpu_bytes is not None:
         record.checks["image_bytes"] = record.images_total >= proof.gpu_bytes
-    if proof.counter is not None:
-        record.counter["after"] = operation.client.counter_reaches(proof.counter + 1)
-        record.checks["counter_survived"] = record.counter["after"] == proof.counter + 1
+    unanswered = _compare_counter(operation, proof)
     record.canary_equal = flows.same_answer(proof.canary_tokens, record.canary_tokens)
     record.checks["canary_equal"] = record.canary_equal
     record.judge()
-    if record.failure is not None:
-        raise record.failure
+    if failure := record.failure or unanswered:
+        raise failure
+
+
+def _compare_counter(operation: flows.Operation, proof: Manifest) -> CkptError | None:
+    """Whether the request counter in the server's memory went on. Returns what kept it from being read."""
+    if proof.counter is None:
+        return None
+    record, spec = operation.record, operation.spec
+    try:
+        record.counter["after"] = operation.client.counter_reaches(proof.counter + 1)
+    except CkptError as error:
+        return error
+    if record.counter["after"] is None:
+        return CkptError(
+            "server_unhealthy",
+            f"{spec.counter_path} told {spec.counter_metric} before the checkpoint, and does not after the restore; "
+            "see the server's log lines.",
+        )
+    record.checks["counter_survived"] = record.counter["after"] == proof.counter + 1
+    return None

@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 from ansible.module_utils.ckpt import criu_log, criu_stats, procfs
 from ansible.module_utils.ckpt.commands import Commands, Job, Result
@@ -19,6 +19,8 @@ from ansible.module_utils.ckpt.spec import ServerSpec
 
 STOP_TIMEOUT_S = 15.0
 LOG_POLL_INTERVAL_S = 0.01
+# CRIU's log of a large server has a few MiB; one of damaged images grew to 24 GB in which a line was repeated
+LOG_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ class OpenLog:
             return "", 0.0
         with os.fdopen(self._descriptor, "rb") as log:
             self._descriptor = None
-            return log.read().decode("utf-8", "replace"), os.fstat(log.fileno()).st_mtime
+            status = os.fstat(log.fileno())
+            return read_bounded(log, status.st_size), status.st_mtime
 
     def _wait_for_file(self) -> None:
         while self._descriptor is None:
@@ -183,6 +186,15 @@ class OpenLog:
             except OSError:
                 if self._stop.wait(LOG_POLL_INTERVAL_S):
                     return
+
+
+def read_bounded(log: BinaryIO, size: int) -> str:
+    """A log; of one that is too long its beginning and its end, on lines of their own."""
+    if size <= LOG_BYTES:
+        return log.read(LOG_BYTES).decode("utf-8", "replace")
+    beginning = log.read(LOG_BYTES // 2)
+    log.seek(size - LOG_BYTES // 2)
+    return (beginning + b"\n" + log.read(LOG_BYTES // 2)).decode("utf-8", "replace")
 
 
 def read_evidence(log: OpenLog, stats_path: str) -> Evidence:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import shutil
 import stat
@@ -18,6 +17,7 @@ from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import mounts_at, remove
 from ansible.module_utils.ckpt.manifest import Layout
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json, pick
 from ansible.module_utils.ckpt.runtimes.base import (
     DumpRequest,
     Evidence,
@@ -74,20 +74,32 @@ class PodmanRuntime(Runtime):
         result = self._podman("container", "inspect", self._container_id or self.spec.name)
         if result.rc != 0:
             return Instance(exists=False)
-        container = json.loads(result.stdout)[0]
-        state = container["State"]
-        labels = container["Config"].get("Labels") or {}
-        self._userdata = container["StaticDir"]
-        details = {
-            "container_id": container["Id"],
-            "userdata": container["StaticDir"],
-            "managed": labels.get(SERVER_LABEL) == self.spec.name,
-            "checkpointed": bool(state.get("Checkpointed")),
-            "belongs_to_checkpoint": any(not state.get(key, "").startswith(NEVER) for key in CHECKPOINT_TIMES)
-            or os.path.exists(os.path.join(container["StaticDir"], RESTORED_INTO)),
-        }
-        self._seen = Instance(True, bool(state["Running"]), state["Pid"] or None, details)
+        try:
+            self._seen = self._parse_instance(result.stdout)
+        except FormatError as error:
+            raise CkptError(
+                "runtime_failed",
+                f"what `podman container inspect` says {error}; see that podman is one that provision.yml installs.",
+                tail(result.stdout),
+            ) from error
+        self._userdata = self._seen.details["userdata"]
         return self._seen
+
+    def _parse_instance(self, text: str) -> Instance:
+        """The container that `podman container inspect` describes. Raises FormatError."""
+        container = pick(parse_json(text), 0, kind=dict[str, Any])
+        state = pick(container, "State", kind=dict[str, Any])
+        times = [pick(state, key, kind=str, default=NEVER) for key in CHECKPOINT_TIMES]
+        folder = pick(container, "StaticDir", kind=str)
+        details = {
+            "container_id": pick(container, "Id", kind=str),
+            "userdata": folder,
+            "managed": pick(container, "Config", "Labels", SERVER_LABEL, kind=str, default=None) == self.spec.name,
+            "checkpointed": pick(state, "Checkpointed", kind=bool, default=False),
+            "belongs_to_checkpoint": any(not moment.startswith(NEVER) for moment in times)
+            or os.path.exists(os.path.join(folder, RESTORED_INTO)),
+        }
+        return Instance(True, pick(state, "Running", kind=bool), pick(state, "Pid", kind=int) or None, details)
 
     def prepare_start(self) -> None:
         present = self._own()
@@ -254,8 +266,8 @@ class PodmanRuntime(Runtime):
         if start < 0:
             return {}
         try:
-            stats = json.loads(result.stdout[start:])
-        except ValueError:
+            stats = parse_json(result.stdout[start:])
+        except FormatError:
             return {}
         return stats if isinstance(stats, dict) else {}
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
 from ansible.module_utils.ckpt.manifest import Layout
+from ansible.module_utils.ckpt.parsing import FormatError, pick
 from ansible.module_utils.ckpt.runtimes.base import (
     DumpRequest,
     Evidence,
@@ -34,6 +36,8 @@ from ansible.module_utils.ckpt.runtimes.base import (
 INSTANCES = "/run/gpuckpt/instances"
 GHOST_LIMIT_BYTES = 1 << 30
 DUMP_TIMEOUT_S = 900.0
+# of a process, as CRIU writes it to a file
+NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 # in the checkpoint's work folder: copies of files that a restore takes away from the host
 LINKS = "links"
 
@@ -66,7 +70,7 @@ class ProcessRuntime(Runtime):
     def instance(self) -> Instance:
         if self._child is not None:
             self._child.poll()
-        state = read_json(self._state_path) or self._adopt_restored()
+        state = _read_state(self._state_path) or self._adopt_restored()
         if state is None:
             return Instance(exists=False)
         running = _task_of(state) is not None
@@ -139,9 +143,10 @@ class ProcessRuntime(Runtime):
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
         self.stop()
-        taken = procfs.wait_gone(task["pid"] for task in request.manifest.tasks)
+        threads = images.numbers(request.layout.images)
+        taken = procfs.wait_gone({task["pid"] for task in request.manifest.tasks} | threads)
         if taken:
-            raise CkptError("runtime_failed", number_in_use(taken[0]))
+            raise CkptError("pid_taken", number_in_use(taken[0]))
         self._rewind_log(request.manifest.instance.get("log") or {})
         private.make_folder(request.layout.work)
         self._links = remaps.put_back(f"{request.layout.work}/{LINKS}")
@@ -193,7 +198,7 @@ class ProcessRuntime(Runtime):
 
     def running_kin(self) -> list[str]:
         # By number and start time alone: a number in a pid file may be somebody else's by now.
-        states = {path.stem: read_json(str(path)) for path in Path(INSTANCES).glob(f"{self.spec.name}-*.json")}
+        states = {path.stem: _read_state(str(path)) for path in Path(INSTANCES).glob(f"{self.spec.name}-*.json")}
         return sorted(name for name, state in states.items() if state is not None and _task_of(state) is not None)
 
     def end_left_behind(self) -> None:
@@ -223,7 +228,7 @@ class ProcessRuntime(Runtime):
     def _adopt_restored(self) -> dict[str, int] | None:
         """The process that CRIU has restored, from the file in which CRIU leaves its number."""
         number = read_text(self._pidfile).strip()
-        return self._remember(int(number)) if number.isdigit() else None
+        return self._remember(int(number)) if NUMBER.fullmatch(number) else None
 
     def _remember(self, pid: int) -> dict[str, int] | None:
         task = procfs.read_task(pid)
@@ -250,17 +255,32 @@ class ProcessRuntime(Runtime):
 
 
 def number_in_use(pid: int) -> str:
-    """Why CRIU cannot give a process of the checkpoint its number, and the mend."""
+    """Why CRIU cannot give a process or a thread of the checkpoint its number, and the fix."""
     said = f"process number {pid} of the checkpoint is in use"
     holder = procfs.read_task(pid)
     if holder is None:
         return f"{said}; restore again."
+    process = procfs.process_of(pid)
+    if process not in (None, pid):
+        return f"{said} by a thread ({holder.comm}) of process {process}; end that process, then restore again."
     if holder.state in ("Z", "X"):
         return (
             f"{said} by {holder.comm}, which ended, but its parent (process {holder.ppid}) does not collect it; end that parent, "
             "or, where it is number 1, run an init that collects orphans (in a container: --init), then restore again."
         )
     return f"{said} by {holder.comm}; end that process, then restore again."
+
+
+def _read_state(path: str) -> dict[str, int] | None:
+    """What was remembered of a server: number and start time; None if nothing was. Raises CkptError (bad_input)."""
+    try:
+        state = read_json(path)
+        return state and {key: pick(state, key, kind=int) for key in ("pid", "starttime")}
+    except FormatError as error:
+        raise CkptError(
+            "bad_input",
+            f"{path} remembers a server that runs, and cannot be read ({error}): end that server, and remove the file.",
+        ) from error
 
 
 def _task_of(state: dict[str, int]) -> procfs.Task | None:

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What goes wrong on a real node ends in one message with cause and mend, and leaves nothing stuck."""
+"""What goes wrong on a real node ends in one message with cause and fix, and leaves nothing stuck."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+from ansible.module_utils.ckpt import archive
+from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.errors import CkptError
 from support import STOCK, Call, Result, identity
 
 from gpuckpt_report.schema import Record
@@ -27,6 +33,41 @@ if descriptor < 0:
 os.set_inheritable(descriptor, True)
 os.execv(sys.argv[1], sys.argv[1:])
 """
+
+TRACER = """
+import ctypes, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.ptrace.argtypes = [ctypes.c_long] * 4
+if libc.ptrace(0x4206, int(sys.argv[1]), 0, 0):  # PTRACE_SEIZE
+    sys.exit(f"ptrace: {ctypes.get_errno()}")
+print("traces", flush=True)
+time.sleep(600)
+"""
+# a thread gets the number after the last one that was given
+THREAD_WITH_NUMBER = """
+import sys, threading, time
+open("/proc/sys/kernel/ns_last_pid", "w").write(str(int(sys.argv[1]) - 1))
+threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+print("has it", flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def beside(program: str, argument: int) -> Iterator[None]:
+    """A Python program that runs beside the test, from its first line of output on."""
+    command = [sys.executable, "-c", program, str(argument)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def pid_of(server: Result) -> int:
+    return int(json.loads(Path(f"/run/gpuckpt/instances/{server['server']['name']}.json").read_text())["pid"])
 
 
 def answers(server: Result) -> bool:
@@ -181,6 +222,90 @@ def test_damaged_core_image_names_the_log_line(call: Call, process_server: Resul
     assert result["reason"] in ("images_truncated", "criu_failed")
     assert any("Error (" in line for line in result["log_lines"])
     assert not processes_of(process_server)
+
+
+def test_a_server_that_cannot_be_dumped_now_is_told_why(call: Call, process_server: Result, store: Path) -> None:
+    assert call("ckpt_start", **process_server)["reason"] is None
+    options = {**process_server, "criu": STOCK, "checkpoint": {"dir": str(store / "golden")}}
+    pid = pid_of(process_server)
+    os.kill(pid, signal.SIGSTOP)
+    result = call("ckpt_checkpoint", **options)
+    os.kill(pid, signal.SIGCONT)
+    assert result["reason"] == "server_unhealthy"
+    assert f"kill -CONT {pid}" in result["msg"]
+    assert "raise" not in result["msg"]
+    with beside(TRACER, pid):
+        result = call("ckpt_checkpoint", **options)
+    assert result["reason"] == "criu_failed"
+    assert "TracerPid" in result["msg"]
+    assert "doctor" not in result["msg"]
+    assert any("Warn" in line for line in result["log_lines"])
+    folder = store / "readonly"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,mode=0700", "tmpfs", folder], check=True)
+    try:
+        result = call("ckpt_checkpoint", **{**options, "checkpoint": {"dir": str(folder / "golden")}})
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert result["reason"] == "file_unusable"
+    assert f"{folder}" in result["msg"]
+    assert "Read-only file system" in result["msg"]
+    assert answers(process_server)
+
+
+def test_what_keeps_a_checkpoint_from_being_restored_is_told(call: Call, process_server: Result, store: Path) -> None:
+    folder = store / "golden"
+    options = {**process_server, "criu": STOCK, "checkpoint": {"dir": str(folder)}}
+    assert call("ckpt_start", **process_server)["reason"] is None
+    pid = pid_of(process_server)
+    assert call("ckpt_checkpoint", **options)["reason"] is None
+    thread = next(number for name in os.listdir(folder / "images") if (number := core_number(name)) not in (None, pid))
+    with beside(THREAD_WITH_NUMBER, thread):
+        result = call("ckpt_restore", **options)
+    assert result["reason"] == "pid_taken"
+    assert f"process number {thread} of the checkpoint is in use by a thread" in result["msg"]
+    image = folder / "images" / f"core-{pid}.img"
+    image.rename(store / "aside")
+    image.symlink_to(image.name)
+    result = call("ckpt_restore", **options)
+    assert result["reason"] == "file_unusable"
+    assert image.name in result["msg"]
+    image.unlink()
+    (store / "aside").rename(image)
+    silent = {**process_server["server"], "counter_metric": "nobody_counts_total"}
+    result = call("ckpt_restore", **{**options, "server": silent})
+    assert result["reason"] == "server_unhealthy"
+    assert "nobody_counts_total before the checkpoint" in result["msg"]
+    manifest = folder / "checkpoint.json"
+    whole = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**whole, "colour": "red", "counter": "four"}))
+    result = call("ckpt_restore", **options)
+    assert result["reason"] == "images_truncated"
+    assert "colour is not known; counter must be a whole number" in result["msg"]
+    # after all that, the checkpoint itself is sound
+    manifest.write_text(json.dumps(whole))
+    assert call("ckpt_restore", **options)["record"]["status"] == "ok"
+
+
+def core_number(name: str) -> int | None:
+    return int(name[5:-4]) if name.startswith("core-") else None
+
+
+def test_the_cause_for_which_a_checkpoint_is_missing(call: Call, process_server: Result, store: Path) -> None:
+    untaken = {"reason": "port_taken", "cause": "port 80 of this node is in use by nginx (pid 9)."}
+    checkpoint = {"dir": str(store / "nothing"), "untaken": untaken}
+    result = call("ckpt_restore", **process_server, criu=STOCK, checkpoint=checkpoint)
+    assert result["reason"] == "port_taken"
+    assert "nginx" in result["msg"]
+
+
+def test_an_archive_that_tar_cannot_write_whole(tmp_path: Path, small_tmpfs: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "pages-1.img").write_bytes(os.urandom(25 << 20))
+    with pytest.raises(CkptError) as caught:
+        archive.pack(Commands(), str(tmp_path / "images"), str(small_tmpfs / "checkpoint.tar"))
+    assert caught.value.reason == "store_full"
+    assert "Wrote only" in " ".join(caught.value.log_lines)
 
 
 def test_checkpoint_of_a_server_that_does_not_run(call: Call, server: Result, store: Path) -> None:

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import criu_log
+from ansible.module_utils.ckpt import criu_log, flows
 from ansible.module_utils.ckpt.errors import REASONS
+from ansible.module_utils.ckpt.runtimes import base
+from ansible.module_utils.ckpt.runtimes.base import Evidence
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,10 @@ def test_a_failed_log_has_no_phase_it_did_not_finish(criu: Path) -> None:
         ("failed-tcp.log", "tcp_connection", "tcp_established"),
         ("failed-full.log", "store_full", "checkpoint_store_size_mib"),
         ("failed-truncated-core.log", "images_truncated", "again"),
-        ("failed-pid-taken.log", "criu_failed", "process number"),
+        ("failed-pid-taken.log", "pid_taken", "process number"),
+        ("failed-thread-taken.log", "pid_taken", "number of a thread"),
+        ("failed-image-folder.log", "file_unusable", "rights"),
+        ("failed-tracer.log", "criu_failed", "TracerPid"),
     ],
 )
 def test_recorded_failures_are_named(criu: Path, log: str, reason: str, word: str) -> None:
@@ -69,6 +74,7 @@ def test_recorded_failures_are_named(criu: Path, log: str, reason: str, word: st
         ("(00.1) Error (criu/files-ext.c:94): Can't dump file 7 of that type [0] (anon_inode [io_uring])", "io_uring"),
         ("(00.1) Error (criu/cr-dump.c:1): Can't get rlimit 0: Operation not permitted", "criu_failed"),
         ("Error: write /store/checkpoint.tar: no space left on device", "store_full"),
+        ("tar: /store/checkpoint.tar: Wrote only 4096 of 10240 bytes", "store_full"),
         ("(00.2) pie: 6: Error (criu/pie/restorer.c:196): can't write lsm profile -2", "criu_failed"),
         ("(14.1) 47748: Error (criu/lsm.c:360): mismatched lsm types and lsm profile specified", "criu_failed"),
     ],
@@ -77,6 +83,38 @@ def test_causes_seen_elsewhere_are_named(line: str, reason: str) -> None:
     signature = criu_log.classify(line)
     assert signature is not None
     assert signature.reason == reason
+
+
+def test_a_cause_that_criu_words_as_a_warning_stands_before_the_errors(criu: Path) -> None:
+    lines = criu_log.cause_lines((criu / "failed-tracer.log").read_text())
+    assert "Warn  (compel/src/lib/infect.c:132): Unable to interrupt task" in lines[0]
+    assert "Dumping FAILED" in lines[-1]
+    # the warnings of a healthy beginning are none of it
+    assert all("Error (" in line for line in criu_log.cause_lines((criu / "failed-pid-taken.log").read_text()))
+
+
+def test_an_unknown_cause_is_told_with_its_warning_and_without_a_promise() -> None:
+    log = "(00.1) Warn  (criu/x.c:1): the cause\n(00.2) Error (criu/y.c:2): what follows\n"
+    error = flows.explain(Evidence(log), "", "criu_failed", "it failed")
+    assert error.log_lines == log.splitlines()
+    assert "the cause" in error.message
+    assert "doctor" not in error.message
+
+
+@pytest.mark.parametrize("fields", ["start=nan end=1", "start=1 end=inf", "start=2 end=1", "start=1 end=2 bytes=-1"])
+def test_spans_that_are_none(fields: str) -> None:
+    assert criu_log.spans(f"gpuckpt: span name=a pid=1 {fields}\n") == {}
+
+
+def test_of_a_log_that_is_too_long_the_beginning_and_the_end_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "LOG_BYTES", 8)
+    (tmp_path / "log").write_bytes(b"abcdefghijklmnop")
+    with (tmp_path / "log").open("rb") as log:
+        assert base.read_bounded(log, 16) == "abcd\nmnop"
+        log.seek(0)
+        assert base.read_bounded(log, 8) == "abcdefgh"
 
 
 def test_reasons_of_signatures_are_of_the_closed_list() -> None:

@@ -6,8 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from ansible.module_utils.ckpt.errors import REASONS
+
+from gpuckpt_report.schema import Reason
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
@@ -37,3 +41,11 @@ def test_make_help_names_the_two_commands():
     text = subprocess.run(["make", "help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "make bench " in text
     assert "make test " in text
+
+
+def test_every_reason_is_explained_once():
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "docs/failures.md").read_text(encoding="utf-8"), re.M)
+    assert sorted(reason for reason, _ in rows) == sorted(REASONS)
+    assert [reason for reason, cells in rows if len([cell for cell in cells.split(" | ") if cell.strip()]) != 3] == []
+    # a record with a reason that the schema does not know would be refused
+    assert get_args(Reason) == REASONS
