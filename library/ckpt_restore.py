@@ -15,6 +15,11 @@ description:
   - It counts as a success only if the command ended with 0, the log shows no failed hook, every process is alive, every CUDA
     process runs, the images hold the GPU's bytes, the request counter survived, and the canary's tokens are those from before.
   - A restore that fails leaves no process of the server behind.
+notes:
+  - A checkpoint is code that runs as root. Its images say what is in memory, which files are opened and whose rights the processes have,
+    and nothing in them can tell a good one from a hostile one. Restore only what you or somebody you trust has taken, and bring it
+    on a way on which nobody can change it.
+  - The folder of the checkpoint must be one that no other user can exchange, else the restore is refused.
 author: gpuckpt contributors
 extends_documentation_fragment:
   - ckpt

@@ -5,12 +5,16 @@
 A bundle is a folder with `bundle.json` and one folder per component; a component is one tar.xz, cut into parts:
 
     gpuckpt_bundle.py pack   BUNDLE NAME FOLDER   add FOLDER's contents as component NAME
-    gpuckpt_bundle.py verify BUNDLE [NAME ...]    compare every part with its digest
+    gpuckpt_bundle.py verify BUNDLE [NAME ...]    compare every part with its digest; print the bundle's own
     gpuckpt_bundle.py unpack BUNDLE NAME DEST     verify, unpack beside DEST, then move into place
     gpuckpt_bundle.py unfit  BUNDLE NAME ... --node MACHINE GLIBC PYTHON   print why components do not fit a node
     gpuckpt_bundle.py list   BUNDLE               print digest and parts of each component, and what it needs of a node
 
 `unpack` leaves the digest in DEST/.bundle-digest and does nothing when it is already there.
+
+bundle.json holds the SHA-256 of every part, so its own SHA-256 stands for the whole bundle. Whoever can exchange a part can
+exchange bundle.json, too: `--digest SHA256`, brought on another way than the bundle, makes verify, unpack and unfit refuse that.
+What is unpacked is data: files, folders, and links within the tree, with rights of ours and the owner who runs this.
 """
 
 from __future__ import annotations
@@ -30,12 +34,15 @@ import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 STAMP = ".bundle-digest"
 BLOCK = 1 << 20
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# the names of components and of their parts
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 ELF_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
 C_LIBRARY_VERSION = re.compile(rb"\0GLIBC_2\.(\d+)")
 EXTENSION_MODULE = re.compile(r"\.cpython-3(\d+)-.*\.so$")
@@ -54,22 +61,65 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(bundle: Path) -> dict:
+def read_manifest(bundle: Path, digest: str = "") -> dict:
     """Return the bundle's manifest.
 
+    Args:
+        digest: the SHA-256 that bundle.json must have; empty for any.
+
     Raises:
-        BundleError: when it is missing, not JSON, or of another schema.
+        BundleError: when it is missing, another than `digest` says, not JSON, or of another schema.
     """
     path = bundle / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise BundleError(f"{path} does not exist; name the folder that bundle.yml wrote") from None
-    except ValueError as error:
+    found = hashlib.sha256(content).hexdigest()
+    if digest and found != digest.lower():
+        raise BundleError(
+            f"{path} has the SHA-256 {found}, and {digest} was asked for; this is not the bundle that you were told of, "
+            "so do not use it unless whoever made it confirms the first"
+        )
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}); copy the bundle again") from None
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise BundleError(f"{path} has schema {manifest.get('schema_version')}, this program reads {SCHEMA_VERSION}")
+    schema = manifest.get("schema_version") if isinstance(manifest, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise BundleError(f"{path} has schema {schema}, this program reads {SCHEMA_VERSION}; make the bundle again")
+    if wrong := wrong_entries(manifest):
+        raise BundleError(f"{path} is damaged ({wrong}); copy the bundle again")
     return manifest
+
+
+def wrong_entries(manifest: dict) -> str:
+    """Say what in a manifest is not as `pack` writes it; an empty string is good."""
+    components = manifest.get("components")
+    if not isinstance(components, dict):
+        return "it lists no components"
+    for name, entry in components.items():
+        if not NAME.fullmatch(name) or not isinstance(entry, dict):
+            return f"{name!r} is no component"
+        parts, needs = entry.get("parts"), entry.get("needs", {})
+        if not is_digest(entry.get("digest")) or not isinstance(parts, list) or not all(map(is_part, parts)):
+            return f"the parts of {name} are not described"
+        if not isinstance(needs, dict) or not all(isinstance(value, str) for value in needs.values()):
+            return f"the needs of {name} are not described"
+    return ""
+
+
+def is_digest(value: object) -> bool:
+    """Say whether a value is a SHA-256 digest."""
+    return isinstance(value, str) and SHA256.fullmatch(value) is not None
+
+
+def is_part(part: object) -> bool:
+    """Say whether a value describes a part: a file in a folder of the bundle, its size and its digest."""
+    if not isinstance(part, dict) or not isinstance(part.get("file"), str) or not isinstance(part.get("bytes"), int):
+        return False
+    names = part["file"].split("/")
+    return len(names) == 2 and all(map(NAME.fullmatch, names)) and is_digest(part.get("sha256"))
 
 
 def write_manifest(bundle: Path, manifest: dict) -> None:
@@ -233,9 +283,19 @@ def compress(folder: Path, sink: io.RawIOBase) -> None:
 
 def add_all(folder: Path, stream) -> None:  # type: ignore[no-untyped-def]
     """Write everything below `folder` to `stream` as tar, in sorted order, so that equal trees give equal archives."""
+    folders = {PurePosixPath(".")}
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(folder.rglob("*")):
-            archive.add(path, arcname=str(path.relative_to(folder)), recursive=False, filter=plain)
+            name = PurePosixPath(path.relative_to(folder))
+            # a file with two names comes as two files: a bundle holds no hard links
+            archive.inodes.clear()  # type: ignore[attr-defined]  # typeshed leaves it out
+            member = archive.gettarinfo(path, str(name))
+            if wrong := wrong_member(member, name, folders) if member else "is a socket":
+                raise BundleError(f"{path} {wrong}, which unpack would refuse; remove it")
+            if member.isdir():
+                folders.add(name)
+            with path.open("rb") if member.isreg() else io.BytesIO() as content:
+                archive.addfile(plain(member), content)
 
 
 def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
@@ -276,32 +336,35 @@ def wrong_parts(bundle: Path, entry: dict) -> list[str]:
     return wrong
 
 
-def verify(bundle: Path, names: list[str]) -> None:
-    """Compare every part of the named components (all, if none is named) with the manifest.
+def verify(bundle: Path, names: list[str], digest: str = "") -> dict:
+    """Compare every part of the named components (all, if none is named) with the manifest, which is returned.
 
     Raises:
         BundleError: naming every part that is missing or differs.
     """
-    manifest = read_manifest(bundle)
+    manifest = read_manifest(bundle, digest)
     wrong = []
     for name in names or sorted(manifest["components"]):
         wrong += wrong_parts(bundle, component(manifest, name))
     if wrong:
         raise BundleError("copy these parts again: " + "; ".join(wrong))
+    return manifest
 
 
 class Parts(io.RawIOBase):
-    """The parts of an archive, read as one file."""
+    """The parts of an archive, read as one file. Reading raises BundleError when one was exchanged since it was verified."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._streams = self._open(paths)
+    def __init__(self, bundle: Path, parts: list[dict]) -> None:
+        self._streams = self._open(bundle, parts)
         self._current = next(self._streams, None)
 
-    @staticmethod
-    def _open(paths: list[Path]) -> Iterator[io.BufferedReader]:
-        for path in paths:
-            with path.open("rb") as stream:
+    def _open(self, bundle: Path, parts: list[dict]) -> Iterator[io.BufferedReader]:
+        for part in parts:
+            self._digest = hashlib.sha256()
+            with (bundle / part["file"]).open("rb") as stream:
                 yield stream
+            if self._digest.hexdigest() != part["sha256"]:
+                raise BundleError(f"{part['file']} was exchanged while it was read; find out who writes to {bundle}")
 
     def readable(self) -> bool:
         return True
@@ -310,24 +373,75 @@ class Parts(io.RawIOBase):
         while self._current is not None:
             count = self._current.readinto(buffer)
             if count:
+                self._digest.update(memoryview(buffer)[:count])
                 return count
             self._current = next(self._streams, None)
         return 0
 
 
-def extract(paths: list[Path], folder: Path) -> None:
-    """Unpack the archive that `paths` hold into `folder`; members that would leave it are refused."""
-    joined = io.BufferedReader(Parts(paths), BLOCK)
+def extract(bundle: Path, parts: list[dict], folder: Path) -> None:
+    """Unpack the archive that `parts` hold into `folder`, which is empty.
+
+    Raises:
+        BundleError: on a member that `pack` would not have written, before anything of it is.
+    """
+    joined = io.BufferedReader(Parts(bundle, parts), BLOCK)
+    folders = {PurePosixPath(".")}
     with lzma.open(joined) as plain_bytes, tarfile.open(fileobj=plain_bytes, mode="r|") as archive:
-        # checked below: Pythons before 3.11.4 have no filters, later ones warn if none is chosen
-        archive.extraction_filter = lambda member, _folder: member
         for member in archive:
-            if not (folder / member.name).resolve().is_relative_to(folder):
-                raise BundleError(f"{member.name} would be written outside of {folder}; this is no bundle of ours")
-            archive.extract(member, folder)
+            path = PurePosixPath(member.name)
+            if wrong := wrong_member(member, path, folders):
+                raise BundleError(f"{member.name!r} {wrong}; this is no bundle of ours, do not use it")
+            write_member(archive, member, folder / path)
+            if member.isdir():
+                folders.add(path)
+        while plain_bytes.read(BLOCK):
+            pass
+    while joined.read(BLOCK):
+        pass
 
 
-def unpack(bundle: Path, name: str, dest: Path) -> bool:
+def wrong_member(member: tarfile.TarInfo, path: PurePosixPath, folders: set[PurePosixPath]) -> str:
+    """Say why a member of an archive is not unpacked; an empty string is good.
+
+    `folders` are those that the archive made before. A member whose parent is one of them, and no link, lies within the tree.
+    """
+    if path.is_absolute() or not path.parts or ".." in path.parts or path.parent not in folders:
+        return "is not in a folder of its archive"
+    if member.issym():
+        target = PurePosixPath(member.linkname)
+        upwards = [part == ".." for part in target.parts]
+        # only at its beginning, where the folders are known to be no links
+        if target.is_absolute() or upwards != sorted(upwards, reverse=True) or sum(upwards) >= len(path.parts):
+            return "is a link that leads outside"
+    elif not member.isdir() and member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        return "is neither a file nor a folder nor a symbolic link"
+    return ""
+
+
+def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    """Write a member that is not there yet, with rights of ours.
+
+    Raises:
+        BundleError: when it is there: a bundle holds every name once.
+    """
+    try:
+        if member.isdir():
+            path.mkdir()
+            path.chmod(0o755)
+        elif member.issym():
+            path.symlink_to(member.linkname)
+        else:
+            source = archive.extractfile(member)
+            assert source is not None
+            with path.open("xb") as out:
+                shutil.copyfileobj(source, out, BLOCK)
+                os.fchmod(out.fileno(), 0o755 if member.mode & 0o111 else 0o644)
+    except FileExistsError:
+        raise BundleError(f"{member.name!r} comes twice; this is no bundle of ours, do not use it") from None
+
+
+def unpack(bundle: Path, name: str, dest: Path, digest: str = "") -> bool:
     """Verify component `name` and put its contents at `dest`; return whether anything changed.
 
     An older tree at `dest` is replaced in one step; a foreign folder is refused.
@@ -335,18 +449,17 @@ def unpack(bundle: Path, name: str, dest: Path) -> bool:
     Raises:
         BundleError: on a bad part, or when `dest` holds something that is not from a bundle.
     """
-    manifest = read_manifest(bundle)
-    entry = component(manifest, name)
+    entry = component(read_manifest(bundle, digest), name)
     stamp = dest / STAMP
     if stamp.is_file() and stamp.read_text().strip() == entry["digest"]:
         return False
     if dest.exists() and not stamp.is_file() and any(dest.iterdir()):
         raise BundleError(f"{dest} holds files that no bundle put there; move them away")
-    verify(bundle, [name])
+    entry = component(verify(bundle, [name], digest), name)
     dest.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{dest.name}-", dir=dest.parent)).resolve()
     try:
-        extract([bundle / part["file"] for part in entry["parts"]], scratch)
+        extract(bundle, entry["parts"], scratch)
         (scratch / STAMP).write_text(entry["digest"] + "\n")
         scratch.chmod(0o755)
         old = Path(tempfile.mkdtemp(prefix=f".{dest.name}-old-", dir=dest.parent))
@@ -373,11 +486,13 @@ def main() -> int:
     steps["unpack"].add_argument("name")
     steps["unpack"].add_argument("dest", type=Path)
     steps["unfit"].add_argument("names", nargs="+")
+    for name in ("verify", "unpack", "unfit"):
+        steps[name].add_argument("--digest", default="", help=f"SHA-256 that {MANIFEST} must have")
     steps["unfit"].add_argument("--node", nargs=3, required=True, metavar=("MACHINE", "GLIBC", "PYTHON"))
     arguments = parser.parse_args()
     try:
         print(json.dumps(run(arguments)))
-    except (BundleError, OSError, lzma.LZMAError, tarfile.TarError) as error:
+    except (BundleError, OSError, EOFError, ValueError, lzma.LZMAError, tarfile.TarError) as error:
         print(f"gpuckpt_bundle: {error}", file=sys.stderr)
         return 1
     return 0
@@ -388,14 +503,15 @@ def run(arguments: argparse.Namespace) -> dict:
     if arguments.command == "pack":
         return pack(arguments.bundle, arguments.name, arguments.folder, arguments.part_mib)
     if arguments.command == "verify":
-        verify(arguments.bundle, arguments.names)
-        components = read_manifest(arguments.bundle)["components"]
+        components = verify(arguments.bundle, arguments.names, arguments.digest)["components"]
         names = arguments.names or sorted(components)
-        return {"verified": names, "needs": {name: components[name].get("needs", {}) for name in names}}
+        needs = {name: components[name].get("needs", {}) for name in names}
+        return {"verified": names, "needs": needs, "digest": sha256_of(arguments.bundle / MANIFEST)}
     if arguments.command == "unfit":
-        return {"unfit": unfit(read_manifest(arguments.bundle), arguments.names, *arguments.node)}
+        manifest = read_manifest(arguments.bundle, arguments.digest)
+        return {"unfit": unfit(manifest, arguments.names, *arguments.node)}
     if arguments.command == "unpack":
-        return {"changed": unpack(arguments.bundle, arguments.name, arguments.dest)}
+        return {"changed": unpack(arguments.bundle, arguments.name, arguments.dest, arguments.digest)}
     return read_manifest(arguments.bundle)["components"]
 
 

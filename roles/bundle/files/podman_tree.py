@@ -115,12 +115,28 @@ class Packages:
         libraries = [name for name in found if name.startswith("lib") and name != NODES_OWN]
         return [name for name in libraries if name not in self.taken]
 
+    def holds(self, path: Path) -> bool:
+        """Say whether a file lies in one of the packages, and is no link to one of this machine."""
+        return path.resolve().is_relative_to(self.root.resolve())
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file of a package.
+
+        Raises:
+            TreeError: when it is a link to a file of this machine.
+        """
+        if not self.holds(source):
+            raise TreeError(
+                f"{source.relative_to(self.root)} is a link that leads out of its package; do not use that package"
+            )
+        shutil.copyfile(source, target)
+
     def library(self, soname: str) -> Path | None:
         """Return the file that is loaded as `soname`."""
         for folder in LIBRARY_FOLDERS:
             for pattern in (soname, f"*/{soname}"):
                 for path in sorted(self.root.glob(f"*/{folder}/{pattern}")):
-                    if path.exists():
+                    if path.exists() and self.holds(path):
                         return path.resolve()
         return None
 
@@ -202,7 +218,7 @@ def copy_program(packages: Packages, name: str, folder: Path) -> Path:
     source = next((path for path in found if path.is_file() and not path.is_symlink()), None)
     if source is None:
         raise TreeError(f"the package {name} holds no program {name}; another distribution's may")
-    shutil.copyfile(source, folder / name)
+    packages.copy(source, folder / name)
     (folder / name).chmod(0o755)
     return folder / name
 
@@ -210,7 +226,7 @@ def copy_program(packages: Packages, name: str, folder: Path) -> Path:
 def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
     """Copy default profiles, and the licence of every package of which something is in the tree."""
     for source, target in DATA.items():
-        shutil.copyfile(packages.root / DATA_PACKAGE / source, tree / target)
+        packages.copy(packages.root / DATA_PACKAGE / source, tree / target)
     used = {*programs, DATA_PACKAGE}
     for path in (tree / "lib").iterdir():
         library = packages.library(path.name)
@@ -220,7 +236,7 @@ def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
         copyright_file = packages.root / package / "usr/share/doc" / package / "copyright"
         if copyright_file.is_file():
             (tree / "share/doc" / package).mkdir()
-            shutil.copyfile(copyright_file, tree / "share/doc" / package / "copyright")
+            packages.copy(copyright_file, tree / "share/doc" / package / "copyright")
     packages.taken = {name: deb for name, deb in packages.taken.items() if name in used}
 
 

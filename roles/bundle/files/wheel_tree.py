@@ -26,7 +26,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -160,6 +160,10 @@ def members(wheel: zipfile.ZipFile, profile: Profile) -> Iterator[tuple[zipfile.
             scheme, _, path = rest.partition("/")
             if scheme not in ("purelib", "platlib"):
                 continue
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise TreeError(
+                f"{wheel.filename} holds {info.filename!r}, which leads outside of a tree; do not use that wheel"
+            )
         if not profile.drops(path):
             yield info, path
 

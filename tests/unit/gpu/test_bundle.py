@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import platform
 import random
 import shutil
@@ -104,15 +106,154 @@ def test_an_unknown_component_names_those_there_are(packed: Path, tmp_path: Path
         bundles.unpack(packed, "other", tmp_path / "dest")
 
 
-def test_a_member_outside_the_folder_is_refused(packed: Path, tmp_path: Path) -> None:
-    archive = tmp_path / "evil.tar.xz"
-    with tarfile.open(archive, "w:xz") as out:
-        member = tarfile.TarInfo("../escaped")
-        out.addfile(member, io.BytesIO(b""))
-    (tmp_path / "into").mkdir()
-    with pytest.raises(bundles.BundleError, match="outside"):
-        bundles.extract([archive], tmp_path / "into")
-    assert not (tmp_path / "escaped").exists()
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    """A member of an archive, with rights and an owner that unpacking must not hand on."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode, info.uid, info.gid = kind, target, 0o6777, 65534, 65534
+    return info
+
+
+def bundle_of(folder: Path, *members: tarfile.TarInfo) -> Path:
+    """A bundle whose manifest is right, with one component of these members."""
+    (folder / "hostile" / "thing").mkdir(parents=True)
+    part = folder / "hostile" / "thing" / "thing.tar.xz.00"
+    with tarfile.open(part, "w:xz", format=tarfile.PAX_FORMAT) as out:
+        for info in members:
+            info.size = 4 if info.type == tarfile.REGTYPE else 0
+            out.addfile(info, io.BytesIO(b"data"))
+    entry = {"file": "thing/thing.tar.xz.00", "bytes": part.stat().st_size, "sha256": bundles.sha256_of(part)}
+    manifest = {"schema_version": 1, "components": {"thing": {"digest": "0" * 64, "parts": [entry]}}}
+    bundles.write_manifest(folder / "hostile", manifest)
+    return folder / "hostile"
+
+
+DIR, SYM, LNK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([member("../escaped")], "is not in a folder"),
+        ([member("/tmp/escaped")], "is not in a folder"),
+        ([member("a", DIR), member("a/../../escaped")], "is not in a folder"),
+        ([member("a/escaped")], "is not in a folder"),
+        ([member("a", SYM, "."), member("a/escaped")], "is not in a folder"),
+        ([member("a", SYM, "/etc")], "leads outside"),
+        ([member("a", SYM, "..")], "leads outside"),
+        ([member("a", DIR), member("a/b", SYM, "../..")], "leads outside"),
+        ([member("a", DIR), member("a/up", SYM, ".."), member("a/b", SYM, "up/../escaped")], "leads outside"),
+        ([member("a", LNK, "../escaped"), member("a")], "is neither"),
+        ([member("a"), member("b", LNK, "a")], "is neither"),
+        ([member("a"), member("a")], "comes twice"),
+        ([member("a", SYM, "b"), member("a")], "comes twice"),
+        ([member("a", tarfile.CHRTYPE)], "is neither"),
+        ([member("a", tarfile.BLKTYPE)], "is neither"),
+        ([member("a", tarfile.FIFOTYPE)], "is neither"),
+    ],
+)
+def test_what_no_bundle_of_ours_holds_is_refused(tmp_path: Path, members: list[tarfile.TarInfo], says: str) -> None:
+    (tmp_path / "escaped").write_bytes(b"mine")
+    before = set(tmp_path.iterdir())
+    hostile = bundle_of(tmp_path, *members)
+    with pytest.raises(bundles.BundleError, match=says):
+        bundles.unpack(hostile, "thing", tmp_path / "dest")
+    assert set(tmp_path.iterdir()) - before == {hostile}
+    assert (tmp_path / "escaped").read_bytes() == b"mine"
+
+
+def test_rights_and_owners_are_ours(tmp_path: Path) -> None:
+    hostile = bundle_of(tmp_path, member("a", DIR), member("a/b"), member("a/link", SYM, "../a/b"))
+    dest = tmp_path / "dest"
+    bundles.unpack(hostile, "thing", dest)
+    assert (dest / "a/link").read_bytes() == b"data"
+    for path in (dest / "a", dest / "a/b"):
+        assert (path.stat().st_mode & 0o7777, path.stat().st_uid) == (0o755, os.geteuid())
+
+
+def test_what_could_not_be_unpacked_is_not_packed(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "one").write_bytes(b"same")
+    os.link(source / "one", source / "two")
+    bundles.pack(tmp_path / "bundle", "thing", source, part_mib=1)
+    bundles.unpack(tmp_path / "bundle", "thing", tmp_path / "dest")
+    assert [(tmp_path / "dest" / name).read_bytes() for name in ("one", "two")] == [b"same", b"same"]
+    (source / "out").symlink_to("/etc/passwd")
+    with pytest.raises(bundles.BundleError, match="leads outside, which unpack would refuse"):
+        bundles.pack(tmp_path / "bundle", "thing", source, part_mib=1)
+
+
+def test_a_part_that_is_swapped_together_with_the_manifest(packed: Path, tmp_path: Path) -> None:
+    told = bundles.verify(packed, []), bundles.sha256_of(packed / bundles.MANIFEST)
+    assert bundles.verify(packed, [], told[1]) == told[0]
+    assert bundles.unpack(packed, "thing", tmp_path / "dest", told[1].upper())
+    swapped = bundle_of(tmp_path, member("evil"))
+    bundles.verify(swapped, [])
+    for attempt in (
+        lambda: bundles.verify(swapped, [], told[1]),
+        lambda: bundles.unpack(swapped, "thing", tmp_path / "other", told[1]),
+    ):
+        with pytest.raises(bundles.BundleError, match="is not the bundle that you were told of"):
+            attempt()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_part_that_is_exchanged_after_it_was_verified(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = bundle_of(tmp_path, member("evil")) / "thing" / "thing.tar.xz.00"
+    parts = sorted((packed / "thing").iterdir())
+    verify = bundles.verify
+
+    def verify_and_exchange(*arguments: object) -> object:
+        verified = verify(*arguments)
+        parts[0].write_bytes(evil.read_bytes())
+        for part in parts[1:]:
+            part.write_bytes(b"")
+        return verified
+
+    monkeypatch.setattr(bundles, "verify", verify_and_exchange)
+    with pytest.raises(bundles.BundleError, match="was exchanged while it was read"):
+        bundles.unpack(packed, "thing", tmp_path / "dest")
+    assert not (tmp_path / "dest").exists()
+
+
+def test_every_damage_of_the_manifest_is_one_line(packed: Path, tmp_path: Path) -> None:
+    """Each byte in turn exchanged, and the file cut off at each: never a traceback, and never another part."""
+    manifest = packed / bundles.MANIFEST
+    whole = manifest.read_bytes()
+    good = json.loads(whole)["components"]["thing"]
+    for place in range(0, len(whole), 7):
+        for damaged in (whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :], whole[:place]):
+            manifest.write_bytes(damaged)
+            try:
+                entry = bundles.read_manifest(packed)["components"].get("thing", good)
+            except bundles.BundleError:
+                continue
+            assert all(len(Path(part["file"]).parts) == 2 for part in entry["parts"])
+
+
+@pytest.mark.parametrize(
+    "components",
+    [
+        None,
+        [],
+        {"thing": None},
+        {"../thing": {"digest": "0" * 64, "parts": []}},
+        {"thing": {"digest": "0" * 64}},
+        {"thing": {"digest": 0, "parts": []}},
+        {"thing": {"digest": "0" * 64, "parts": [{"file": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64}]}},
+        {"thing": {"digest": "0" * 64, "parts": [{"file": "thing/..", "bytes": 1, "sha256": "0" * 64}]}},
+        {"thing": {"digest": "0" * 64, "parts": [], "needs": {"glibc": 2}}},
+    ],
+)
+def test_a_manifest_that_is_not_as_pack_writes_it(
+    tmp_path: Path, components: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundles.write_manifest(tmp_path, {"schema_version": 1, "components": components})
+    monkeypatch.setattr(sys, "argv", ["gpuckpt_bundle.py", "verify", str(tmp_path)])
+    assert bundles.main() == 1
+    assert "is damaged" in capsys.readouterr().err
 
 
 def elf(path: Path, machine: int, *versions: str) -> None:
@@ -209,6 +350,14 @@ def test_a_requirement_lost_in_trimming_stops_the_tree(tmp_path: Path, need: str
         return
     with pytest.raises(trees.TreeError, match=need.split(">")[0]):
         trees.make_tree(PROFILE, tmp_path, tmp_path / "tree")
+
+
+@pytest.mark.parametrize("path", ["../outside.py", "/tmp/outside.py", "server-1.data/purelib/../../outside.py"])
+def test_a_wheel_that_leads_outside_is_refused(tmp_path: Path, path: str) -> None:
+    wheel(tmp_path, "server", "1", files={path: b""})
+    with pytest.raises(trees.TreeError, match="leads outside"):
+        trees.make_tree(PROFILE, tmp_path, tmp_path / "trees" / "tree")
+    assert not list(tmp_path.rglob("outside.py"))
 
 
 def test_lines_of_a_lock_file_that_hold_on_the_node() -> None:

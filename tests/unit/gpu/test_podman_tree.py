@@ -93,3 +93,14 @@ def test_the_bundle_and_the_node_agree_where_the_tree_lies() -> None:
         if line.startswith(f"{name}: ")
     }
     assert found == {"/opt/gpuckpt/podman"}
+
+
+def test_a_link_out_of_a_package_is_not_followed(tmp_path: Path) -> None:
+    packages = tree.Packages(tmp_path / "debs", tmp_path / "root")
+    library = tmp_path / "root" / "libevil" / "usr" / "lib" / "libevil.so.1"
+    library.parent.mkdir(parents=True)
+    library.symlink_to("/etc/passwd")
+    assert packages.library("libevil.so.1") is None
+    with pytest.raises(tree.TreeError, match="leads out of its package"):
+        packages.copy(library, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
