@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, prefetch, procfs, replacement, slimming
+from ansible.module_utils.ckpt import criu_log, cuda, flows, images, prefetch, preflight, procfs, replacement, slimming
 from ansible.module_utils.ckpt.commands import Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
@@ -118,36 +117,13 @@ def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
 
 def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
     """Find what would fail before anything is frozen."""
-    pids = [task["pid"] for task in manifest.tasks]
-    holders = procfs.io_uring_holders(pids)
-    if holders:
-        raise CkptError(
-            "io_uring",
-            f"process {holders[0]} of the server holds an io_uring descriptor, which CRIU cannot dump; "
-            "deny io_uring to the server (role seccomp_profile, or sysctl kernel.io_uring_disabled=2) and start it again.",
-        )
-    foreign = [] if params["tcp_established"] else _foreign_connections_after_a_while(pids)
-    if foreign:
-        raise CkptError(
-            "tcp_connection",
-            f"the server has {len(foreign)} open TCP connection(s), {foreign[0]} first; close the client that "
-            "keeps it open, or set tcp_established for the checkpoint.",
-            foreign,
-        )
+    tasks = operation.runtime.tasks()
+    preflight.require_restorable(tasks, operation.runtime.name, params["tcp_established"])
+    pids = [task.pid for task in tasks]
     # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
     manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
     needed = procfs.anonymous_bytes(pids) + (manifest.gpu_bytes or 0) + OVERHEAD_BYTES
     _require_space(layout, needed, replacement.freed_bytes(layout.folder, pids))
-
-
-def _foreign_connections_after_a_while(pids: list[int]) -> list[str]:
-    """Connections to others that are still there when those that were just closed have gone."""
-    deadline = time.monotonic() + 1.0
-    while connections := procfs.one_ended(procfs.open_tcp_connections(pids)):
-        if time.monotonic() >= deadline:
-            break
-        time.sleep(0.02)
-    return connections
 
 
 def _require_space(layout: Layout, needed: int, replaced: int) -> None:

@@ -21,6 +21,7 @@ REASONS = (
     "pid_taken",
     "io_uring",
     "tcp_connection",
+    "not_restorable",
     "store_full",
     "file_unusable",
     "images_truncated",

@@ -133,11 +133,6 @@ def anonymous_bytes(pids: Iterable[int], proc: str = "/proc") -> int:
     return kib << 10
 
 
-def io_uring_holders(pids: Iterable[int], proc: str = "/proc") -> list[int]:
-    """Those of the processes that hold an io_uring descriptor, which CRIU cannot dump."""
-    return [pid for pid in pids if any("io_uring" in target for target in _descriptors(pid, proc))]
-
-
 def open_tcp_connections(pids: Iterable[int], proc: str = "/proc") -> list[str]:
     """TCP connections (not listeners) held by the processes, as `local -> remote` in the kernel's order."""
     found = []

@@ -36,6 +36,7 @@ Reason = Literal[
     "pid_taken",
     "io_uring",
     "tcp_connection",
+    "not_restorable",
     "store_full",
     "file_unusable",
     "images_truncated",

@@ -21,6 +21,7 @@ from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
 from ansible.module_utils.ckpt.manifest import Layout
 from ansible.module_utils.ckpt.parsing import FormatError, pick
+from ansible.module_utils.ckpt.preflight import GHOST_LIMIT_BYTES
 from ansible.module_utils.ckpt.runtimes.base import (
     DumpRequest,
     Evidence,
@@ -34,7 +35,6 @@ from ansible.module_utils.ckpt.runtimes.base import (
 )
 
 INSTANCES = "/run/gpuckpt/instances"
-GHOST_LIMIT_BYTES = 1 << 30
 DUMP_TIMEOUT_S = 900.0
 # of a process, as CRIU writes it to a file
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
