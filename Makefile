@@ -51,6 +51,12 @@ test-molecule: deps setup-dev ## every scenario of every role
 test-faults: deps setup-dev ## kills, damage and full stores on a node of its own (ARGS: see docs/faults.md)
 	@tests/integration/own_node.sh build/node 'ansible-playbook provision.yml -e gpuckpt_weights_mib=64' tests/faults/run.py $(ARGS)
 
+.PHONY: fuzz
+SECONDS ?= 600
+SEED ?= $(shell date +%s)
+fuzz: setup-dev ## the parsers of foreign data, for long (SECONDS=600 SEED=…)
+	@$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) --seed $(SEED)
+
 .PHONY: format roles-docs readme-table lock clean
 format: setup-dev ## format Python and C
 	@ruff format --quiet . && ruff check --quiet --fix .

@@ -136,6 +136,7 @@ def all_checks() -> list[Check]:
             limit_s=1800,
         ),
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
+        Check("fuzz", "unit", (PYTHON, "tests/fuzz/run.py", "--seconds", "40"), limit_s=300),
         *lint_checks(),
         # On nodes of their own, next to the others; the one of the modules takes the builds of CRIU that `integration` has made.
         Check("integration-modules", "integration", (*own_node, "bash", "-ec", in_node), limit_s=1800),

@@ -93,14 +93,14 @@ def _key_errors(lane: Lane) -> list[str]:
     errors = [f"{key} is missing" for key in REQUIRED if key not in lane]
     for key in lane:
         if key not in KEYS:
-            close = difflib.get_close_matches(str(key), KEYS, n=1)
+            close = difflib.get_close_matches(str(key)[:NAME_LENGTH], KEYS, n=1)
             errors.append(
                 f"unknown key {key!r}" + (f", did you mean {close[0]!r}?" if close else f" (known: {', '.join(KEYS)})")
             )
-    name = lane.get("name")
-    if name is not None and not (isinstance(name, str) and NAME.fullmatch(name)):
+    name = lane.get("name", "")
+    if "name" in lane and not (isinstance(name, str) and NAME.fullmatch(name)):
         errors.append(f"name must be lower-case words joined by '-', not {name!r}")
-    elif name is not None and len(name) > NAME_LENGTH:
+    elif len(name) > NAME_LENGTH:
         errors.append(f"name has {len(name)} characters, and {NAME_LENGTH} are allowed")
     return errors
 
@@ -187,9 +187,9 @@ def _list_errors(lanes: list[Lane]) -> list[str]:
 def _select(lanes: Sequence[Lane], lane_filter: str) -> list[Lane]:
     try:
         pattern = re.compile(lane_filter)
-    except re.error as error:
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
         raise AnsibleFilterError(
-            f"ckpt_lanes: gpuckpt_lane_filter {lane_filter!r} is no regular expression: {error}"
+            f"ckpt_lanes: gpuckpt_lane_filter {lane_filter!r:.200} is no regular expression: {error}"
         ) from error
     kept = [lane for lane in lanes if pattern.search(lane["name"])]
     if not kept:

@@ -5,12 +5,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
 # Records of these kinds are schedule entries; checkpoints and probes only prepare or accompany them.
 SCHEDULED_KINDS = ("cold", "restore")
+
+COUNT = re.compile(r"[0-9]{1,9}")
+# far beyond what a node measures in a month; more is a slip of the keys, and would fill the controller's memory
+MOST_ENTRIES = 100_000
 
 Entry = dict[str, Any]
 
@@ -36,15 +41,15 @@ def ckpt_schedule(
     """
     counts = _iterations_by_lane(lanes, iterations, warmup)
     planned = _plan(counts, int(warmup), seed)
-    return _remaining(planned, _scheduled(done or []))
+    return _remaining(planned, _places_of(done or []))
 
 
 def _iterations_by_lane(lanes: Any, iterations: Any, warmup: Any) -> dict[str, int]:
     errors = []
     if not _is_count(iterations, 1):
-        errors.append(f"iterations must be a whole number of at least 1, not {iterations!r}")
+        errors.append(f"iterations must be a whole number of at least 1, not {iterations!r:.80}")
     if not _is_count(warmup, 0):
-        errors.append(f"warmup must be a whole number of at least 0, not {warmup!r}")
+        errors.append(f"warmup must be a whole number of at least 0, not {warmup!r:.80}")
     if not isinstance(lanes, (list, tuple)) or not lanes:
         errors.append("lanes must be a list with at least one lane")
         lanes = []
@@ -59,9 +64,11 @@ def _iterations_by_lane(lanes: Any, iterations: Any, warmup: Any) -> dict[str, i
             errors.append(f"lane {name!r} is named twice")
         if "iterations" in entry and not _is_count(entry["iterations"], 1):
             errors.append(
-                f"iterations of lane {name!r} must be a whole number of at least 1, not {entry['iterations']!r}"
+                f"iterations of lane {name!r} must be a whole number of at least 1, not {entry['iterations']!r:.80}"
             )
         counts[str(name)] = entry.get("iterations", iterations)
+    if not errors and sum(int(count) + int(warmup) for count in counts.values()) > MOST_ENTRIES:
+        errors.append(f"lanes, iterations and warmup make more than {MOST_ENTRIES} entries")
     if errors:
         raise AnsibleFilterError("ckpt_schedule: " + "; ".join(errors))
     return {name: int(count) for name, count in counts.items()}
@@ -69,9 +76,11 @@ def _iterations_by_lane(lanes: Any, iterations: Any, warmup: Any) -> dict[str, i
 
 def _is_count(value: Any, least: int) -> bool:
     """True for whole numbers and their spelling: ``-e gpuckpt_iterations=5`` arrives as a string."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if isinstance(value, bool):
         return False
-    return str(value).isdecimal() and int(value) >= least
+    if isinstance(value, int):
+        return least <= value <= MOST_ENTRIES
+    return isinstance(value, str) and bool(COUNT.fullmatch(value)) and int(value) >= least
 
 
 def _plan(counts: dict[str, int], warmup: int, seed: Any) -> list[Entry]:
@@ -104,20 +113,26 @@ def _share(rounds_passed: int, count: int, rounds: int) -> int:
 
 def _draw(seed: Any, number: int, name: str) -> str:
     """A hash rather than random.shuffle: a lane's place hangs neither on Python's version nor on the other lanes."""
-    return hashlib.sha256(f"{seed}/{number}/{name}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}/{number}/{name}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _scheduled(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [record for record in done if record.get("kind", "restore") in SCHEDULED_KINDS]
+def _places_of(done: Any) -> dict[tuple[str, int, bool], int]:
+    """Which entry each record that exists is of, and its number."""
+    try:
+        scheduled = [record for record in done if record.get("kind", "restore") in SCHEDULED_KINDS]
+        return {_key(record): int(record["seq"]) for record in scheduled}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise AnsibleFilterError(
+            f"ckpt_schedule: a record that exists names no lane, iteration and seq ({error!s:.80})"
+        ) from None
 
 
 def _key(entry: dict[str, Any]) -> tuple[str, int, bool]:
     return str(entry["lane"]), int(entry["iteration"]), bool(entry.get("warmup", False))
 
 
-def _remaining(planned: list[Entry], done: list[dict[str, Any]]) -> list[Entry]:
+def _remaining(planned: list[Entry], seq_of: dict[tuple[str, int, bool], int]) -> list[Entry]:
     """Failed records count as done: a failure belongs to the statistics and is not tried away."""
-    seq_of = {_key(record): int(record["seq"]) for record in done}
     remaining = [entry for entry in planned if _key(entry) not in seq_of]
     used = set(seq_of.values())
     if any(entry["seq"] in used for entry in remaining):

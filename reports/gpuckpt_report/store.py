@@ -48,7 +48,7 @@ class RunFolder:
         """
         if not self.manifest_path.is_file():
             raise ReportError(f"{self.manifest_path} is missing: is {self.path} the folder of a run?")
-        return parse(RunManifest, self.manifest_path.read_text(encoding="utf-8"), str(self.manifest_path))
+        return parse(RunManifest, self.manifest_path.read_bytes(), str(self.manifest_path))
 
     def finish(self, moment: datetime) -> None:
         """Note in the manifest when the run ended.
@@ -70,7 +70,7 @@ class RunFolder:
         """
         if not self.records_path.is_file():
             return []
-        lines = self.records_path.read_text(encoding="utf-8").splitlines()
+        lines = _lines(self.records_path.read_bytes())
         return [parse(Record, line, f"{self.records_path}:{number}") for number, line in enumerate(lines, start=1)]
 
     def append(self, records: Iterable[Record]) -> Ingested:
@@ -152,7 +152,12 @@ class RunFolder:
             yield
 
 
-def parse(model: type[ModelT], text: str, origin: str) -> ModelT:
+def _lines(content: bytes) -> list[bytes]:
+    """The lines of a file of JSON lines. What Python takes for the end of a line in a text may stand within a document."""
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def parse(model: type[ModelT], text: str | bytes, origin: str) -> ModelT:
     """Validate JSON text against a model.
 
     :raises ReportError: naming the origin and every error
@@ -166,12 +171,12 @@ def parse(model: type[ModelT], text: str, origin: str) -> ModelT:
 def _numbered_records(path: Path) -> tuple[list[tuple[str, Record]], list[str]]:
     """Return the valid records of a .json (one) or .jsonl (one a line) file, each with its place, and the errors of the rest."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = path.read_bytes()
+    except OSError as error:
         return [], [f"{path}: cannot be read: {error}"]
     lines = path.suffix == ".jsonl"
     records, errors = [], []
-    for number, document in enumerate(text.splitlines() if lines else [text], start=1):
+    for number, document in enumerate(_lines(content) if lines else [content], start=1):
         origin = f"{path}:{number}" if lines else str(path)
         try:
             records.append((origin, parse(Record, document, origin)))

@@ -42,7 +42,7 @@ STAMP = ".bundle-digest"
 BLOCK = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # the names of components and of their parts
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 ELF_MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
 C_LIBRARY_VERSION = re.compile(rb"\0GLIBC_2\.(\d+)")
 EXTENSION_MODULE = re.compile(r"\.cpython-3(\d+)-.*\.so$")

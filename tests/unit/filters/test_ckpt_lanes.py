@@ -156,3 +156,14 @@ def test_overrides_merge_and_extra_arguments_are_appended() -> None:
     assert server["canary"] == {"prompt": "p", "max_tokens": 4}
     assert server["port"] == 18081
     assert SERVER["command"] == ["serve"]
+
+
+@pytest.mark.parametrize("lane_filter", ["(", {}, 3, "a{99999999999}"])
+def test_a_filter_that_is_no_expression_is_named(lane_filter):
+    with pytest.raises(AnsibleFilterError, match="is no regular expression"):
+        ckpt_lanes([{"name": "a", "start": "cold", "runtime": "process"}], lane_filter)
+
+
+def test_a_lane_without_a_name_is_named():
+    with pytest.raises(AnsibleFilterError, match="name must be lower-case words"):
+        ckpt_lanes([{"name": None, "start": "cold", "runtime": "process"}])

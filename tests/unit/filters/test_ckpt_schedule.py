@@ -103,3 +103,20 @@ def test_all_errors_at_once():
 def test_lanes_must_be_a_list(lanes):
     with pytest.raises(AnsibleFilterError, match="at least one lane"):
         ckpt_schedule(lanes, 3, seed=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"iterations": 10**12},
+        {"iterations": "9" * 5000},
+        {"warmup": 10**9},
+        {"iterations": "\u00b2"},
+        {"done": [{}]},
+        {"done": ["text"]},
+        {"done": [{"lane": "a", "iteration": "x", "seq": 1}]},
+    ],
+)
+def test_what_no_run_can_hold_is_refused(options):
+    with pytest.raises(AnsibleFilterError, match="ckpt_schedule: "):
+        ckpt_schedule(["a", "b"], **{"iterations": 2, "seed": 0, **options})

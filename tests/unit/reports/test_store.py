@@ -52,11 +52,28 @@ def test_bad_records_are_set_aside_with_their_reasons_and_the_others_kept(fake_r
         "bogus: unknown key",
         "belongs to run other",
         "names host node2, but came from node1",
-        "cannot be read",
+        "000095-cold.json is not a valid Record",
     ):
         assert any(part in reason for reason in result.rejected)
     assert (run.rejected_path / "node1" / "000090-restore.json").read_text() == '{"schema_version": 1'
     assert "unknown key" in (run.rejected_path / "node1" / "000091-restore.json.reasons.txt").read_text()
+
+
+def test_a_line_separator_within_a_message_does_not_end_the_line(fake_run):
+    """A server's log may hold U+2028 or U+0085, where Python ends a line of text and JSON does not."""
+    run = fake_run()
+    said = "it broke\u2028off\x85here"
+    failed = synthetic.record(91, "cold", 9, 5.0, message=said)
+    (run.incoming_path / "node1" / "000091-restore.json").write_text(json.dumps(failed), encoding="utf-8")
+    assert run.ingest().rejected == []
+    assert run.records()[-1].message == said
+
+
+def test_records_that_are_not_text_are_named(fake_run):
+    run = fake_run()
+    run.records_path.write_bytes(b'{"schema_version": 1, "run_id": "\xcb"}\n')
+    with pytest.raises(ReportError, match=r"records\.jsonl:1 is not a valid Record"):
+        run.records()
 
 
 def test_the_end_of_a_run_is_noted_and_nothing_else_changes(fake_run):

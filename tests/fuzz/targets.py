@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is fuzzed: every parser of data that comes from elsewhere, with the exceptions that it documents."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import httpcore
+from ansible.errors import AnsibleFilterError
+from ansible.module_utils.ckpt import (
+    archive,
+    claim,
+    criu_log,
+    criu_stats,
+    cuda,
+    flows,
+    gpu_inspection,
+    http,
+    images,
+    inspection,
+    manifest,
+    procfs,
+    remaps,
+)
+from ansible.module_utils.ckpt.commands import Commands, Result
+from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.files import mounts_at
+from ansible.module_utils.ckpt.parsing import FormatError
+from ansible.module_utils.ckpt.runtimes import process
+from ansible.module_utils.ckpt.runtimes.base import Evidence
+from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime
+from ansible.module_utils.ckpt.spec import parse_server
+from ckpt_lanes import ckpt_lanes
+from ckpt_schedule import ckpt_schedule
+from mutation import mutate, mutate_document
+
+from gpuckpt_report.errors import ReportError
+from gpuckpt_report.store import RunFolder
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
+SEEDS = TESTS / "fuzz" / "seeds"
+FIXTURES = TESTS / "fixtures"
+SERVER: dict[str, Any] = {"name": "n", "kind": "reference", "model": "m", "port": 18080, "command": ["x"]}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parser: how it is called with an input, what it may raise, and the samples that inputs are made of."""
+
+    name: str
+    call: Callable[[bytes], object]
+    allowed: tuple[type[Exception], ...]
+    samples: tuple[Path, ...]
+    mutate: Callable[[Random, Sequence[bytes]], bytes] = mutate
+
+    def seeds(self) -> list[Path]:
+        """The samples, and what was found before and is kept."""
+        return [*self.samples, *sorted((SEEDS / self.name).glob("*"))]
+
+
+class Folder:
+    """A scratch folder in memory, the same for all inputs."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="gpuckpt-fuzz-", dir="/dev/shm"))
+
+    def put(self, name: str, data: bytes) -> str:
+        """Write a file; returns its path."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return str(path)
+
+    def remove(self) -> None:
+        """Remove it with all it holds."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Network(httpcore.MockBackend):
+    """Fake network: every connection answers the same bytes. The protocol above it is the real one."""
+
+    answer = b""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def connect_tcp(self, *_arguments: Any, **_options: Any) -> httpcore.NetworkStream:
+        """A connection that is answered at once, in two pieces."""
+        middle = len(self.answer) // 2
+        return httpcore.MockStream([self.answer[:middle], self.answer[middle:]])
+
+
+def asking() -> Callable[[bytes], object]:
+    """All that the client asks of a server, whose answer is always the given bytes."""
+    client, network = http.Client(parse_server(SERVER, "process")), Network()
+    client._http._transport._pool = httpcore.ConnectionPool(network_backend=network, max_keepalive_connections=0)
+
+    def ask_all(data: bytes) -> None:
+        network.answer = data
+        client.healthy()
+        for ask in (client.counter, lambda: client.complete(client.spec.canary), lambda: client.post("/sleep")):
+            try:
+                ask()
+            except CkptError:
+                continue
+
+    return ask_all
+
+
+def log_of_criu(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    lines = criu_log.parse(text)
+    for plan in (criu_log.DUMP_PHASES, criu_log.RESTORE_PHASES):
+        criu_log.phases(lines, plan)
+    criu_log.script_phases(lines)
+    json.dumps(criu_log.spans(text), allow_nan=False)
+    criu_log.silent_failures(text)
+    flows.explain(Evidence(text), "", "criu_failed", "it failed")
+
+
+def option(function: Callable[[Any], object]) -> Callable[[bytes], object]:
+    """A function of a document that Python has read already, as options of modules and filters arrive."""
+
+    def call(data: bytes) -> object:
+        try:
+            document = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+        return function(document) if isinstance(document, dict) else None
+
+    return call
+
+
+def podman_answers(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    runtime = PodmanRuntime(parse_server({**SERVER, "image": "i"}, "podman"), Criu(), Commands())
+    runtime.command_stats(Result([], 0, text, "", 0, 0))
+    runtime._parse_instance(text)
+
+
+def nvidia_answers(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    gpu_inspection.parse_gpus(text)
+    gpu_inspection.kernel_module(text)
+    gpu_inspection.linker_folders(text)
+    gpu_inspection.cdi_library_versions(text)
+    for row in cuda.parse_rows(text):
+        gpu_inspection.whole_number(row[0])
+    inspection.version_tuple(inspection.version_in(text) or "")
+    version_tuple(text)
+
+
+def tar_listing(data: bytes) -> None:
+    images.listing(data.decode("utf-8", "replace"))
+
+
+def load_script(path: Path) -> ModuleType:
+    """A program of a role as a module."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def targets_in(folder: Folder) -> Iterator[Target]:
+    """All targets; files that a parser reads are written to the folder."""
+    criu, podman = FIXTURES / "criu-4.2.1", FIXTURES / "podman-4.3.1"
+    yield Target("http", asking(), (), ())
+    yield Target("criu-log", log_of_criu, (), tuple(sorted(criu.glob("failed-*.log"))))
+    yield Target("stats", criu_stats.decode, (ValueError,), (criu / "stats-dump", criu / "stats-restore"))
+    yield from _image_targets(folder, criu)
+    yield _archive_target(folder, criu)
+    yield from _document_targets(folder, podman)
+    yield Target("nvidia", nvidia_answers, (), ())
+    yield Target("tar-listing", tar_listing, (), (podman / "tar-list.txt",))
+    yield from _proc_targets(folder)
+    yield from _report_targets(folder)
+
+
+def _image_targets(folder: Folder, criu: Path) -> Iterator[Target]:
+    def checkpoint(data: bytes) -> None:
+        for name in ("inventory.img", "pagemap-25925.img"):
+            shutil.copy(criu / name, folder.path / "checkpoint")
+        folder.put("checkpoint/pagemap-1.img", data)
+        folder.put("checkpoint/inventory.img", data[:64])
+        images.numbers(str(folder.path / "checkpoint"))
+        images.inspect(str(folder.path / "checkpoint"))
+        images.require_whole(str(folder.path / "checkpoint"))
+
+    def files_of(data: bytes) -> None:
+        folder.put("remaps/files.img", data)
+        remaps.size_of(str(folder.path / "remaps"), "/tmp/held")
+        remaps.linked_back(str(folder.path / "remaps"))
+
+    def links_of(data: bytes) -> None:
+        folder.put("links/remap-fpath.img", data)
+        remaps.linked_back(str(folder.path / "links"))
+
+    folder.put("checkpoint/pstree.img", b"")
+    samples = SEEDS / "samples"
+    folder.put("remaps/remap-fpath.img", (samples / "remap-fpath.img").read_bytes())
+    folder.put("links/files.img", (samples / "files.img").read_bytes())
+    yield Target("pagemap", checkpoint, (CkptError,), (samples / "pagemap.img", criu / "pagemap-25925.img"))
+    yield Target("files-image", files_of, (CkptError,), (samples / "files.img",))
+    yield Target("remap-image", links_of, (CkptError,), (samples / "remap-fpath.img",))
+
+
+def _archive_target(folder: Folder, criu: Path) -> Target:
+    def unpack(data: bytes) -> None:
+        shutil.rmtree(folder.path / "unpacked", ignore_errors=True)
+        archive.unpack(Commands(), folder.put("checkpoint.tar", data), str(folder.path / "unpacked"))
+
+    for name in ("inventory.img", "stats-dump"):
+        folder.put(f"packed/{name}", (criu / name).read_bytes())
+    sample = folder.path / "samples" / "checkpoint.tar"
+    sample.parent.mkdir()
+    archive.pack(Commands(), str(folder.path / "packed"), str(sample))
+    return Target("archive", unpack, (CkptError,), (sample,))
+
+
+def _document_targets(folder: Folder, podman: Path) -> Iterator[Target]:
+    def checkpoint(data: bytes) -> None:
+        folder.put("golden/checkpoint.json", data)
+        proof = manifest.load(manifest.Layout(str(folder.path / "golden"), "store"))
+        # what a restore takes from it
+        json.dumps([sorted(proof.identities), proof.plain_processes])
+        proof.write(manifest.Layout(str(folder.path / "written"), "store"))
+
+    def index_of_links(data: bytes) -> None:
+        folder.put("kept/index.json", data)
+        remaps._index(str(folder.path / "kept"))
+
+    def claim_file(data: bytes) -> None:
+        descriptor = os.memfd_create("claim")
+        try:
+            os.write(descriptor, data)
+            held = claim._read(descriptor)
+            if held is not None:
+                (str(held), held.silent_s(), held.holder.lives(), json.dumps(held.as_dict()).encode())
+        finally:
+            os.close(descriptor)
+
+    def build(data: bytes) -> None:
+        folder.put("build/current/BUILD.json", data)
+        Criu(home=str(folder.path / "build")).require(Commands())
+
+    def state(data: bytes) -> None:
+        folder.put("instance/n.json", data)
+        process._read_state(str(folder.path / "instance/n.json"))
+
+    binary = Path(folder.put("build/current/libexec/criu", b"#!/bin/sh\necho Version: 4.2.1\n"))
+    binary.chmod(0o755)
+    samples = SEEDS / "samples"
+    make = mutate_document
+    yield Target("manifest", checkpoint, (CkptError,), (samples / "checkpoint.json",), make)
+    yield Target("links-index", index_of_links, (CkptError,), (samples / "index.json",), make)
+    yield Target("claim", claim_file, (CkptError,), (samples / "claim.json",), make)
+    yield Target("build", build, (CkptError,), (samples / "BUILD.json",), make)
+    yield Target("instance", state, (CkptError,), (samples / "instance.json",), make)
+    yield Target("option-criu", option(parse_criu), (CkptError,), (samples / "option-criu.json",), make)
+    server = option(lambda document: parse_server(document, "podman"))
+    yield Target("option-server", server, (CkptError,), (samples / "option-server.json",), make)
+    yield Target("podman", podman_answers, (FormatError,), (podman / "inspect-running.json",), make)
+    schedule = option(lambda document: ckpt_schedule(**{key: document.get(key) for key in SCHEDULE_KEYS}))
+    yield Target("schedule", schedule, (AnsibleFilterError,), (samples / "schedule.json",), make)
+    lanes = option(lambda document: ckpt_lanes(document.get("lanes"), document.get("lane_filter", "")))
+    yield Target("lanes", lanes, (AnsibleFilterError,), (samples / "lanes.json",), make)
+
+
+SCHEDULE_KEYS = ("lanes", "iterations", "seed", "warmup", "done")
+
+
+def _proc_targets(folder: Folder) -> Iterator[Target]:
+    proc = str(folder.path / "proc")
+    node = inspection.Node(str(folder.path))
+    os.makedirs(f"{proc}/7/fd")
+    os.symlink("socket:[1]", f"{proc}/7/fd/3")
+    files = {
+        "stat": "7/stat",
+        "status": "7/status",
+        "tcp": "7/net/tcp",
+        "mountinfo": "self/mountinfo",
+        "meminfo": "meminfo",
+        "smaps_rollup": "7/smaps_rollup",
+    }
+    samples = SEEDS / "samples"
+    for name, place in files.items():
+        folder.put(f"proc/{place}", (samples / name).read_bytes())
+
+    def read(place: str) -> Callable[[bytes], object]:
+        def call(data: bytes) -> None:
+            path = folder.put(f"proc/{place}", data)
+            folder.put("proc/net/tcp", data)
+            (procfs.read_task(7, proc), procfs.process_of(7, proc), procfs.anonymous_bytes([7], proc))
+            connections = procfs.open_tcp_connections([7], proc)
+            (procfs.one_ended(connections), procfs.port_holder(80, proc), procfs.tree(7, proc))
+            (inspection.mounts(node), inspection.memory_bytes(node), inspection.capabilities(node))
+            mounts_at("/", path)
+
+        return call
+
+    for name, place in files.items():
+        yield Target(f"proc-{name}", read(place), (), (samples / name,))
+
+
+def _report_targets(folder: Folder) -> Iterator[Target]:
+    program = load_script(ROOT / "roles" / "bundle" / "files" / "gpuckpt_bundle.py")
+    published = ROOT / "reports" / "published" / "cpu-reference-128mib"
+    run = folder.path / "run"
+    folder.put("run/manifest.json", (published / "manifest.json").read_bytes())
+    sample = Path(folder.put("samples/records.jsonl", (published / "records.jsonl").read_bytes()[:20000]))
+
+    def bundle(data: bytes) -> None:
+        folder.put("bundle/bundle.json", data)
+        program.verify(folder.path / "bundle", [])
+        program.unfit(program.read_manifest(folder.path / "bundle"), ["criu"], "x86_64", "2.36", "3.11")
+
+    def records(data: bytes) -> None:
+        folder.put("run/records.jsonl", data)
+        RunFolder(run).records()
+
+    def incoming(data: bytes) -> None:
+        folder.put("run/records.jsonl", b"")
+        folder.put("run/incoming/localhost/000001-restore.json", data)
+        RunFolder(run).ingest()
+
+    samples = SEEDS / "samples"
+    yield Target("bundle", bundle, (program.BundleError,), (samples / "bundle.json",), mutate_document)
+    yield Target("records", records, (ReportError,), (sample,))
+    yield Target("incoming", incoming, (ReportError,), (samples / "record.json",), mutate_document)
+
+
+def all_targets(folder: Folder) -> dict[str, Target]:
+    """Every target by its name."""
+    return {target.name: target for target in targets_in(folder)}
