@@ -49,15 +49,15 @@ static int read_backend(void)
 	return 0;
 }
 
-static int read_pool_switch(void)
+static int read_on_off(const char *name, bool *on)
 {
-	const char *text = getenv("CRIU_CUDA_CONTEXT_POOL");
+	const char *text = getenv(name);
 
 	if (text && *text && strcmp(text, "0") && strcmp(text, "1")) {
-		pr_err("CRIU_CUDA_CONTEXT_POOL=%s is neither 0 nor 1\n", text);
+		pr_err("%s=%s is neither 0 nor 1\n", name, text);
 		return -1;
 	}
-	gc_options.pool = text && *text == '1';
+	*on = text && *text == '1';
 	return 0;
 }
 
@@ -82,7 +82,8 @@ static int read_device_map(void)
 
 int gc_options_read(void)
 {
-	return read_backend() || read_pool_switch() || read_device_map() ||
+	return read_backend() || read_on_off("CRIU_CUDA_CONTEXT_POOL", &gc_options.pool) ||
+			       read_on_off("CRIU_CUDA_POOL_CONTEXTS", &gc_options.pool_contexts) || read_device_map() ||
 			       read_seconds("CRIU_CUDA_TIMEOUT_S", &gc_options.timeout_s, DEFAULT_TIMEOUT_S) ||
 			       read_seconds("CRIU_CUDA_POOL_WAIT_S", &gc_options.pool_wait_s, DEFAULT_POOL_WAIT_S)
 		       ? -1

@@ -14,6 +14,7 @@ struct gc_options {
 	unsigned int timeout_s;  /* 0: without limit */
 	unsigned int pool_wait_s;
 	bool pool;
+	bool pool_contexts;
 	struct cuda_device_map map;
 };
 

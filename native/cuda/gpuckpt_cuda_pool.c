@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "gpuckpt_cuda_options.h"
 #include "gpuckpt_cuda_plugin.h"
 #include "gpuckpt_cuda_pool.h"
 
@@ -32,8 +33,7 @@ static int pool_socket = -1;
 
 static void exec_pool(int socket)
 {
-	const char *contexts = getenv("CRIU_CUDA_POOL_CONTEXTS");
-	char *const args[] = {POOL_COMMAND, "--once", contexts && *contexts == '1' ? NULL : "--no-contexts", NULL};
+	char *const args[] = {POOL_COMMAND, "--once", gc_options.pool_contexts ? NULL : "--no-contexts", NULL};
 	sigset_t none;
 	int null;
 

@@ -412,6 +412,7 @@ def test_a_restore_on_a_node_without_a_gpu_fails(workload, criu):
         ("CRIU_CUDA_TIMEOUT_S", "-1", "not a number of seconds"),
         ("CRIU_CUDA_POOL_WAIT_S", "soon", "not a number of seconds"),
         ("CRIU_CUDA_CONTEXT_POOL", "yes", "neither 0 nor 1"),
+        ("CRIU_CUDA_POOL_CONTEXTS", "1x", "neither 0 nor 1"),
         ("CRIU_CUDA_DEVICE_MAP", "0=1", "not of the form OLDUUID=NEWUUID"),
     ],
 )
