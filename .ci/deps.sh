@@ -2,11 +2,12 @@
 # System packages that the checks use, beyond what the roles install on a node. Says what it installs; instant when all is there.
 set -eu
 
-# CRIU's build, its own tests (zdtm wants the distribution's python3), containers, and the images made for molecule
+# CRIU's build, its own tests (zdtm wants the distribution's python3), allocators for ours, containers, and the images made for molecule
 packages="
     git gcc make libc6-dev pkg-config xz-utils patch file ca-certificates
     libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler python3-protobuf
     libnl-3-dev libnl-route-3-dev libcap-dev libnet1-dev uuid-dev libbsd-dev libnftables-dev libgnutls28-dev libaio-dev
+    libjemalloc-dev libtcmalloc-minimal4
     python3 python3-venv python3-yaml python3-httpx
     podman runc iptables nftables mmdebstrap gnupg openssh-client
 "

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "types.h"
+#include "allocator.h"
 #include "cr_options.h"
 #include "image-mappings.h"
 #include "image-view.h"
@@ -229,7 +230,8 @@ static bool is_guard_page(const struct list_head *vmas, unsigned long vaddr)
 /* What a later restore would not map must not stay in a base: see memory_plan_take(). */
 static bool may_stay_in_base(const struct vma_area *vma)
 {
-	return vma->image->delta && !(vma->e->flags & (MAP_LOCKED | MAP_GROWSDOWN)) && !(vma->e->prot & PROT_EXEC);
+	return vma->image->delta && !(vma->e->flags & (MAP_LOCKED | MAP_GROWSDOWN)) && !(vma->e->prot & PROT_EXEC) &&
+	       !allocator_owns_mapping(vma->e);
 }
 
 static int keep_range(struct image_mapping *image, unsigned long start, unsigned long end)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "types.h"
+#include "allocator.h"
 #include "cr_options.h"
 #include "copy-team.h"
 #include "image.h"
@@ -78,6 +79,7 @@ enum standaside {
 	ASIDE_ARENA,
 	ASIDE_SPECIAL,
 	ASIDE_INHERITED,
+	ASIDE_ALLOCATOR,
 	ASIDE_SCOPE,
 	ASIDE_SHORT,
 	ASIDE_N,
@@ -88,7 +90,7 @@ static const char *const standaside_notes[ASIDE_N] = {
 	[ASIDE_HUGETLB] = "hugetlb",       [ASIDE_LOCKED] = "locked",   [ASIDE_GROWSDOWN] = "growsdown",
 	[ASIDE_EXECUTABLE] = "executable", [ASIDE_ADVICE] = "advice",   [ASIDE_GUARD] = "guard",
 	[ASIDE_ARENA] = "arena",           [ASIDE_SPECIAL] = "special", [ASIDE_INHERITED] = "inherited",
-	[ASIDE_SCOPE] = "scope",           [ASIDE_SHORT] = "short",
+	[ASIDE_ALLOCATOR] = "allocator",   [ASIDE_SCOPE] = "scope",     [ASIDE_SHORT] = "short",
 };
 
 /* The plan of the task that this process is about to become. A forked child starts its own in memory_plan_begin(). */
@@ -96,6 +98,7 @@ static struct {
 	struct pstree_item *task;
 	bool active;
 	bool maps;
+	bool allocator_owns_all; /* outside of the driver's ranges */
 	struct page_run *runs;
 	size_t n;
 	struct range_list driver;
@@ -258,6 +261,8 @@ int memory_plan_begin(struct pstree_item *t, struct page_read *pr)
 	}
 	if (plan.maps && find_guards())
 		return -1;
+	if (plan.maps && sw->mapped_scope == MAPPED_SCOPE_ALL)
+		plan.allocator_owns_all = allocator_owns_process(t);
 	if (sw->driver_huge_pages || plan.maps)
 		return read_driver_ranges(t);
 	return 0;
@@ -382,18 +387,30 @@ static unsigned long split_at_driver_range(unsigned long addr, unsigned long len
 	return end - addr;
 }
 
+/* Why this memory, which is not the driver's, is read although it could be mapped. */
+static enum standaside judge_ordinary_memory(const struct vma_area *vma)
+{
+	if (switches()->mapped_scope != MAPPED_SCOPE_ALL)
+		return ASIDE_SCOPE;
+	if (plan.allocator_owns_all || allocator_owns_mapping(vma->e))
+		return ASIDE_ALLOCATOR;
+	return MAPPABLE;
+}
+
 static int add_runs(struct vma_area *vma, unsigned long addr, unsigned long len, off_t off, bool mappable)
 {
 	while (len) {
 		struct page_run run = {.vma = vma, .addr = addr, .off = off};
+		enum standaside aside;
 		bool inside;
 
 		run.len = split_at_driver_range(addr, len, &inside);
 		run.driver = inside;
-		run.mappable = mappable && (inside || switches()->mapped_scope == MAPPED_SCOPE_ALL);
+		aside = inside ? MAPPABLE : judge_ordinary_memory(vma);
+		run.mappable = mappable && aside == MAPPABLE;
 		run.huge = inside && !run.mappable && may_be_huge(vma);
 		if (mappable && !run.mappable)
-			plan.aside_bytes[ASIDE_SCOPE] += run.len;
+			plan.aside_bytes[aside] += run.len;
 		if (add_run(run))
 			return -1;
 		addr += run.len;

@@ -14,6 +14,7 @@
 #define DEFAULT_FREEZE_POLL_MS 100
 #define DEFAULT_MAX_MAP_COUNT 65530
 #define MAX_RESTORE_THREADS 256
+#define OVERCOMMIT_NEVER 2 /* of vm.overcommit_memory */
 
 long span_clock_offset_us;
 
@@ -71,17 +72,18 @@ static int load_word(const char *name, const char *const words[], unsigned n, un
 	return -1;
 }
 
-static unsigned long read_max_map_count(void)
+/* A setting of the node's kernel; `otherwise` where it cannot be read. */
+static unsigned long read_kernel_number(const char *path, unsigned long otherwise)
 {
-	FILE *f = fopen("/proc/sys/vm/max_map_count", "re");
-	unsigned long count;
+	FILE *f = fopen(path, "re");
+	unsigned long number;
 
 	if (!f)
-		return DEFAULT_MAX_MAP_COUNT;
-	if (fscanf(f, "%lu", &count) != 1)
-		count = DEFAULT_MAX_MAP_COUNT;
+		return otherwise;
+	if (fscanf(f, "%lu", &number) != 1)
+		number = otherwise;
 	fclose(f);
-	return count;
+	return number;
 }
 
 int switches_load(void)
@@ -89,7 +91,9 @@ int switches_load(void)
 	static const char *const on_off[] = {"0", "1"};
 	static const char *const scopes[] = {"all", "driver"};
 	static const char *const redumps[] = {"standalone", "delta"};
+	static const char *const allocator_words[] = {"aside", "trust"};
 	unsigned mapped = 0, scope = MAPPED_SCOPE_ALL, redump = MAPPED_REDUMP_STANDALONE, driver_huge = 0, populate = 0;
+	unsigned allocators = MAPPED_ALLOCATORS_ASIDE;
 	unsigned long min_kb = DEFAULT_MAPPED_MIN_KB, threads = 1, poll_ms = DEFAULT_FREEZE_POLL_MS;
 	int ret = 0;
 
@@ -98,6 +102,7 @@ int switches_load(void)
 	ret |= load_word("CRIU_MAPPED_RESTORE", on_off, ARRAY_SIZE(on_off), &mapped);
 	ret |= load_word("CRIU_MAPPED_SCOPE", scopes, ARRAY_SIZE(scopes), &scope);
 	ret |= load_word("CRIU_MAPPED_REDUMP", redumps, ARRAY_SIZE(redumps), &redump);
+	ret |= load_word("CRIU_MAPPED_ALLOCATORS", allocator_words, ARRAY_SIZE(allocator_words), &allocators);
 	ret |= load_word("CRIU_DRIVER_HUGE_PAGES", on_off, ARRAY_SIZE(on_off), &driver_huge);
 	ret |= load_word("CRIU_DRIVER_POPULATE", on_off, ARRAY_SIZE(on_off), &populate);
 	ret |= load_number("CRIU_MAPPED_MIN_KB", 1, 1 << 30, &min_kb);
@@ -109,11 +114,13 @@ int switches_load(void)
 	loaded.mapped_restore = mapped;
 	loaded.mapped_scope = scope;
 	loaded.mapped_redump = redump;
+	loaded.mapped_allocators = allocators;
 	loaded.mapped_min_bytes = min_kb << 10;
 	loaded.restore_threads = threads;
 	loaded.driver_huge_pages = driver_huge;
 	loaded.driver_populate = populate;
 	loaded.freeze_poll_ms = poll_ms;
-	loaded.max_map_count = read_max_map_count();
+	loaded.max_map_count = read_kernel_number("/proc/sys/vm/max_map_count", DEFAULT_MAX_MAP_COUNT);
+	loaded.noreserve_is_kept = read_kernel_number("/proc/sys/vm/overcommit_memory", 0) != OVERCOMMIT_NEVER;
 	return 0;
 }

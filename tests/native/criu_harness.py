@@ -90,6 +90,12 @@ def largest_mapping(pid: int) -> tuple[int, int]:
     return max(ranges, key=lambda r: r[1] - r[0])
 
 
+def image_ranges(pid: int) -> list[tuple[int, int]]:
+    """Start and end of every mapping of a page image."""
+    lines = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pages-" in line]
+    return [(int(start, 16), int(end, 16)) for start, end in (line.split()[0].split("-") for line in lines)]
+
+
 def own_bytes(images: Path) -> int:
     """What the checkpoint takes beside the bases that it shares with older ones."""
     return sum(path.stat().st_size for path in images.iterdir() if not path.name.startswith("mapped-base-"))

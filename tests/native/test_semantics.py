@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from criu_harness import HarnessError, Target, descendants, largest_mapping, pss_kib
+from criu_harness import HarnessError, Target, descendants, image_ranges, largest_mapping, pss_kib
 
 MAPPED = {"CRIU_MAPPED_RESTORE": "1"}
 DRIVER = {**MAPPED, "CRIU_MAPPED_SCOPE": "driver"}
@@ -33,11 +33,6 @@ def start(programs, tmp_path, targets):
     return start
 
 
-def image_maps(pid: int) -> list[str]:
-    """The lines of the process's maps that name a page image."""
-    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/pages-" in line]
-
-
 @pytest.mark.parametrize("case", ["grow", "shrink-grow", "realloc", "arena", "full-arena", "execute"])
 def test_program_notices_nothing(case, stock_build, patched_build, mounted, start):
     target = start("semantics", case)
@@ -47,7 +42,7 @@ def test_program_notices_nothing(case, stock_build, patched_build, mounted, star
         assert "arena" in outcome.notes("standaside")
     else:
         assert outcome.mapped_bytes > 16 * MIB
-        assert image_maps(target.pid)
+        assert image_ranges(target.pid)
     assert target.ask() == [["ok"]]
 
 
@@ -79,7 +74,7 @@ def test_driver_scope_maps_only_what_the_driver_parked(stock_build, patched_buil
     outcome = patched_build.restored(store / "images", environment=DRIVER)
     assert outcome.mapped_bytes == 8 * MIB
     assert outcome.summary(target.pid)["maps"] == 1
-    assert image_maps(target.pid)[0].startswith(f"{parked[0]:x}-{parked[1]:x} ")
+    assert image_ranges(target.pid) == [parked]
     assert target.ask() == expected
 
 
@@ -179,6 +174,7 @@ def test_standalone_generations(stock_build, patched_build, store, start):
         ("CRIU_MAPPED_MIN_KB", "64k"),
         ("CRIU_MAPPED_SCOPE", "gpu"),
         ("CRIU_MAPPED_REDUMP", "full"),
+        ("CRIU_MAPPED_ALLOCATORS", "jemalloc"),
         ("CRIU_RESTORE_THREADS", "1000"),
         ("CRIU_DRIVER_HUGE_PAGES", "always"),
         ("CRIU_DRIVER_POPULATE", "2"),

@@ -179,6 +179,34 @@ static const char *trim_and_calloc(void)
 	return verdict;
 }
 
+enum { POOLED_LEN = 100 * 1024, POOLED_CHUNKS = 300 };
+static unsigned char *pooled[POOLED_CHUNKS];
+
+static void prepare_calloc(void)
+{
+	int i;
+
+	for (i = 0; i < POOLED_CHUNKS; i++) {
+		pooled[i] = malloc(POOLED_LEN);
+		pattern(pooled[i], POOLED_LEN);
+	}
+}
+
+/* An allocator that gives the freed pages back in between may take the next ones for zeros. */
+static const char *free_and_calloc(void)
+{
+	int i;
+
+	for (i = 0; i < POOLED_CHUNKS; i++)
+		free(pooled[i]);
+	for (i = 0; i < POOLED_CHUNKS; i++) {
+		pooled[i] = calloc(1, POOLED_LEN);
+		if (!is_zero(pooled[i], POOLED_LEN))
+			return "calloc returned memory that is not zero";
+	}
+	return "ok";
+}
+
 static void prepare_code(void)
 {
 	static const unsigned char returns_42[] = {0xb8, 42, 0, 0, 0, 0xc3};
@@ -205,6 +233,7 @@ static const struct {
 	{"realloc", prepare_realloc, grow_by_realloc},
 	{"arena", prepare_arena, trim_and_calloc},
 	{"full-arena", prepare_full_arena, trim_and_calloc},
+	{"calloc", prepare_calloc, free_and_calloc},
 	{"execute", prepare_code, make_executable},
 };
 
@@ -239,6 +268,6 @@ int main(int argc, char **argv)
 		report(argv[2], line);
 		pause();
 	}
-	fprintf(stderr, "usage: semantics grow|shrink-grow|realloc|arena|full-arena|execute REPORT\n");
+	fprintf(stderr, "usage: semantics grow|shrink-grow|realloc|arena|full-arena|calloc|execute REPORT\n");
 	return 2;
 }
