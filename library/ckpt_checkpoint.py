@@ -11,7 +11,7 @@ DOCUMENTATION = r"""
 module: ckpt_checkpoint
 short_description: Checkpoint a running inference server
 description:
-  - Notes the canary's answer and the request counter, makes the server small if asked, dumps it, verifies the images, and
+  - Notes the canary's answer, the request counter and, where the server tells it, a digest of its memory, makes the server small if asked, dumps it, verifies the images, and
     writes C(checkpoint.json), which a restore is compared with.
   - A checkpoint that fails leaves the server serving, or stops it if it does not answer any more, and deletes its images.
   - A checkpoint that lies in O(checkpoint.dir) is replaced when the new one is complete, and stays as it is if that fails.
@@ -62,6 +62,14 @@ options:
       - Connections between the server's own processes are always included.
     type: bool
     default: false
+  digests:
+    description:
+      - Which files get a digest in C(checkpoint.json). V(metadata) are all but the page images, and archives.
+        V(pages) are the page images too, which takes as long as reading them all once more.
+      - All processors read together, after the measured time. The record says in C(stats.digests) how many seconds and bytes.
+    type: str
+    choices: [metadata, pages]
+    default: metadata
   flags:
     description: More options, for C(podman container checkpoint) or C(criu dump).
     type: list
@@ -113,6 +121,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.ckpt import checkpoint, flows
+from ansible.module_utils.ckpt.digests import LEVELS
 from ansible.module_utils.ckpt.manifest import SOURCES
 from ansible.module_utils.ckpt.module import run_module
 from ansible.module_utils.ckpt.slimming import MODES
@@ -130,6 +139,7 @@ OPTIONS: dict[str, Any] = {
     "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
     "leave_running": {"type": "bool", "default": False},
     "tcp_established": {"type": "bool", "default": False},
+    "digests": {"type": "str", "choices": list(LEVELS), "default": "metadata"},
     "flags": {"type": "list", "elements": "str", "default": []},
 }
 

@@ -13,7 +13,9 @@ short_description: Restore a checkpoint, measure it, and prove it
 description:
   - Restores the server, polls its health every 5 ms while the restore runs, wakes it if it slept, and sends the canary prompt.
   - It counts as a success only if the command ended with 0, the log shows no failed hook, every process is alive, every CUDA
-    process runs, the images hold the GPU's bytes, the request counter survived, and the canary's tokens are those from before.
+    process runs, the images hold the GPU's bytes, the request counter survived, the canary's tokens are those from before, and so is
+    the server's own digest of its memory, where it tells one.
+  - Files that are not what the dump wrote are refused before anything starts.
   - A restore that fails leaves no process of the server behind.
 notes:
   - A checkpoint is code that runs as root. Its images say what is in memory, which files are opened and whose rights the processes have,
@@ -66,6 +68,20 @@ options:
     type: str
     choices: [none, sleep1, sleep2, kv-drop, staged]
     default: none
+  verify:
+    description:
+      - Which files are compared with the digests in C(checkpoint.json) before anything is started. V(metadata) are all but the page
+        images, and archives. V(pages) are the page images too, if the checkpoint was taken with C(digests=pages).
+      - The time for it lies before T0. The record says in C(stats.digests) how many seconds and bytes.
+    type: str
+    choices: [metadata, pages]
+    default: metadata
+  memory_digest:
+    description:
+      - Compare the server's own digest of its memory with that from before the checkpoint, if servers of its kind tell one (V(reference)).
+      - The server is asked after T5, and reads all of its memory for it.
+    type: bool
+    default: true
   page_cache:
     description: State of the images in the page cache before the restore, brought about and proven (mincore).
       V(dropped) needs a checkpoint on a disk.
@@ -141,6 +157,7 @@ log_lines:
 from typing import Any
 
 from ansible.module_utils.ckpt import flows, restore
+from ansible.module_utils.ckpt.digests import LEVELS
 from ansible.module_utils.ckpt.manifest import SOURCES
 from ansible.module_utils.ckpt.module import run_module
 from ansible.module_utils.ckpt.slimming import MODES
@@ -160,6 +177,8 @@ OPTIONS: dict[str, Any] = {
     },
     "flags": {"type": "list", "elements": "str", "default": []},
     "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
+    "verify": {"type": "str", "choices": list(LEVELS), "default": "metadata"},
+    "memory_digest": {"type": "bool", "default": True},
     "page_cache": {"type": "str", "choices": ["warm", "dropped"], "default": "warm"},
     "resident_pool": {"type": "bool", "default": False},
     "prefetch": {"type": "bool", "default": False},

@@ -7,7 +7,18 @@ import os
 import shutil
 from typing import Any
 
-from ansible.module_utils.ckpt import criu_log, cuda, flows, images, prefetch, preflight, procfs, replacement, slimming
+from ansible.module_utils.ckpt import (
+    criu_log,
+    cuda,
+    digests,
+    flows,
+    images,
+    prefetch,
+    preflight,
+    procfs,
+    replacement,
+    slimming,
+)
 from ansible.module_utils.ckpt.commands import Result
 from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
@@ -24,7 +35,7 @@ STOPPED_STATES = ("T", "t")
 
 
 def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
-    """Checkpoint the server. Raises CkptError; the server is then left serving, or removed if it died."""
+    """Checkpoint the server. Raises CkptError; the server is then left serving, or stopped if it died."""
     record, runtime = operation.record, operation.runtime
     layout = Layout(params["checkpoint"]["dir"], params["checkpoint"]["source"])
     record.slimming, record.source = params["slimming"], layout.source
@@ -86,6 +97,7 @@ def _describe(operation: flows.Operation, params: dict[str, Any], layout: Layout
         flags=list(params["flags"]),
         counter=counter,
         canary_tokens=completion.tokens,
+        memory_digest=client.memory_digest(),
         build=operation.criu.as_record(),
         switches=operation.criu.effective_switches(),
     )
@@ -161,6 +173,7 @@ def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, ma
         _measure_images(operation, new, manifest)
         manifest.instance = runtime.finish_checkpoint(request)
         record.bytes["archive"] = os.path.getsize(new.archive) if new.archive else None
+        record.stats["digests"] = digests.take(new, manifest, params["digests"]).as_record()
         manifest.write(new)
         replacement.finish(layout.folder)
     except BaseException:

@@ -21,6 +21,7 @@ POLL_INTERVAL_S = 0.005
 CONNECT_TIMEOUT_S = 0.1
 HEALTH_READ_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 120.0
+MEMORY_DIGEST_TIMEOUT_S = 600.0
 # What a server under test answers is far smaller. One that never ends its answer must not fill the node's memory.
 LINE_BYTES = 1 << 20
 ANSWER_BYTES = 64 << 20
@@ -215,6 +216,22 @@ class Client:
             time.sleep(0.02)
             value = self.counter()
         return value
+
+    def memory_digest(self) -> str | None:
+        """What the server itself answers as a digest of its memory; None if servers of its kind do not tell one.
+
+        Raises CkptError (server_unhealthy) if it does not answer.
+        """
+        path, limit = self.spec.memory_digest_path, MEMORY_DIGEST_TIMEOUT_S
+        if path is None:
+            return None
+        try:
+            status, content = self._exchange("GET", path, self._httpx.Timeout(limit), limit)
+        except (self._httpx.HTTPError, FormatError) as error:
+            raise _unanswered("GET", path, error) from error
+        if status != 200:
+            raise self._refused(status, content, path)
+        return content.decode("utf-8", "replace")
 
     def post(self, path: str, body: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         """POST a control request. Raises CkptError (server_unhealthy) unless the answer is a success."""

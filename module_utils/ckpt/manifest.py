@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,8 +14,10 @@ from ansible.module_utils.ckpt.files import read_json, write_json
 from ansible.module_utils.ckpt.parsing import FormatError, build
 from ansible.module_utils.ckpt.procfs import Task
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = "checkpoint.json"
+# key of the manifest's own digest
+DIGEST = "sha256"
 SOURCES = ("store", "disk", "tar", "tar.gz", "tar.zst")
 ARCHIVES = {"tar": "checkpoint.tar", "tar.gz": "checkpoint.tar.gz", "tar.zst": "checkpoint.tar.zst"}
 OWN_NAMES = {NAME, "images", "work", "expendable", *ARCHIVES.values()}
@@ -37,6 +41,11 @@ class Layout:
         return os.path.join(self.folder, "work")
 
     @property
+    def links(self) -> str:
+        """Copies of files that a restore takes away from the host, see remaps."""
+        return os.path.join(self.work, "links")
+
+    @property
     def archive(self) -> str | None:
         """The archive, None if the images lie in place."""
         name = ARCHIVES.get(self.source)
@@ -46,6 +55,14 @@ class Layout:
     def manifest(self) -> str:
         """The manifest, written last: without it the checkpoint is incomplete."""
         return os.path.join(self.folder, NAME)
+
+
+@dataclass
+class File:
+    """Size in bytes and digest (hexadecimal) of a file; None where no digest was taken."""
+
+    bytes: int
+    digest: str | None = None
 
 
 @dataclass
@@ -70,6 +87,10 @@ class Manifest:
     build: dict[str, Any] = field(default_factory=dict)
     switches: dict[str, str] = field(default_factory=dict)
     instance: dict[str, Any] = field(default_factory=dict)
+    # bytes and digest of each file that a restore reads, see digests; no digest where it was not asked for
+    files: dict[str, File] = field(default_factory=dict)
+    # what the server itself said of its memory; None if servers of its kind do not tell
+    memory_digest: str | None = None
     # weights files that belong to the checkpoint and lie beside it
     staged: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
@@ -86,11 +107,11 @@ class Manifest:
 
     def write(self, layout: Layout) -> None:
         """Complete the checkpoint."""
-        write_json(layout.manifest, asdict(self))
+        write_json(layout.manifest, sealed(asdict(self)))
 
 
 def load(layout: Layout) -> Manifest:
-    """The manifest of a checkpoint. Raises CkptError (images_missing, images_truncated, bad_input)."""
+    """The manifest of a checkpoint. Raises CkptError (images_missing, images_truncated, images_damaged, bad_input)."""
     try:
         raw = read_json(layout.manifest)
     except FormatError as error:
@@ -104,7 +125,12 @@ def load(layout: Layout) -> Manifest:
         raise CkptError(
             "bad_input", f"{layout.manifest} was written by another version of gpuckpt; take the checkpoint again."
         )
+    if raw != sealed({key: value for key, value in raw.items() if key != DIGEST}):
+        raise CkptError(
+            "images_damaged", f"{layout.manifest} is damaged (its digest differs); take the checkpoint again."
+        )
     try:
+        del raw[DIGEST]
         return _checked(build(Manifest, raw))
     except FormatError as error:
         raise CkptError(
@@ -118,6 +144,11 @@ def _checked(manifest: Manifest) -> Manifest:
         if build(Task, task, f"tasks[{position}]").pid <= 1 or task["nspid"] < 1:
             raise FormatError(f"tasks[{position}] has a number that no process of a server has")
     return manifest
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a manifest with its own digest, which does not depend on how it is written down."""
+    return {**content, DIGEST: hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()}
 
 
 def is_complete(folder: str) -> bool:

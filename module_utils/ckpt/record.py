@@ -39,6 +39,11 @@ GATES: dict[str, tuple[str, str]] = {
         "canary_differs",
         "the canary's tokens differ from those before the checkpoint; the memory is damaged",
     ),
+    "memory_equal": (
+        "memory_damaged",
+        "the digest that the server makes of its memory is not that from before the checkpoint; take the checkpoint again, "
+        "and restore it with verify: pages to see whether the images are damaged",
+    ),
 }
 
 

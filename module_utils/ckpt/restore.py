@@ -11,6 +11,7 @@ from typing import Any
 from ansible.module_utils.ckpt import (
     criu_log,
     cuda,
+    digests,
     flows,
     images,
     manifest,
@@ -103,6 +104,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     record.counter["before"] = proof.counter
     if not request.layout.archive:
         images.require_whole(request.layout.images)
+    record.stats["digests"] = digests.require_intact(request.layout, proof, params["verify"]).as_record()
     files = runtime.prepare_restore(request)
     flows.require_port_free(operation)
     record.page_cache = {
@@ -135,7 +137,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     _add_result(operation, request, result)
     for spans in fetched:
         record.phases.update(spans)
-    _prove(operation, proof, cuda_ran)
+    _prove(operation, params, proof, cuda_ran)
 
 
 def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: Manifest) -> bool | None:
@@ -187,7 +189,7 @@ def _add_result(operation: flows.Operation, request: RestoreRequest, result: Res
     operation.log_lines += failures
 
 
-def _prove(operation: flows.Operation, proof: Manifest, cuda_ran: bool | None) -> None:
+def _prove(operation: flows.Operation, params: dict[str, Any], proof: Manifest, cuda_ran: bool | None) -> None:
     """The truth gate: every check that applies, and the first that fails becomes the failure."""
     record = operation.record
     alive = {task.identity for task in operation.runtime.tasks()}
@@ -198,6 +200,8 @@ def _prove(operation: flows.Operation, proof: Manifest, cuda_ran: bool | None) -
     unanswered = _compare_counter(operation, proof)
     record.canary_equal = flows.same_answer(proof.canary_tokens, record.canary_tokens)
     record.checks["canary_equal"] = record.canary_equal
+    if params["memory_digest"] and proof.memory_digest is not None and record.canary_equal:
+        record.checks["memory_equal"] = operation.client.memory_digest() == proof.memory_digest
     record.judge()
     if failure := record.failure or unanswered:
         raise failure

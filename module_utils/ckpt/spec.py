@@ -18,6 +18,8 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]")
 PATH = re.compile(r"/(?!/)[!-~]*")
 COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success_total"}
+# where a server tells a digest of its memory
+MEMORY_DIGESTS = {"reference": "/debug/digest"}
 # vLLM joins several tokens into one event now and then; their numbers tell them apart
 CANARY_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"return_token_ids": True}}
 
@@ -63,6 +65,11 @@ class ServerSpec:
     # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU beside a restore
     staging_dir: str | None = None
     prefetch: list[str] = field(default_factory=list)
+
+    @property
+    def memory_digest_path(self) -> str | None:
+        """Where the server tells a digest of its memory; None if servers of its kind do not."""
+        return MEMORY_DIGESTS.get(self.kind)
 
     @property
     def base_url(self) -> str:

@@ -38,8 +38,6 @@ INSTANCES = "/run/gpuckpt/instances"
 DUMP_TIMEOUT_S = 900.0
 # of a process, as CRIU writes it to a file
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
-# in the checkpoint's work folder: copies of files that a restore takes away from the host
-LINKS = "links"
 
 
 class ProcessRuntime(Runtime):
@@ -130,7 +128,7 @@ class ProcessRuntime(Runtime):
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
         pid = self.instance().details.get("pid")
         alive = [task.pid for task in self.tasks()] if request.leave_running else []
-        remaps.keep(request.layout.images, f"{request.layout.work}/{LINKS}", alive)
+        remaps.keep(request.layout.images, request.layout.links, alive)
         # as it was while all were frozen: a server that is left running may have written since
         logged = remaps.size_of(request.layout.images, self._log_path)
         if request.layout.archive:
@@ -149,7 +147,7 @@ class ProcessRuntime(Runtime):
             raise CkptError("pid_taken", number_in_use(taken[0]))
         self._rewind_log(request.manifest.instance.get("log") or {})
         private.make_folder(request.layout.work)
-        self._links = remaps.put_back(f"{request.layout.work}/{LINKS}")
+        self._links = remaps.put_back(request.layout.links)
         for path in (self._state_path, self._pidfile, *criu_traces(request.layout.work, "restore")):
             remove(path)
         if request.layout.archive:

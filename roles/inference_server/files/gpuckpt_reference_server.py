@@ -123,6 +123,10 @@ class Model:
         """sha256 of the weights as they lie in memory now."""
         return hashlib.sha256(self.weights).hexdigest()
 
+    def kv_cache_digest(self):
+        """sha256 of the KV cache as it lies in memory now; None without one."""
+        return None if self.kv_cache is None else hashlib.sha256(self.kv_cache).hexdigest()
+
     def tokens(self, prompt, count, salt=b""):
         """Yield `count` tokens (strings). Without a salt the same prompt yields the same tokens."""
         state = hashlib.blake2b(prompt.encode("utf-8"), key=salt[:64], digest_size=32).digest()
@@ -359,6 +363,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 "sha256": actual,
                 "expected": self.engine.model.expected_digest,
                 "equal": actual == self.engine.model.expected_digest,
+                "kv_cache": self.engine.model.kv_cache_digest(),
             }
         )
 

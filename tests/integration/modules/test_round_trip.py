@@ -133,6 +133,7 @@ def prove(record: Result, dump: Result) -> None:
         "pids_alive",
         "counter_survived",
         "canary_equal",
+        "memory_equal",
     ]
     assert record["canary"]["tokens"] == dump["canary"]["tokens"]
     assert record["counter"]["after"] == dump["counter"]["before"] + 1

@@ -15,7 +15,7 @@ from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import mounts_at
-from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load
+from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load, sealed
 from ansible.module_utils.ckpt.runtimes import podman as podman_module
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, with_devices
 from ansible.module_utils.ckpt.spec import parse_server
@@ -267,6 +267,16 @@ def test_manifests_that_are_none(tmp_path: Path) -> None:
         load(layout)
 
 
+def test_a_manifest_with_another_byte_is_damaged(tmp_path: Path) -> None:
+    layout = Layout(str(tmp_path), "store")
+    Manifest("golden", "process", "reference", "2026-01-01T00:00:00+00:00").write(layout)
+    whole = Path(layout.manifest).read_text()
+    for position in range(len(whole) - 1):
+        Path(layout.manifest).write_text(f"{whole[:position]}{chr(ord(whole[position]) ^ 1)}{whole[position + 1 :]}")
+        with pytest.raises(CkptError):
+            load(layout)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -283,7 +293,7 @@ def test_manifests_that_are_none(tmp_path: Path) -> None:
 def test_a_manifest_with_odd_keys_is_damaged(tmp_path: Path, change: dict[str, Any]) -> None:
     layout = Layout(str(tmp_path), "store")
     whole = asdict(Manifest("golden", "process", "reference", "2026-01-01T00:00:00+00:00"))
-    (tmp_path / "checkpoint.json").write_text(json.dumps({**whole, **change}))
+    (tmp_path / "checkpoint.json").write_text(json.dumps(sealed({**whole, **change})))
     with pytest.raises(CkptError, match=next(iter(change))) as caught:
         load(layout)
     assert caught.value.reason == "images_truncated"

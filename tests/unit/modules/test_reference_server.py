@@ -171,4 +171,6 @@ def test_it_sleeps_and_wakes_as_vllm_does(url: str, mode: str) -> None:
     wake(speaker, mode)
     assert httpx.get(f"{url}/is_sleeping").json() == {"is_sleeping": False}
     assert speaker.complete(speaker_canary()).tokens == before
-    assert httpx.get(f"{url}/debug/digest").json()["equal"]
+    digest = httpx.get(f"{url}/debug/digest").json()
+    assert digest["equal"]
+    assert digest["kv_cache"]

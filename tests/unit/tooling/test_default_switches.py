@@ -18,7 +18,9 @@ def test_the_lane_has_the_switches_of_the_role():
     best = lanes["gpuckpt_switches_best"]
     lane = next(lane for lane in lanes["gpuckpt_lanes"] if lane["name"] == "staged-provisioned")
     assert lane["switches"] == "{{ gpuckpt_switches_provisioned }}"
-    assert "combine({'CRIU_MAPPED_SCOPE': 'driver', 'CRIU_CUDA_BACKEND': 'auto'})" in lanes["gpuckpt_switches_provisioned"]
+    assert (
+        "combine({'CRIU_MAPPED_SCOPE': 'driver', 'CRIU_CUDA_BACKEND': 'auto'})" in lanes["gpuckpt_switches_provisioned"]
+    )
     assert read("inventories/gpu-local/group_vars/all/settings.yml")["criu_env"] == ELSEWHERE
     # auto is what the plugin takes without that switch
     provisioned = {**best, "CRIU_MAPPED_SCOPE": "driver", **ELSEWHERE}
