@@ -97,7 +97,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt import claim
-from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
 
 OPTIONS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["claimed", "free", "released"], "default": "claimed"},
@@ -137,7 +137,8 @@ def main() -> None:
     module = AnsibleModule(argument_spec=OPTIONS, required_if=[("state", "claimed", ["by"])], supports_check_mode=True)
     result: dict[str, Any] = {"changed": False, "held": None, "reason": None}
     try:
-        former = act(module.params, not module.check_mode)
+        with os_errors_explained():
+            former = act(module.params, not module.check_mode)
     except claim.NodeTakenError as error:
         module.fail_json(
             **{

@@ -94,7 +94,7 @@ from ansible.module_utils.ckpt import replacement
 from ansible.module_utils.ckpt.claim import guard
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import Criu, exclusive
-from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
 from ansible.module_utils.ckpt.manifest import is_checkpoint
 from ansible.module_utils.ckpt.runtimes import RUNTIMES, make_runtime
 from ansible.module_utils.ckpt.spec import parse_server
@@ -150,10 +150,11 @@ def main() -> None:
     commands = Commands()
     result: dict[str, Any] = {"changed": False, "actions": commands.actions, "reason": None, "log_lines": []}
     try:
-        if module.params["run_id"]:
-            guard(module.params["run_id"])
-        act = stop_left_behind if module.params["left_behind"] else stop
-        result["stopped"], result["changed"] = act(module.params, commands, module.check_mode)
+        with os_errors_explained():
+            if module.params["run_id"]:
+                guard(module.params["run_id"])
+            act = stop_left_behind if module.params["left_behind"] else stop
+            result["stopped"], result["changed"] = act(module.params, commands, module.check_mode)
     except CkptError as error:
         result.update(msg=error.message, reason=error.reason, log_lines=error.log_lines)
         module.fail_json(**result)

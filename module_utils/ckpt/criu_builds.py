@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from ansible.module_utils.ckpt.commands import Result
 from ansible.module_utils.ckpt.inspection import Node, version_in
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json
 
 HOME = "/opt/gpuckpt/criu"
 FRONT = "/usr/local/sbin/criu"
@@ -117,8 +117,8 @@ def execute(node: Node, build: Build, *arguments: str, timeout_s: float = 60.0) 
 def read_manifest(node: Node, build: Build) -> dict[str, Any] | None:
     """Returns BUILD.json, None where it is missing or no JSON object."""
     try:
-        manifest = json.loads(node.read(f"{build.path}/BUILD.json") or "null")
-    except ValueError:
+        manifest = parse_json(node.read(f"{build.path}/BUILD.json") or "null")
+    except FormatError:
         return None
     return manifest if isinstance(manifest, dict) else None
 

@@ -40,7 +40,7 @@ class Prefetch:
             raise CkptError(
                 "runtime_failed",
                 f"the program that prefetches weights cannot initialise the GPUs: {(complaint or ['no answer'])[-1].strip()}; "
-                "mend that (ansible-playbook doctor.yml may tell more), or leave prefetch out.",
+                "fix that (ansible-playbook doctor.yml may tell more), or leave prefetch out.",
                 complaint,
             )
 
@@ -105,7 +105,7 @@ class Prefetch:
             cause = lines[-1].strip() if lines else "the program that prefetches ended without a word"
             raise CkptError(
                 "runtime_failed",
-                f"the weights {self.weights} were not prefetched, the server read them itself: {cause}. Mend that, or leave "
+                f"the weights {self.weights} were not prefetched, the server read them itself: {cause}. Fix that, or leave "
                 "prefetch out.",
                 lines,
             )

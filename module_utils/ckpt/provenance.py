@@ -21,6 +21,7 @@ from ansible.module_utils.ckpt.inspection import (
     sysctl,
     thp,
 )
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json
 
 SYSCTLS = ("kernel.io_uring_disabled", "vm.max_map_count", "vm.overcommit_memory", "vm.swappiness")
 # Prints a JSON object of the versions of the packages that are installed, for an interpreter that is not ours.
@@ -106,7 +107,7 @@ def packages(node: Node, python: str | None, paths: list[str], names: list[str])
     if python is None:
         return None
     done = node.run(python, "-I", "-c", PACKAGE_VERSIONS, json.dumps(paths), *names)
-    versions: dict[str, str] | None = json.loads(done.stdout) if done.rc == 0 else None
+    versions: dict[str, str] | None = _document(done.stdout) if done.rc == 0 else None
     return versions
 
 
@@ -123,5 +124,13 @@ def weights(node: Node, path: str | None) -> dict[str, Any] | None:
         "path": path,
         "files_bytes": sizes,
         "sha256": (node.read(f"{path}.sha256") or "").split(" ")[0] or None,
-        "manifest": json.loads(manifest) if manifest else None,
+        "manifest": _document(manifest),
     }
+
+
+def _document(text: str | None) -> Any:
+    """A JSON document; None where there is none, or something else."""
+    try:
+        return parse_json(text) if text else None
+    except FormatError:
+        return None

@@ -90,7 +90,7 @@ def _wait_ready(pool: subprocess.Popen[bytes], limit_s: float) -> None:
             cause = lines[-1].removeprefix("failed ") if lines else "it ended without a word"
             raise CkptError(
                 "runtime_failed",
-                f"the resident pool cannot initialise the GPUs: {cause}; mend that (ansible-playbook doctor.yml may "
+                f"the resident pool cannot initialise the GPUs: {cause}; fix that (ansible-playbook doctor.yml may "
                 "tell more), or leave resident_pool out.",
                 lines,
             )

@@ -9,7 +9,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from types import ModuleType
@@ -34,9 +36,10 @@ from ansible.module_utils.ckpt import (
 )
 from ansible.module_utils.ckpt.commands import Commands, Result
 from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.doctor import containers
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import mounts_at
-from ansible.module_utils.ckpt.parsing import FormatError
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json
 from ansible.module_utils.ckpt.runtimes import process
 from ansible.module_utils.ckpt.runtimes.base import Evidence
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime
@@ -119,8 +122,13 @@ def asking() -> Callable[[bytes], object]:
     return ask_all
 
 
+def text_of(data: bytes) -> str:
+    """What a command printed, as Commands decodes it."""
+    return data.decode("utf-8", "replace")
+
+
 def log_of_criu(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
+    text = text_of(data)
     lines = criu_log.parse(text)
     for plan in (criu_log.DUMP_PHASES, criu_log.RESTORE_PHASES):
         criu_log.phases(lines, plan)
@@ -144,14 +152,14 @@ def option(function: Callable[[Any], object]) -> Callable[[bytes], object]:
 
 
 def podman_answers(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
+    text = text_of(data)
     runtime = PodmanRuntime(parse_server({**SERVER, "image": "i"}, "podman"), Criu(), Commands())
     runtime.command_stats(Result([], 0, text, "", 0, 0))
     runtime._parse_instance(text)
 
 
 def nvidia_answers(data: bytes) -> None:
-    text = data.decode("utf-8", "replace")
+    text = text_of(data)
     gpu_inspection.parse_gpus(text)
     gpu_inspection.kernel_module(text)
     gpu_inspection.linker_folders(text)
@@ -162,10 +170,19 @@ def nvidia_answers(data: bytes) -> None:
     version_tuple(text)
 
 
+def seccomp_profile(data: bytes) -> None:
+    """A profile as the doctor reads it, and as the role changes it."""
+    with suppress(FormatError):
+        containers.io_uring_answers(parse_json(data))
+    derive = load_script(ROOT / "roles" / "seccomp_profile" / "filter_plugins" / "deny_syscalls.py").deny_syscalls
+    json.dumps(derive(text_of(data), ["io_uring_setup"], "here"))
+
+
 def tar_listing(data: bytes) -> None:
-    images.listing(data.decode("utf-8", "replace"))
+    images.listing(text_of(data))
 
 
+@cache
 def load_script(path: Path) -> ModuleType:
     """A program of a role as a module."""
     specification = importlib.util.spec_from_file_location(path.stem, path)
@@ -271,6 +288,20 @@ def _document_targets(folder: Folder, podman: Path) -> Iterator[Target]:
     yield Target("claim", claim_file, (CkptError,), (samples / "claim.json",), make)
     yield Target("build", build, (CkptError,), (samples / "BUILD.json",), make)
     yield Target("instance", state, (CkptError,), (samples / "instance.json",), make)
+    yield Target(
+        "podman-info",
+        lambda data: containers.named_runtime(text_of(data)),
+        (FormatError,),
+        (samples / "podman-info.json",),
+        make,
+    )
+    yield Target(
+        "containers-conf",
+        lambda data: containers.default_nofile([text_of(data)]),
+        (FormatError,),
+        (samples / "containers.conf",),
+    )
+    yield Target("seccomp", seccomp_profile, (AnsibleFilterError,), (samples / "seccomp.json",), make)
     yield Target("option-criu", option(parse_criu), (CkptError,), (samples / "option-criu.json",), make)
     server = option(lambda document: parse_server(document, "podman"))
     yield Target("option-server", server, (CkptError,), (samples / "option-server.json",), make)

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import json
+import re
 import tomllib
 from typing import Any
 
 from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
 from ansible.module_utils.ckpt.inspection import open_files_limit, program_version
+from ansible.module_utils.ckpt.parsing import FormatError, parse_json, pick
 
 PROVISION = "ansible-playbook provision.yml"
 ENOSYS = 38
@@ -20,6 +21,8 @@ APPARMOR_SWITCH = "/sys/module/apparmor/parameters/enabled"
 APPARMOR_PROFILES = "/sys/kernel/security/apparmor/profiles"
 CONTAINERS_CONF = ("/usr/share/containers/containers.conf", "/etc/containers/containers.conf")
 CONTAINERS_CONF_D = "/etc/containers/containers.conf.d/*.conf"
+# soft and hard limit, or one for both
+NOFILE = re.compile(r"nofile=(?:-?[0-9]{1,19}:)?(-?[0-9]{1,19})")
 
 
 @check(
@@ -56,11 +59,20 @@ def oci_runtime(patient: Patient) -> Verdict:
     if done.rc != 0:
         return fail(
             f"podman info fails: {done.stderr.strip().splitlines()[-1:]}",
-            "Mend podman's configuration: it names the file.",
+            "Correct podman's configuration: it names the file.",
         )
-    runtime = json.loads(done.stdout)["host"]["ociRuntime"]
+    try:
+        name, version = named_runtime(done.stdout)
+    except FormatError as error:
+        return fail(f"what podman info says {error}", "Use the podman that provision.yml installs.", PROVISION)
     libraries = patient.node.run("ldconfig", "-p").stdout
-    return judge_runtime(runtime["name"], runtime.get("version", ""), patient.cgroups, LIBCRIU in libraries)
+    return judge_runtime(name, version, patient.cgroups, LIBCRIU in libraries)
+
+
+def named_runtime(text: str) -> tuple[str, str]:
+    """Returns name and version of the OCI runtime in what `podman info` prints as JSON. Raises FormatError."""
+    runtime = pick(parse_json(text), "host", "ociRuntime", kind=dict[str, Any])
+    return pick(runtime, "name", kind=str), pick(runtime, "version", kind=str, default="")
 
 
 def judge_runtime(name: str, version: str, cgroup_mode: str, libcriu: bool) -> Verdict:
@@ -108,7 +120,10 @@ def container_limits(patient: Patient) -> Verdict:
     hard = open_files_limit()
     if patient.capabilities["CAP_SYS_RESOURCE"] or hard == -1:
         return ok("limits can be raised here")
-    asked = default_nofile(containers_config(patient))
+    try:
+        asked = default_nofile(containers_config(patient))
+    except FormatError as error:
+        return fail(f"containers.conf {error}", "Correct it, or its drop-ins.", PROVISION)
     if asked is None:
         return warn(
             "no default_ulimits, and limits cannot be raised here",
@@ -131,13 +146,16 @@ def containers_config(patient: Patient) -> list[str]:
 
 
 def default_nofile(texts: list[str]) -> int | None:
-    """Returns the hard nofile limit that the last file with default_ulimits sets."""
+    """Returns the hard nofile limit that the last file with default_ulimits sets. Raises FormatError."""
     found = None
     for text in texts:
-        for entry in tomllib.loads(text).get("containers", {}).get("default_ulimits", []):
-            name, _, values = entry.partition("=")
-            if name == "nofile":
-                found = int(values.split(":")[-1])
+        try:
+            document = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"is no TOML ({error})") from None
+        for entry in pick(document, "containers", "default_ulimits", kind=list[str], default=[]):
+            match = NOFILE.fullmatch(entry)
+            found = int(match[1]) if match else found
     return found
 
 
@@ -157,11 +175,9 @@ def seccomp(patient: Patient) -> Verdict:
             PROVISION,
         )
     try:
-        answered = io_uring_answers(json.loads(text))
-    except ValueError as error:
-        return fail(
-            f"{patient.seccomp_path} is no JSON: {error}", "Run provision.yml (role seccomp_profile).", PROVISION
-        )
+        answered = io_uring_answers(parse_json(text))
+    except FormatError as error:
+        return fail(f"{patient.seccomp_path} {error}", "Run provision.yml (role seccomp_profile).", PROVISION)
     wrong = sorted(call for call in IO_URING_CALLS if answered.get(call) != ENOSYS)
     if wrong:
         return fail(
@@ -204,19 +220,20 @@ def apparmor(patient: Patient) -> Verdict:
 def io_uring_answers(profile: dict[str, Any]) -> dict[str, int | None]:
     """Returns the errno with which a seccomp profile answers each io_uring call, None where it allows the call.
 
-    The first rule that names a call decides, then the profile's default.
+    The first rule that names a call decides, then the profile's default. Raises FormatError if it is no profile.
     """
-    default = _errno(profile.get("defaultAction", ""), profile.get("defaultErrnoRet"))
+    default = _errno(profile, "defaultAction", "defaultErrnoRet")
     answers: dict[str, int | None] = {}
-    for rule in profile.get("syscalls", []):
+    for rule in pick(profile, "syscalls", kind=list[dict[str, Any]], default=[]):
         conditional = rule.get("includes") or rule.get("excludes") or rule.get("args")
-        for call in IO_URING_CALLS.intersection(rule.get("names", [])):
+        for call in IO_URING_CALLS.intersection(pick(rule, "names", kind=list[str], default=[])):
             if not conditional:
-                answers.setdefault(call, _errno(rule["action"], rule.get("errnoRet")))
+                answers.setdefault(call, _errno(rule, "action", "errnoRet"))
     return {call: answers.get(call, default) for call in IO_URING_CALLS}
 
 
-def _errno(action: str, number: int | None) -> int | None:
-    if action != "SCMP_ACT_ERRNO":
+def _errno(rule: dict[str, Any], action: str, number: str) -> int | None:
+    if pick(rule, action, kind=str, default="") != "SCMP_ACT_ERRNO":
         return None
-    return number if number is not None else 1
+    answer: int = pick(rule, number, kind=int, default=1)
+    return answer

@@ -3,7 +3,7 @@
 """Try builds of CRIU for real: check the kernel, dump a process that listens on TCP, restore it, and talk to it.
 
 Usage: checkpoint_trial.py FRONT BUILD...
-Prints a JSON object: build -> {"version", "ok", "message": what it can do, or what failed and the mend}.
+Prints a JSON object: build -> {"version", "ok", "message": what it can do, or what failed and the fix}.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def check(criu: Criu) -> None:
 
 
 def ask(port: int) -> bytes:
-    """Connect to the listener and return what it says."""
+    """Connect to the listener and return what it says, when it has closed the connection: CRIU dumps no open one."""
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
-        return connection.recv(100)
+        return b"".join(iter(lambda: connection.recv(100), b""))
 
 
 def end(pid: int) -> None:

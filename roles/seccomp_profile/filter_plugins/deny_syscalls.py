@@ -38,14 +38,24 @@ def parse(profile_json: str, origin: str) -> dict[str, Any]:
     """Return the profile as an object; raise AnsibleFilterError if it is none."""
     try:
         profile = json.loads(profile_json)
-    except ValueError:
+    except (ValueError, RecursionError):
         profile = None
-    if not isinstance(profile, dict) or "defaultAction" not in profile or not isinstance(profile.get("syscalls"), list):
+    if not isinstance(profile, dict) or "defaultAction" not in profile or not are_rules(profile.get("syscalls")):
         raise AnsibleFilterError(
             f"{origin} is no seccomp profile of containers (a JSON object with defaultAction and syscalls); "
             "name another by seccomp_profile_base"
         )
     return profile
+
+
+def are_rules(value: Any) -> bool:
+    """Tell whether a value is a list of rules, each with the names of system calls."""
+    return isinstance(value, list) and all(
+        isinstance(rule, dict)
+        and isinstance(rule.get("names"), list)
+        and all(isinstance(name, str) for name in rule["names"])
+        for rule in value
+    )
 
 
 class FilterModule:

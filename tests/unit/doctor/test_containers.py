@@ -4,6 +4,7 @@ import json
 import pytest
 from ansible.module_utils.ckpt import doctor
 from ansible.module_utils.ckpt.doctor import containers
+from ansible.module_utils.ckpt.parsing import FormatError
 
 # `runc --version` and `crun --version` of Debian 12.
 RUNC = "runc version 1.1.5+ds1\ncommit: 1.1.5+ds1-1+deb12u1\nspec: 1.0.2-dev\n"
@@ -58,7 +59,7 @@ def test_profiles(make_node, content, state):
 
 def test_a_broken_profile_is_told(make_node):
     patient = doctor.Patient(make_node({"/profile.json": "{"}), seccomp_path="/profile.json")
-    assert "is no JSON" in containers.seccomp(patient).detail
+    assert "is not JSON" in containers.seccomp(patient).detail
 
 
 def test_the_last_file_with_limits_decides():
@@ -93,3 +94,21 @@ def test_a_restore_needs_the_profile_of_podman(make_node, monkeypatch, programs,
     verdict = containers.apparmor(doctor.Patient(node))
     assert verdict.state == state
     assert word in verdict.detail
+
+
+@pytest.mark.parametrize("content", ['{"syscalls": 3}', '{"syscalls": [{"names": "io_uring_setup"}]}', "[" * 100000])
+def test_a_profile_that_is_none_is_told(make_node, content):
+    patient = doctor.Patient(make_node({"/profile.json": content}), seccomp_path="/profile.json")
+    assert containers.seccomp(patient).state == "fail"
+
+
+@pytest.mark.parametrize("text", ["[containers", '[containers]\ndefault_ulimits = "nofile=1"\n', "a = 1_\n"])
+def test_a_configuration_that_is_none(text):
+    with pytest.raises(FormatError):
+        containers.default_nofile([text])
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"host": {"ociRuntime": {"name": 3}}}', '{"host": []}'])
+def test_what_podman_info_does_not_say(text):
+    with pytest.raises(FormatError):
+        containers.named_runtime(text)
