@@ -251,6 +251,11 @@ def _archive_target(folder: Folder, criu: Path) -> Target:
 
 def _document_targets(folder: Folder, podman: Path) -> Iterator[Target]:
     def checkpoint(data: bytes) -> None:
+        with suppress(ValueError, RecursionError):
+            content = json.loads(data)
+            if isinstance(content, dict) and content.pop(manifest.DIGEST, None) is not None:
+                # what passes for ours goes on to what its fields hold
+                data = json.dumps(manifest.sealed(content)).encode()
         folder.put("golden/checkpoint.json", data)
         proof = manifest.load(manifest.Layout(str(folder.path / "golden"), "store"))
         # what a restore takes from it

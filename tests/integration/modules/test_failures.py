@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ansible.module_utils.ckpt import archive
+from ansible.module_utils.ckpt import archive, manifest
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.errors import CkptError
 from support import STOCK, Call, Result, identity
@@ -274,14 +274,15 @@ def test_what_keeps_a_checkpoint_from_being_restored_is_told(call: Call, process
     result = call("ckpt_restore", **{**options, "server": silent})
     assert result["reason"] == "server_unhealthy"
     assert "nobody_counts_total before the checkpoint" in result["msg"]
-    manifest = folder / "checkpoint.json"
-    whole = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({**whole, "colour": "red", "counter": "four"}))
+    path = folder / "checkpoint.json"
+    whole = json.loads(path.read_text())
+    odd = {key: value for key, value in whole.items() if key != manifest.DIGEST} | {"colour": "red", "counter": "four"}
+    path.write_text(json.dumps(manifest.sealed(odd)))
     result = call("ckpt_restore", **options)
     assert result["reason"] == "images_truncated"
     assert "colour is not known; counter must be a whole number" in result["msg"]
     # after all that, the checkpoint itself is sound
-    manifest.write_text(json.dumps(whole))
+    path.write_text(json.dumps(whole))
     assert call("ckpt_restore", **options)["record"]["status"] == "ok"
 
 
