@@ -12,6 +12,7 @@ from ansible.module_utils.ckpt import (
     cuda,
     digests,
     flows,
+    footprint,
     images,
     prefetch,
     preflight,
@@ -32,6 +33,9 @@ ANSWER_LIMIT_S = 30.0
 RECOVERY_LIMIT_S = 10.0
 # T: by a signal, t: by a tracer
 STOPPED_STATES = ("T", "t")
+
+# beside the images
+LOG_BYTES = 4 << 20
 
 
 def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
@@ -130,11 +134,13 @@ def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
 def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
     """Find what would fail before anything is frozen."""
     tasks = operation.runtime.tasks()
-    preflight.require_restorable(tasks, operation.runtime.name, params["tcp_established"])
+    redump = footprint.redump_of(operation.criu, layout.folder)
+    how = preflight.Dump(operation.runtime.name, params["tcp_established"], redump.as_memory)
+    preflight.require_restorable(tasks, how)
     pids = [task.pid for task in tasks]
     # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
     manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
-    needed = procfs.anonymous_bytes(pids) + (manifest.gpu_bytes or 0) + OVERHEAD_BYTES
+    needed = footprint.dump_bytes(pids, redump) + (manifest.gpu_bytes or 0) + LOG_BYTES
     _require_space(layout, needed, replacement.freed_bytes(layout.folder, pids))
 
 

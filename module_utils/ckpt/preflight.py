@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ansible.module_utils.ckpt import procfs
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_text
+from ansible.module_utils.ckpt.footprint import is_page_image
 
 # The largest deleted file that CRIU takes into the images; the role criu gives containers the same.
 GHOST_LIMIT_BYTES = 1 << 30
@@ -27,6 +29,8 @@ DELETED = " (deleted)"
 SHARED_NAMESPACES = ("pid", "ipc", "uts", "user", "cgroup", "time")
 ANONYMOUS_INODE = "anon_inode:"
 DUMPABLE_INODES = ("[eventfd]", "[eventpoll]", "inotify", "[fanotify]", "[signalfd]", "[timerfd]", "[pidfd]")
+# What CRIU keeps as memory, however large it is
+KEPT_OTHERWISE = ("/memfd:", "/SYSV", "/dev/zero")
 PIDFD = "anon_inode:[pidfd]"
 # The names that the kernel gives protocols (system.sockprotoname); CRIU knows the families of these alone.
 DUMPABLE_SOCKETS = (
@@ -76,17 +80,6 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Mount:
-    """A line of mountinfo. `source` is the part of the file system that is mounted."""
-
-    number: int
-    parent: int
-    source: str
-    point: str
-    fstype: str
-
-
-@dataclass(frozen=True)
 class Descriptor:
     """An open file. `path` reaches it from outside, `target` is what its link says."""
 
@@ -109,13 +102,25 @@ class Descriptor:
         return f"{_named(self.task)} holds descriptor {self.number} ({self.target})"
 
 
+class Dump(NamedTuple):
+    """How the server is going to be dumped.
+
+    :param runtime: `podman` or `process`.
+    :param tcp_established: whether connections to other programs are dumped, too.
+    :param images_as_memory: whether memory mapped from page images is dumped as memory, see footprint.Redump.
+    """
+
+    runtime: str
+    tcp_established: bool = False
+    images_as_memory: bool = True
+
+
 class Server:
     """The processes of a server as /proc shows them; every part is read once, when it is first asked for."""
 
-    def __init__(self, tasks: list[procfs.Task], runtime: str, tcp_established: bool) -> None:
+    def __init__(self, tasks: list[procfs.Task], how: Dump) -> None:
         self.tasks = tasks
-        self.runtime = runtime
-        self.tcp_established = tcp_established
+        self.how = how
 
     @cached_property
     def descriptors(self) -> list[Descriptor]:
@@ -123,17 +128,17 @@ class Server:
         return [found for task in self.tasks for found in _descriptors(task)]
 
     @cached_property
-    def mounts(self) -> dict[int, Mount]:
+    def mounts(self) -> dict[int, procfs.Mount]:
         """The mounts that the processes see, by number; a process in a chroot is not asked where another can be."""
         witnesses: dict[str, int | str] = {_link("/proc/self/ns/mnt"): "self"} if self.is_ours("mnt") else {}
         for task in self.tasks:
             witnesses.setdefault(self.namespace(task, "mnt"), task.pid)
-        return {mount.number: mount for witness in witnesses.values() for mount in _mounts(witness)}
+        return {mount.number: mount for witness in witnesses.values() for mount in procfs.mounts(witness)}
 
     @cached_property
-    def mappings(self) -> list[tuple[procfs.Task, str, str]]:
-        """Process, range and name of each mapping that has a name."""
-        return [(task, *mapping) for task in self.tasks for mapping in _mappings(task.pid)]
+    def mappings(self) -> list[tuple[procfs.Task, procfs.Mapping]]:
+        """Each mapping that has a name."""
+        return [(task, mapping) for task in self.tasks for mapping in procfs.mappings(task.pid) if mapping.name]
 
     def namespace(self, task: procfs.Task, name: str) -> str:
         """The identity of a namespace of the process; empty for one that ended."""
@@ -152,22 +157,17 @@ class Server:
             return None
 
 
-def examine(tasks: Iterable[procfs.Task], runtime: str, tcp_established: bool = False) -> list[Finding]:
-    """All that would make the checkpoint or its restore fail.
-
-    :param tasks: the server's processes, the first one first.
-    :param runtime: `podman` or `process`.
-    :param tcp_established: whether connections to other programs are dumped, too.
-    """
-    server = Server(list(tasks), runtime, tcp_established)
+def examine(tasks: Iterable[procfs.Task], how: Dump) -> list[Finding]:
+    """All that would make the checkpoint of these processes, the first one first, or its restore fail."""
+    server = Server(list(tasks), how)
     if not server.tasks:
         return []
     return [Finding(kind, where) for kind in KINDS for where in dict.fromkeys(kind.find(server))]
 
 
-def require_restorable(tasks: Iterable[procfs.Task], runtime: str, tcp_established: bool) -> None:
+def require_restorable(tasks: Iterable[procfs.Task], how: Dump) -> None:
     """Raises CkptError, with the reason of the first finding and a sentence for each kind, if anything is found."""
-    findings = examine(tasks, runtime, tcp_established)
+    findings = examine(tasks, how)
     if not findings:
         return
     first_of_kind = {finding.kind.name: finding for finding in reversed(findings)}
@@ -191,7 +191,7 @@ def _namespaces(server: Server) -> Iterator[str]:
 
 def _network_namespaces(server: Server) -> Iterator[str]:
     # runc asks CRIU for an empty network namespace, beside which there can be no other
-    if server.runtime == "podman" or server.is_ours("net"):
+    if server.how.runtime == "podman" or server.is_ours("net"):
         yield from _nested(server, "net", "network")
 
 
@@ -208,7 +208,7 @@ def _nested(server: Server, name: str, called: str) -> Iterator[str]:
 
 
 def _hosts_ipc(server: Server) -> Iterator[str]:
-    if server.runtime == "podman" and server.is_ours("ipc"):
+    if server.how.runtime == "podman" and server.is_ours("ipc"):
         yield "the container runs with --ipc=host"
 
 
@@ -222,9 +222,9 @@ def _anonymous_inodes(server: Server) -> Iterator[str]:
         kind = held.target.removeprefix(ANONYMOUS_INODE)
         if kind not in (held.target, *DUMPABLE_INODES) and "io_uring" not in kind:
             yield str(held)
-    for task, _, name in server.mappings:
-        if name.startswith(ANONYMOUS_INODE) and "io_uring" not in name:
-            yield f"{_named(task)} has {name} mapped"
+    for task, mapping in server.mappings:
+        if mapping.name.startswith(ANONYMOUS_INODE) and "io_uring" not in mapping.name:
+            yield f"{_named(task)} has {mapping.name} mapped"
 
 
 def _io_uring(server: Server) -> Iterator[str]:
@@ -242,9 +242,9 @@ def _secret_memory(server: Server) -> Iterator[str]:
 
 
 def _mapped(server: Server, name: str) -> Iterator[str]:
-    for task, _, mapped in server.mappings:
-        if mapped.startswith(name):
-            yield f"{_named(task)} has {mapped} mapped"
+    for task, mapping in server.mappings:
+        if mapping.name.startswith(name):
+            yield f"{_named(task)} has {mapping.name} mapped"
 
 
 def _pidfds(server: Server) -> Iterator[str]:
@@ -305,7 +305,7 @@ def _unreachable_files(server: Server) -> Iterator[str]:
                 yield str(held)
 
 
-def _is_covered(mount: Mount, mounts: dict[int, Mount]) -> bool:
+def _is_covered(mount: procfs.Mount, mounts: dict[int, procfs.Mount]) -> bool:
     """Whether another mount lies over this one or over one that it is in."""
     inner = mount
     while (parent := mounts.get(inner.parent)) is not None and parent is not inner:
@@ -320,6 +320,15 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
+def _hidden_images(server: Server) -> Iterator[str]:
+    if server.how.images_as_memory:
+        return
+    for task, mapping in server.mappings:
+        named = mapping.is_private and is_page_image(mapping.name) and not mapping.name.endswith(DELETED)
+        if named and server.look_up(mapping.name) is None:
+            yield f"{_named(task)} has memory from {os.path.basename(mapping.name)}"
+
+
 def _unlinkable_files(server: Server) -> Iterator[str]:
     for held in server.descriptors:
         if held.is_file and held.target.endswith(DELETED) and held.stat.st_nlink and held.mount in server.mounts:
@@ -332,11 +341,17 @@ def _large_deleted_files(server: Server) -> Iterator[str]:
     for held in server.descriptors:
         if held.is_file and _is_too_large(held.stat):
             yield str(held)
-    for task, where, name in server.mappings:
-        if name.startswith("/") and name.endswith(DELETED) and not name.startswith(("/memfd:", "/SYSV", "/dev/zero")):
+    for task, mapping in server.mappings:
+        # patched CRIU takes page images for the anonymous memory that they were
+        if (
+            mapping.name.startswith("/")
+            and mapping.name.endswith(DELETED)
+            and not mapping.name.startswith(KEPT_OTHERWISE)
+            and not is_page_image(mapping.name)
+        ):
             with suppress(OSError):
-                if _is_too_large(os.stat(f"/proc/{task.pid}/map_files/{where}")):
-                    yield f"{_named(task)} has {name} mapped"
+                if _is_too_large(os.stat(mapping.file)):
+                    yield f"{_named(task)} has {mapping.name} mapped"
 
 
 def _is_too_large(found: os.stat_result) -> bool:
@@ -353,7 +368,7 @@ def _replaced_mounts(server: Server) -> Iterator[str]:
 def _foreign_connections(server: Server) -> Iterator[str]:
     """Connections to others that are still there when those that were just closed have gone."""
     deadline = time.monotonic() + CONNECTION_PATIENCE_S
-    while not server.tcp_established:
+    while not server.how.tcp_established:
         connections = procfs.one_ended(procfs.open_tcp_connections(task.pid for task in server.tasks))
         if not connections or time.monotonic() >= deadline:
             yield from (f"the connection {connection} is open" for connection in connections)
@@ -363,7 +378,7 @@ def _foreign_connections(server: Server) -> Iterator[str]:
 
 def _traced(server: Server) -> Iterator[str]:
     for task in server.tasks:
-        for thread in _names(f"/proc/{task.pid}/task"):
+        for thread in procfs.names(f"/proc/{task.pid}/task"):
             tracer = int(_status(f"/proc/{task.pid}/task/{thread}/status").get("TracerPid", 0))
             if tracer:
                 yield f"{_named(task)} is traced by process {tracer}"
@@ -384,9 +399,9 @@ def _is_frozen(folder: str) -> bool:
 
 def _dead_leaders(server: Server) -> Iterator[str]:
     ours = {task.pid for task in server.tasks}
-    for name in _names("/proc"):
+    for name in procfs.names("/proc"):
         task = procfs.read_task(int(name)) if name.isdigit() else None
-        if task is not None and task.state == "Z" and task.ppid in ours and len(_names(f"/proc/{name}/task")) > 1:
+        if task is not None and task.state == "Z" and task.ppid in ours and len(procfs.names(f"/proc/{name}/task")) > 1:
             yield f"the first thread of {_named(task)} has ended, others of its threads run"
 
 
@@ -505,6 +520,13 @@ KINDS: tuple[Kind, ...] = (
         _unreachable_files,
     ),
     Kind(
+        "hidden_images",
+        "a mapping of a page image that no path leads to, and a CRIU as released",
+        "mapped by a restore with the patched CRIU, and CRIU as released cannot dump it",
+        "let the lane use the build `patched`",
+        _hidden_images,
+    ),
+    Kind(
         "unlinkable_file",
         "a deleted file with further names (st_nlink) on a mount that is read-only",
         "whose name is gone, and CRIU cannot give it another where nothing can be written",
@@ -566,7 +588,7 @@ def _differs(first: str, second: str) -> bool:
 
 
 def _descriptors(task: procfs.Task) -> Iterator[Descriptor]:
-    for number in _names(f"/proc/{task.pid}/fd"):
+    for number in procfs.names(f"/proc/{task.pid}/fd"):
         path = f"/proc/{task.pid}/fd/{number}"
         info = _status(f"/proc/{task.pid}/fdinfo/{number}")
         with suppress(OSError, KeyError):
@@ -574,31 +596,10 @@ def _descriptors(task: procfs.Task) -> Iterator[Descriptor]:
             yield Descriptor(task, int(number), path, os.readlink(path), os.stat(path), flags, mount, info)
 
 
-def _mounts(pid: int | str) -> Iterator[Mount]:
-    for line in read_text(f"/proc/{pid}/mountinfo").splitlines():
-        fields = line.split(" ")
-        fstype = fields[fields.index("-") + 1]
-        yield Mount(int(fields[0]), int(fields[1]), fields[3], fields[4], fstype)
-
-
-def _mappings(pid: int) -> Iterator[tuple[str, str]]:
-    for line in read_text(f"/proc/{pid}/maps").splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6:
-            yield fields[0], fields[5]
-
-
 def _status(path: str) -> dict[str, str]:
     """The lines `key: value` of a file of /proc."""
     pairs = (line.split(":", 1) for line in read_text(path).splitlines() if ":" in line)
     return {key: value.strip() for key, value in pairs}
-
-
-def _names(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
 
 
 def _link(path: str) -> str:

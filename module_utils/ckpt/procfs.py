@@ -7,7 +7,7 @@ import ctypes
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
@@ -33,6 +33,7 @@ TCP_ROW = re.compile(
 REAP_TIMEOUT_S = 10.0
 REAP_POLL_S = 0.005
 PR_SET_CHILD_SUBREAPER = 36
+MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,46 @@ class Task:
     def as_dict(self) -> dict[str, int | str]:
         """For the manifest of a checkpoint."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A range of a process's memory. `kib` holds what smaps says of it, by smaps' names."""
+
+    pid: int
+    range: str
+    access: str
+    name: str
+    kib: dict[str, int]
+
+    @property
+    def is_private(self) -> bool:
+        """Whether what the process writes there stays its own."""
+        return self.access.endswith("p")
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """First address, and the one behind the last."""
+        start, end = self.range.split("-")
+        return int(start, 16), int(end, 16)
+
+    @property
+    def file(self) -> str:
+        """A path that reaches what is mapped, whatever became of its name; for root alone."""
+        start, end = self.bounds
+        return f"/proc/{self.pid}/map_files/{start:x}-{end:x}"
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A mount. `device` is the file system's, `source` the part of it that is mounted."""
+
+    number: int
+    parent: int
+    device: str
+    source: str
+    point: str
+    fstype: str
 
 
 def read_task(pid: int, proc: str = "/proc") -> Task | None:
@@ -125,12 +166,38 @@ def wait_gone(pids: Iterable[int], timeout_s: float = REAP_TIMEOUT_S) -> list[in
     return remaining
 
 
-def anonymous_bytes(pids: Iterable[int], proc: str = "/proc") -> int:
-    """Memory that a dump of the processes has to write: private and shared anonymous pages that are resident."""
-    kib = 0
-    for pid in pids:
-        kib += _kib(f"{proc}/{pid}/smaps_rollup", "Anonymous:") + _kib(f"{proc}/{pid}/status", "RssShmem:")
-    return kib << 10
+def mappings(pid: int, sizes: bool = False) -> Iterator[Mapping]:
+    """The mappings of a process, in order; none if it ended.
+
+    :param sizes: read smaps, which looks at every page, instead of maps.
+    """
+    found: Mapping | None = None
+    for line in read_text(f"/proc/{pid}/{'smaps' if sizes else 'maps'}").splitlines():
+        if MAPPING.match(line):
+            if found is not None:
+                yield found
+            where, access, _, _, _, *name = line.split(maxsplit=5)
+            found = Mapping(pid, where, access, name[0] if name else "", {})
+        elif found is not None and line.endswith(" kB"):
+            key, _, value = line.partition(":")
+            found.kib[key] = int(value.split()[0])
+    if found is not None:
+        yield found
+
+
+def mounts(pid: int | str) -> Iterator[Mount]:
+    """The mounts that a process (a number, or `self`) sees, in the kernel's order; none if it ended."""
+    for line in read_text(f"/proc/{pid}/mountinfo").splitlines():
+        number, parent, device, source, point, *others = line.split(" ")
+        yield Mount(int(number), int(parent), device, source, point, others[others.index("-") + 1])
+
+
+def names(folder: str) -> list[str]:
+    """What is in a folder of /proc; empty for a process that ended."""
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
 
 
 def open_tcp_connections(pids: Iterable[int], proc: str = "/proc") -> list[str]:
@@ -167,11 +234,6 @@ def port_holder(port: int, proc: str = "/proc") -> str | None:
         if any(target[8:-1] in inodes for target in _descriptors(int(entry), proc) if target.startswith("socket:[")):
             return f"{read_text(f'{proc}/{entry}/comm').strip()} (pid {entry})"
     return "a process"
-
-
-def _kib(path: str, key: str) -> int:
-    sizes = re.findall(rf"^{re.escape(key)}\s+([0-9]{{1,19}}) kB", read_text(path), re.MULTILINE)
-    return sum(map(int, sizes))
 
 
 def _descriptors(pid: int, proc: str) -> list[str]:

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.ckpt import procfs
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 import module_call
+from programs import PATIENCE_S, PRELUDE, SERVE, Begin, Program
 from support import Call, Result
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -92,3 +97,36 @@ def podman_server(call: Call, weights: Path, port: int) -> Iterator[Result]:
 def server(request: pytest.FixtureRequest) -> Result:
     """Both runtimes, one after the other."""
     return request.getfixturevalue(f"{request.param}_server")
+
+
+@pytest.fixture
+def begin(provisioned: object, store: Path) -> Iterator[Begin]:
+    """Start a program; returns it when it serves. Skips where the kernel lacks what it asks for."""
+    procfs.adopt_orphans()
+    programs = []
+    scratch = [tempfile.TemporaryDirectory(dir=folder) for folder in ("/dev/shm", "/var/tmp")]
+
+    def start(code: str) -> Program:
+        beat, log = store / "beat", store / "log"
+        argv = ["/usr/bin/python3", "-c", PRELUDE + code + SERVE, str(beat), *(folder.name for folder in scratch)]
+        with log.open("wb") as out:
+            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+        programs.append(Program(process, store))
+        deadline = time.monotonic() + PATIENCE_S
+        while not beat.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        said = log.read_text().strip()
+        if said.splitlines() and "Error: " in said.splitlines()[-1] and "[Errno" in said.splitlines()[-1]:
+            pytest.skip(f"not on this kernel: {said.splitlines()[-1]}")
+        assert beat.exists(), said
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.end()
+    # other tests leave it to process 1 to collect their servers
+    ctypes.CDLL(None).prctl(procfs.PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    for folder in scratch:
+        folder.cleanup()
+    while os.path.ismount(store / "over"):
+        subprocess.run(["umount", "--lazy", store / "over"], check=True)

@@ -4,61 +4,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt import preflight, procfs
+from programs import Begin, Program
 from support import STOCK, Call, Result
 
 pytestmark = pytest.mark.integration
-CRIU = "/opt/gpuckpt/criu/stock/libexec/criu"
-PATIENCE_S = 30.0
-
-# In front of each program: system calls by number (x86-64), and a child that does something and stays.
-PRELUDE = """
-import ctypes, fcntl, mmap, os, select, signal, socket, struct, sys, threading, time
-libc = ctypes.CDLL(None, use_errno=True)
-here = os.path.dirname(sys.argv[1])
-def call(number, *arguments):
-    result = libc.syscall(number, *arguments)
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result
-def unshare(flags):
-    call(272, flags)
-def child(work=lambda: None):
-    done, tell = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(done)
-        work()
-        os.write(tell, b"ok")
-        os.close(tell)
-        while True:
-            time.sleep(1)
-    os.close(tell)
-    said = os.read(done, 2)
-    os.close(done)
-    assert said == b"ok"
-    return pid
-def leave_a_thread():
-    threading.Thread(target=lambda: time.sleep(1000)).start()
-    call(60, 0)
-"""
-# Behind it: what shows that it lives.
-SERVE = """
-while True:
-    with open(sys.argv[1], "w") as beat:
-        beat.write(str(time.monotonic()))
-    time.sleep(0.02)
-"""
 NEW = {"mnt": 0x20000, "cgroup": 0x2000000, "uts": 0x4000000, "ipc": 0x8000000, "user": 0x10000000, "net": 0x40000000}
 REFUSED = {
     "nested_mounts": f"child(lambda: unshare({NEW['mnt']}))",
@@ -165,131 +118,42 @@ fcntl.flock(held[-1], fcntl.LOCK_EX)
 """
 
 
-Begin = Callable[[str], "Program"]
-
-
-@dataclass
-class Program:
-    """A running program, and what a checkpoint of it needs."""
-
-    process: subprocess.Popen[bytes]
-    folder: Path
-    said: str = ""
-
-    @property
-    def pid(self) -> int:
-        """Its number, the same after a restore."""
-        return self.process.pid
-
-    def serves(self) -> bool:
-        """Whether it beats again within a while."""
-        beat = self.folder / "beat"
-        beat.unlink(missing_ok=True)
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and os.path.exists(f"/proc/{self.pid}"):
-            if beat.exists():
-                return True
-            time.sleep(0.01)
-        return False
-
-    def criu(self, action: str, *options: str) -> bool:
-        """Whether CRIU could dump or restore it, with the options of the runtime `process`."""
-        (self.folder / "images").mkdir(exist_ok=True)
-        common = [
-            "--images-dir",
-            self.folder / "images",
-            "--ext-unix-sk",
-            "--file-locks",
-            "--link-remap",
-            "--timeout",
-            "5",
-        ]
-        common += [
-            "--ghost-limit",
-            str(preflight.GHOST_LIMIT_BYTES),
-            "--manage-cgroups=ignore",
-            "--network-lock",
-            "skip",
-        ]
-        done = subprocess.run(
-            [CRIU, action, *common, *options], capture_output=True, text=True, timeout=120, check=False
-        )
-        self.said = done.stderr
-        return done.returncode == 0
-
-    def comes_back(self) -> bool:
-        """Whether a checkpoint and restore leave it running."""
-        if not self.criu("dump", "--tree", str(self.pid)):
-            assert self.serves(), "a dump that fails leaves it alone"
-            return False
-        self.reap()
-        return self.criu("restore", "--restore-detached") and self.serves()
-
-    def end(self) -> None:
-        """End its processes, whether they are ours or restored."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self.reap()
-
-    def reap(self) -> None:
-        """Collect its processes when they end: its number is free then, as a group's too."""
-        with suppress(ChildProcessError):
-            while True:
-                os.waitpid(-self.pid, 0)
-
-
-@pytest.fixture
-def begin(provisioned: object, store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Begin]:
-    """Start a program; returns it when it serves. Skips where the kernel lacks what it asks for."""
+@pytest.fixture(autouse=True)
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of deleted files, for CRIU as for the preflight."""
     monkeypatch.setattr(preflight, "GHOST_LIMIT_BYTES", 1 << 20)
-    procfs.adopt_orphans()
-    programs = []
-    scratch = [tempfile.TemporaryDirectory(dir=folder) for folder in ("/dev/shm", "/var/tmp")]
 
-    def start(code: str) -> Program:
-        beat = store / "beat"
-        with (store / "log").open("wb") as log:
-            argv = ["/usr/bin/python3", "-c", PRELUDE + code + SERVE, str(beat), *(folder.name for folder in scratch)]
-            process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        programs.append(Program(process, store))
-        deadline = time.monotonic() + PATIENCE_S
-        while not beat.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            pytest.skip(f"this kernel has it not: {(store / 'log').read_text().splitlines()[-1]}")
-        return programs[-1]
 
-    yield start
-    for program in programs:
-        program.end()
-    for folder in scratch:
-        folder.cleanup()
-    while os.path.ismount(store / "over"):
-        subprocess.run(["umount", "--lazy", store / "over"], check=True)
+def comes_back(program: Program, images: Path) -> bool:
+    """Whether a checkpoint and restore leave it running; a dump that fails leaves it alone."""
+    if program.dump(images):
+        return program.restore(images)
+    assert program.serves()
+    return False
 
 
 def kinds(program: Program) -> set[str]:
     """Names of what the preflight finds."""
-    return {finding.kind.name for finding in preflight.examine(procfs.tree(program.pid), "process")}
+    return {finding.kind.name for finding in preflight.examine(procfs.tree(program.pid), preflight.Dump("process"))}
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused_cannot_be_restored(begin: Begin, what: str) -> None:
+def test_what_is_refused_cannot_be_restored(begin: Begin, store: Path, what: str) -> None:
     program = begin(REFUSED[what])
     assert kinds(program) == {what.split()[0]}
-    assert not program.comes_back()
+    assert not comes_back(program, store / "images")
 
 
-def test_what_is_let_through_is_restored(begin: Begin) -> None:
+def test_what_is_let_through_is_restored(begin: Begin, store: Path) -> None:
     program = begin(LET_THROUGH)
     assert kinds(program) == set()
-    assert program.comes_back(), program.said
+    assert comes_back(program, store / "images"), program.said
 
 
-def test_limits_of_another_user_are_a_matter_of_the_nodes_rights(begin: Begin) -> None:
+def test_limits_of_another_user_are_a_matter_of_the_nodes_rights(begin: Begin, store: Path) -> None:
     program = begin("child(lambda: (os.setgid(65534), os.setuid(65534)))")
     assert kinds(program) in (set(), {"foreign_limits"})
-    assert program.comes_back() == (kinds(program) == set())
+    assert comes_back(program, store / "images") == (kinds(program) == set())
 
 
 HOLD_A_PACKET_PIPE = """

@@ -82,7 +82,7 @@ def store_for_one(tmp_path: Path) -> Iterator[Path]:
     """A tmpfs that holds one checkpoint of the server, but not two."""
     folder = tmp_path / "one"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m,mode=0700", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=72m,mode=0700", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
 

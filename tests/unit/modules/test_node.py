@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import pagecache, procfs
+from ansible.module_utils.ckpt import footprint, pagecache, procfs
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import event_tokens, metric_total
@@ -82,11 +83,34 @@ def test_an_ipv4_peer_of_an_ipv6_socket_is_recognised() -> None:
         assert procfs.one_ended(rows) == []
 
 
-def test_anonymous_memory_is_what_the_process_holds() -> None:
-    before = procfs.anonymous_bytes([os.getpid()])
-    held = bytearray(os.urandom(32 << 20))
-    assert procfs.anonymous_bytes([os.getpid()]) - before > 30 << 20
-    assert held
+def test_a_footprint_grows_with_what_the_process_holds() -> None:
+    stock = footprint.Redump(as_memory=False)
+    before = footprint.dump_bytes([os.getpid()], stock)
+    private = bytearray(os.urandom(32 << 20))
+    shared = [mmap.mmap(-1, 16 << 20) for _ in range(2)]
+    shared[0].write(os.urandom(8 << 20))
+    assert footprint.dump_bytes([os.getpid()], stock) - before > 32 << 20
+    assert private
+
+
+def test_low_addresses_have_zeros_in_front_in_maps_only() -> None:
+    assert procfs.Mapping(7, "00400000-00401000", "r-xp", "", {}).file == "/proc/7/map_files/400000-401000"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_image"),
+    [
+        ("/mnt/checkpoint-ram/a/images/pages-12.img", True),
+        ("/pages-1.img (deleted)", True),
+        ("/mapped-base-618edcb7b59b57b4.img", True),
+        ("/pages-1.img.old", False),
+        ("/pages-.img", False),
+        ("/lib/pages-1.imgs", False),
+        ("[heap]", False),
+    ],
+)
+def test_names_of_page_images(name: str, is_image: bool) -> None:
+    assert footprint.is_page_image(name) == is_image
 
 
 def test_page_cache_is_dropped_and_proven(disk: Path) -> None:
