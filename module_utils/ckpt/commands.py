@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Running commands: every one is remembered, none reads standard input, all speak the C locale."""
+"""Running commands: every one is remembered and limited, none reads standard input, all speak the C locale."""
 
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import IO
 
+from ansible.module_utils.ckpt import ending
 from ansible.module_utils.ckpt.errors import CkptError
 
 DEFAULT_TIMEOUT_S = 300.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND = 127
+KILLED = -9
 
 
 @dataclass(frozen=True)
@@ -56,34 +60,40 @@ class Job:
 
 
 class Command(Job):
-    """A child process. A thread of its own stamps its end, so that nothing else delays the stamp."""
+    """A child process that leads a session of its own. A thread stamps its end, so that nothing else delays the stamp.
+
+    One that fails or has to be killed takes with it what it started and left in its session. Its output goes into files:
+    a pipe would be held open by whatever inherited it, and be waited for long after the command's end.
+    """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> None:
         super().__init__(argv)
         self._timeout_s = timeout_s
         self._timed_out = False
+        out, err = _scratch_file("stdout"), _scratch_file("stderr")
         try:
             process = subprocess.Popen(
                 self.argv,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=out,
+                stderr=err,
                 env=dict(env),
                 close_fds=True,
+                start_new_session=True,
             )
         except OSError as error:
+            out.close()
+            err.close()
             self.end(NOT_FOUND, "", f"{self.argv[0]}: {error.strerror}")
             return
-        threading.Thread(target=self._collect, args=(process,), daemon=True).start()
+        threading.Thread(target=self._collect, args=(process, out, err), daemon=True).start()
 
-    def _collect(self, process: subprocess.Popen[bytes]) -> None:
-        try:
-            out, err = process.communicate(timeout=self._timeout_s)
-        except subprocess.TimeoutExpired:
-            self._timed_out = True
-            process.kill()
-            out, err = process.communicate()
-        self.end(process.returncode, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+    def _collect(self, process: subprocess.Popen[bytes], out: IO[bytes], err: IO[bytes]) -> None:
+        self._timed_out = not _ends_within(process.pid, self._timeout_s)
+        rc = KILLED if self._timed_out else process.wait()
+        if rc != 0:
+            ending.end_all(ending.of_session(process.pid))
+        self.end(rc, _text(out), _text(err))
 
     def wait(self) -> Result:
         """Wait for the end. Raises CkptError (timeout) if the command had to be killed."""
@@ -130,3 +140,25 @@ def system_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
 def tail(text: str, lines: int = 12) -> list[str]:
     """The last lines of a text that are not empty."""
     return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def _ends_within(pid: int, limit_s: float) -> bool:
+    """Wait for the end of a child, which is not collected, without delay. False if it still runs at the limit."""
+    handle = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(limit_s * 1000))
+    finally:
+        os.close(handle)
+
+
+def _scratch_file(name: str) -> IO[bytes]:
+    """A file in memory, so that a full disk loses no message."""
+    return open(os.memfd_create(name), "w+b", buffering=0)
+
+
+def _text(file: IO[bytes]) -> str:
+    with file:
+        file.seek(0)
+        return file.read().decode("utf-8", "replace")
