@@ -6,19 +6,18 @@ from __future__ import annotations
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from ansible.module_utils.ckpt import criu_log, criu_stats, procfs
+from ansible.module_utils.ckpt import criu_log, criu_stats, ending, procfs
 from ansible.module_utils.ckpt.commands import Commands, Job, Result
 from ansible.module_utils.ckpt.criu import Criu
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.manifest import Layout, Manifest
 from ansible.module_utils.ckpt.spec import ServerSpec
 
-STOP_TIMEOUT_S = 15.0
 LOG_POLL_INTERVAL_S = 0.01
+LOG_LIMIT_S = 5.0
 # CRIU's log of a large server has a few MiB; one of damaged images grew to 24 GB in which a line was repeated
 LOG_BYTES = 64 << 20
 
@@ -150,6 +149,16 @@ class Runtime(ABC):
         pid = self.instance().pid
         return procfs.tree(pid) if pid else []
 
+    def require_port_given_back(self) -> None:
+        """After the server's end. Raises CkptError (runtime_failed) if somebody still listens on its port."""
+        holder = ending.wait_port_free(self.spec.port)
+        if holder is not None:
+            raise CkptError(
+                "runtime_failed",
+                f"the server {self.spec.name} has ended, but {holder} listens on its port {self.spec.port}; "
+                "end that process, or give the server another port.",
+            )
+
     def require_alive(self) -> None:
         """Raises CkptError (server_died) if the server has no process left."""
         if not self.tasks():
@@ -171,7 +180,7 @@ class OpenLog:
     def read(self) -> tuple[str, float]:
         """Text and time of the last write; the log is let go."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(LOG_LIMIT_S)
         if self._descriptor is None:
             return "", 0.0
         with os.fdopen(self._descriptor, "rb") as log:
@@ -210,8 +219,3 @@ def read_evidence(log: OpenLog, stats_path: str) -> Evidence:
 def criu_traces(folder: str, action: str) -> tuple[str, str]:
     """Log and stats image that CRIU leaves in its work folder for `dump` or `restore`."""
     return f"{folder}/{action}.log", f"{folder}/stats-{action}"
-
-
-def still_there(pids: Iterable[int]) -> list[int]:
-    """Processes that are not gone after a while."""
-    return procfs.wait_gone(pids, STOP_TIMEOUT_S)

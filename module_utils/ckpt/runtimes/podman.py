@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.ckpt import private
+from ansible.module_utils.ckpt import ending, network_lock, private
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import mounts_at, remove
+from ansible.module_utils.ckpt.files import mount_points, mounts_at, read_json, remove
 from ansible.module_utils.ckpt.manifest import Layout
 from ansible.module_utils.ckpt.parsing import FormatError, parse_json, pick
 from ansible.module_utils.ckpt.runtimes.base import (
@@ -27,7 +27,6 @@ from ansible.module_utils.ckpt.runtimes.base import (
     Runtime,
     criu_traces,
     read_evidence,
-    still_there,
 )
 
 MANAGED_LABEL = "io.gpuckpt.managed"
@@ -35,7 +34,15 @@ MANAGED_LABEL = "io.gpuckpt.managed"
 SERVER_LABEL = "io.gpuckpt.server"
 COMPRESSION = {"tar": "none", "tar.gz": "gzip", "tar.zst": "zstd"}
 CHECKPOINT_TIMEOUT_S = 900.0
+# podman waits for its own locks, and for an OCI runtime that may hang
+PODMAN_LIMIT_S = 60.0
+# what the monitor has to do when its container ended: note how, and unmount
+MONITOR_LIMIT_S = 5.0
 KEEP = "--keep"
+CLEAN_UP = ("container", "cleanup")
+# how a container is to be made, in podman's folder of it; podman writes it anew for a restore, and is lost without it
+CONFIGURATION = "config.json"
+RESTORERS = ("runc", "crun", "criu")
 # when a container was checkpointed and restored, and how podman writes a time that never was
 CHECKPOINT_TIMES = ("CheckpointedAt", "RestoredAt")
 NEVER = "0001-01-01"
@@ -96,10 +103,16 @@ class PodmanRuntime(Runtime):
             "userdata": folder,
             "managed": pick(container, "Config", "Labels", SERVER_LABEL, kind=str, default=None) == self.spec.name,
             "checkpointed": pick(state, "Checkpointed", kind=bool, default=False),
+            "oci_runtime": pick(container, "OCIRuntime", kind=str),
             "belongs_to_checkpoint": any(not moment.startswith(NEVER) for moment in times)
             or os.path.exists(os.path.join(folder, RESTORED_INTO)),
         }
-        return Instance(True, pick(state, "Running", kind=bool), pick(state, "Pid", kind=int) or None, details)
+        pid = pick(state, "Pid", kind=int) or None
+        if not pick(state, "Running", kind=bool):
+            # podman does not know of a server whose monitor, or itself, was killed during a restore
+            inside = ending.living(ending.Container(details["container_id"]).holds)
+            pid = min(inside, key=lambda process: process.starttime).pid if inside else None
+        return Instance(True, pid is not None, pid, details)
 
     def prepare_start(self) -> None:
         present = self._own()
@@ -163,12 +176,17 @@ class PodmanRuntime(Runtime):
         self._unmount()
         if not request.layout.archive:
             Path(container.details["userdata"], RESTORED_INTO).touch()
+            shutil.copy2(os.path.join(container.details["userdata"], CONFIGURATION), request.layout.work)
         elif not request.leave_running:
             self.remove()
         details = {key: container.details[key] for key in ("container_id", "userdata")}
         return {**details, "name": self.spec.name}
 
     def abandon_checkpoint(self) -> None:
+        container = self.instance()
+        if container.exists:
+            ending.Container(container.details["container_id"]).thaw()
+        network_lock.remove_stale(self.commands, container.pid)
         self._unmount()
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
@@ -176,6 +194,7 @@ class PodmanRuntime(Runtime):
             if self._own().exists:
                 self.remove()
             self._userdata = request.manifest.instance.get("userdata")
+            self._container_id = request.manifest.instance.get("container_id")
             return [request.layout.archive]
         self._container_id = request.manifest.instance.get("container_id")
         container = self._own()
@@ -187,6 +206,7 @@ class PodmanRuntime(Runtime):
             )
         if container.running:
             self.stop()
+        self._restore_configuration(request.layout, container.details["userdata"])
         images = request.layout.images
         if KEEP not in request.flags:
             images = self._expendable_copy(request.layout)
@@ -219,15 +239,21 @@ class PodmanRuntime(Runtime):
     def stop(self) -> None:
         container = self._last_seen()
         if container.running:
-            self._end("stop", container)
+            self._end(("stop",), CLEAN_UP, container)
         if container.exists:
             self._unmount()
+            self._sweep(container)
 
     def remove(self) -> None:
         container = self._last_seen()
         if container.exists:
             self._unmount()
-            self._end("remove", container)
+            self._end(("rm", "--force"), ("rm", "--force", "--time", "0"), container)
+            self._sweep(container)
+        elif self._container_id is not None:
+            # podman was killed before it noted the container that it restores: its layers may be there already
+            ending.Container(self._container_id).end()
+            self._try("rm", "--force", "--time", "0", self._container_id)
 
     def running_kin(self) -> list[str]:
         if shutil.which("podman", path=SYSTEM_PATH) is None:
@@ -243,18 +269,78 @@ class PodmanRuntime(Runtime):
         else:
             self.remove()
 
-    def _end(self, what: str, container: Instance) -> None:
-        """Stop or remove the container. Raises CkptError (runtime_failed) unless its process is gone afterwards."""
+    def _end(self, ask: tuple[str, ...], correct: tuple[str, ...], container: Instance) -> None:
+        """End the container: as podman does, or, where it fails or leaves something, without it.
+
+        :param ask: podman's command for it.
+        :param correct: podman's command that brings its own record up to date when nothing runs any more.
+        :raises CkptError: runtime_failed, unless its processes are gone and its port is free afterwards.
+        """
         self._seen = None
-        command = ("stop",) if what == "stop" else ("rm", "--force")
-        result = self._podman(*command, "--time", "0", container.details["container_id"])
-        if result.rc != 0 or (container.pid and still_there([container.pid])):
-            raise CkptError(
-                "runtime_failed",
-                f"podman cannot {what} {self.spec.name}: {_last_error(tail(result.stderr))}. "
-                "A process of it may hang in the kernel or in the GPU's driver: see dmesg.",
-                tail(result.stderr),
-            )
+        identity = container.details["container_id"]
+        remains = ending.Container(identity)
+        said = None if (half := self._is_half_restored(container)) else self._try(*ask, "--time", "0", identity)
+        if half or said is not None or not ending.wait_ended(remains.holds, MONITOR_LIMIT_S):
+            left = remains.end()
+            if left:
+                raise CkptError(
+                    "runtime_failed",
+                    f"process {left[0]} of {self.spec.name} does not end although it was killed; "
+                    "it hangs in the kernel or in the GPU's driver: see dmesg.",
+                    said,
+                )
+            self._unmount_oci_runtime(container)
+            said = self._try(*correct, identity)
+            if said is not None:
+                raise CkptError(
+                    "runtime_failed",
+                    f"{self.spec.name} has ended, but podman cannot clean up after it: {_last_error(said)}. "
+                    f"Find out why with `podman {' '.join(correct)} {identity[:12]}`, then stop it again.",
+                    said,
+                )
+        if container.running:
+            self.require_port_given_back()
+
+    def _sweep(self, container: Instance) -> None:
+        """Remove what a restore that was broken off has left: mounts, the OCI runtime's record, cgroups.
+
+        Nobody else is left who would, and the next restore fails on it.
+        """
+        runtime, identity = container.details["oci_runtime"], container.details["container_id"]
+        if any(identity in point for point in mount_points()):
+            self._try(*CLEAN_UP, identity)
+        if os.path.exists(_oci_folder(container)):
+            self._unmount_oci_runtime(container)
+            self.commands.run([runtime, "delete", "--force", identity], PODMAN_LIMIT_S)
+        ending.Container(identity).remove_cgroups()
+
+    def _restore_configuration(self, layout: Layout, userdata: str) -> None:
+        """Put back what a podman that was killed had removed and not written anew."""
+        kept = os.path.join(layout.work, CONFIGURATION)
+        try:
+            whole = read_json(os.path.join(userdata, CONFIGURATION)) is not None
+        except ValueError:
+            whole = False
+        if not whole and os.path.exists(kept):
+            shutil.copy2(kept, userdata)
+
+    def _is_half_restored(self, container: Instance) -> bool:
+        """Whether somebody still restores it, or was killed while he did."""
+        inside = ending.living(ending.Container(container.details["container_id"]).holds)
+        return any(process.comm.startswith(RESTORERS) for process in inside) or bool(_oci_mounts(container))
+
+    def _unmount_oci_runtime(self, container: Instance) -> None:
+        """Detach the container's root from the OCI runtime's folder, which that runtime deletes with all that is in it."""
+        for point in _oci_mounts(container):
+            self.commands.run(["umount", "--lazy", point])
+
+    def _try(self, *arguments: str) -> list[str] | None:
+        """Run podman. Returns None after a success, else what it said."""
+        try:
+            result = self._podman(*arguments)
+        except CkptError as error:
+            return [*error.log_lines, error.message]
+        return tail(result.stderr) if result.rc != 0 else None
 
     def log_tail(self) -> list[str]:
         result = self._podman("logs", "--tail", "12", self._container_id or self.spec.name)
@@ -280,11 +366,17 @@ class PodmanRuntime(Runtime):
             remove(path)
 
     def _podman(self, *arguments: str) -> Result:
-        return self.commands.run(["podman", *arguments])
+        return self.commands.run(["podman", *arguments], PODMAN_LIMIT_S)
 
     def _last_seen(self) -> Instance:
         """A container that ran a moment ago as podman described it then, any other as it is now; see `_own`."""
-        return self._own(self._seen if self._seen is not None and self._seen.running else self.instance())
+        try:
+            return self._own(self._seen if self._seen is not None and self._seen.running else self.instance())
+        except CkptError as error:
+            if error.reason == "timeout" and self._container_id is not None:
+                # podman hangs: what we know to be ours ends all the same
+                ending.Container(self._container_id).end()
+            raise
 
     def _own(self, container: Instance | None = None) -> Instance:
         """The container, if there is one. Raises CkptError (runtime_failed) if it is not ours."""
@@ -332,6 +424,16 @@ class PodmanRuntime(Runtime):
             ) from error
         os.chmod(copy, 0o700)
         return copy
+
+
+def _oci_folder(container: Instance) -> str:
+    """Where the OCI runtime keeps its record of a container."""
+    return f"/run/{os.path.basename(container.details['oci_runtime'])}/{container.details['container_id']}"
+
+
+def _oci_mounts(container: Instance) -> list[str]:
+    """What the OCI runtime has mounted there for a restore, the last one first."""
+    return [point for point in reversed(mount_points()) if point.startswith(f"{_oci_folder(container)}/")]
 
 
 def with_devices(arguments: Iterable[str]) -> list[str]:

@@ -6,16 +6,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ansible.module_utils.ckpt import archive, images, private, procfs, remaps
+from ansible.module_utils.ckpt import archive, ending, images, network_lock, private, procfs, remaps
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result, tail
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
@@ -31,13 +29,14 @@ from ansible.module_utils.ckpt.runtimes.base import (
     Runtime,
     criu_traces,
     read_evidence,
-    still_there,
 )
 
 INSTANCES = "/run/gpuckpt/instances"
 DUMP_TIMEOUT_S = 900.0
 # of a process, as CRIU writes it to a file
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
+# endings of the files that remember a server that was started or restored, and one that is being restored
+STATES = (".json", ".restoring")
 
 
 class ProcessRuntime(Runtime):
@@ -45,8 +44,6 @@ class ProcessRuntime(Runtime):
 
     name = "process"
     _child: subprocess.Popen[bytes] | None = None
-    # numbers that were free before our restore: whoever has them afterwards is ours, finished or not
-    _restoring: tuple[int, ...] = ()
     # deleted files that our restore was given back, see remaps
     _links: Mapping[str, remaps.Identity] = MappingProxyType({})
 
@@ -57,6 +54,11 @@ class ProcessRuntime(Runtime):
     @property
     def _pidfile(self) -> str:
         return f"{INSTANCES}/{self.spec.name}.pid"
+
+    @property
+    def _restoring_path(self) -> str:
+        """What a restore is about to make: whoever is killed during it, the next one knows what there may be of it."""
+        return f"{INSTANCES}/{self.spec.name}.restoring"
 
     @property
     def _log_path(self) -> str:
@@ -70,7 +72,7 @@ class ProcessRuntime(Runtime):
             self._child.poll()
         state = _read_state(self._state_path) or self._adopt_restored()
         if state is None:
-            return Instance(exists=False)
+            return Instance(exists=bool(ending.living(self._belongs())))
         running = _task_of(state) is not None
         return Instance(True, running, state["pid"] if running else None, state)
 
@@ -137,7 +139,7 @@ class ProcessRuntime(Runtime):
         return {"pid": pid, "log": {"path": self._log_path, "bytes": logged}}
 
     def abandon_checkpoint(self) -> None:
-        """CRIU itself lets the processes go."""
+        network_lock.remove_stale(self.commands)
 
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
         self.stop()
@@ -157,7 +159,10 @@ class ProcessRuntime(Runtime):
 
     def restore(self, request: RestoreRequest) -> Job:
         layout = request.layout
-        self._restoring = tuple(task["pid"] for task in request.manifest.tasks)
+        numbers = [task["pid"] for task in request.manifest.tasks]
+        since = ending.clock_ticks()
+        until = since + ending.in_ticks(self.spec.health_timeout_s)
+        write_json(self._restoring_path, {"numbers": numbers, "since": since, "until": until})
         procfs.adopt_orphans()
         options = [*self._common_options(layout, "restore", request.manifest.tcp_established), "--restore-detached"]
         options += ["--pidfile", self._pidfile, *request.flags]
@@ -174,30 +179,29 @@ class ProcessRuntime(Runtime):
         return read_evidence(OpenLog(log), stats)
 
     def stop(self) -> None:
-        pids = {task.pid for task in self.tasks()} | set(self._restoring)
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if self._child is not None:
-            self._child.wait()
-        remaps.take_away(self._links)
-        left = still_there(pids)
+        belongs = self._belongs()
+        was_there = bool(ending.living(belongs))
+        left = ending.end_all(belongs)
         if left:
             raise CkptError(
                 "runtime_failed",
                 f"process {left[0]} of the server {self.spec.name} does not end although it was killed; "
                 "it hangs in the kernel or in the GPU's driver: see dmesg.",
             )
+        remaps.take_away(self._links)
+        if was_there:
+            self.require_port_given_back()
+        # numbers alone tell nothing any more
+        for path in (self._restoring_path, self._pidfile):
+            remove(path)
 
     def remove(self) -> None:
         self.stop()
-        for path in (self._state_path, self._pidfile):
-            remove(path)
+        remove(self._state_path)
 
     def running_kin(self) -> list[str]:
-        # By number and start time alone: a number in a pid file may be somebody else's by now.
-        states = {path.stem: _read_state(str(path)) for path in Path(INSTANCES).glob(f"{self.spec.name}-*.json")}
-        return sorted(name for name, state in states.items() if state is not None and _task_of(state) is not None)
+        names = {path.stem for path in Path(INSTANCES).glob(f"{self.spec.name}-*") if path.suffix in STATES}
+        return sorted(name for name in names if ending.living(self._belongs(name)))
 
     def end_left_behind(self) -> None:
         self.remove()
@@ -223,10 +227,35 @@ class ProcessRuntime(Runtime):
         """CRIU locks the network with iptables; without it a dump fails, even with nothing to lock."""
         return [] if shutil.which("iptables", path=SYSTEM_PATH) else ["--network-lock", "skip"]
 
+    def _belongs(self, name: str | None = None) -> ending.Belongs:
+        """What tells the processes of a server: of this one, or of another name.
+
+        By number and start time alone: a number in a pid file may be somebody else's by now.
+        """
+        path = f"{INSTANCES}/{name or self.spec.name}"
+        state, restoring = _read_state(f"{path}.json"), _read_restoring(f"{path}.restoring")
+        root = ending.read_process(state["pid"]) if state else None
+        # while a session has processes, nobody else is given the number of the one that led it
+        leader = state["pid"] if state and (root is None or root.starttime == state["starttime"]) else None
+
+        def belongs(process: ending.Process) -> bool:
+            ours = {process.pid, process.session}
+            if leader in ours:
+                return True
+            return restoring is not None and process.starttime in restoring[0] and bool(ours & restoring[1])
+
+        return belongs
+
     def _adopt_restored(self) -> dict[str, int] | None:
         """The process that CRIU has restored, from the file in which CRIU leaves its number."""
         number = read_text(self._pidfile).strip()
-        return self._remember(int(number)) if NUMBER.fullmatch(number) else None
+        process = ending.read_process(int(number)) if NUMBER.fullmatch(number) else None
+        if process is None or not self._belongs()(process):
+            return None
+        state = self._remember(process.pid)
+        # from now on it is known by its start; numbers alone may become somebody else's
+        remove(self._restoring_path)
+        return state
 
     def _remember(self, pid: int) -> dict[str, int] | None:
         task = procfs.read_task(pid)
@@ -267,6 +296,21 @@ def number_in_use(pid: int) -> str:
             "or, where it is number 1, run an init that collects orphans (in a container: --init), then restore again."
         )
     return f"{said} by {holder.comm}; end that process, then restore again."
+
+
+def _read_restoring(path: str) -> tuple[range, set[int]] | None:
+    """When processes of a restore began (clock ticks), and their numbers; None if none was begun. Raises CkptError (bad_input)."""
+    try:
+        note = read_json(path)
+        if note is None:
+            return None
+        window = range(pick(note, "since", kind=int), pick(note, "until", kind=int) + 1)
+        return window, set(pick(note, "numbers", kind=list[int]))
+    except FormatError as error:
+        raise CkptError(
+            "bad_input",
+            f"{path} remembers a restore, and cannot be read ({error}): see that it left no process, and remove the file.",
+        ) from error
 
 
 def _read_state(path: str) -> dict[str, int] | None:

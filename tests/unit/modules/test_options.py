@@ -16,7 +16,6 @@ from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import mounts_at
 from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load, sealed
-from ansible.module_utils.ckpt.runtimes import podman as podman_module
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, with_devices
 from ansible.module_utils.ckpt.spec import parse_server
 
@@ -193,8 +192,7 @@ def test_a_container_with_the_images_label_only_is_refused(podman: Path) -> None
 
 def test_what_runs_is_not_asked_for_again_before_it_is_ended(podman: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     running = (podman / "inspect-running.json").read_text()
-    left: list[int] = []
-    monkeypatch.setattr(podman_module, "still_there", lambda pids: left)
+    monkeypatch.setattr(PodmanRuntime, "require_port_given_back", lambda self: None)
     container = json.loads(running)[0]
     for verb, command in (("stop", ["stop"]), ("remove", ["rm", "--force"])):
         runtime, commands = podman_runtime((0, running), (0, ""), (125, ""))
@@ -203,10 +201,10 @@ def test_what_runs_is_not_asked_for_again_before_it_is_ended(podman: Path, monke
         assert commands.actions[1:] == [["podman", *command, "--time", "0", container["Id"]]]
         # what was ended is asked for again
         assert not runtime.instance().exists
-    left.append(container["State"]["Pid"])
-    runtime, _ = podman_runtime((0, running), (0, ""))
-    with pytest.raises(CkptError, match="cannot remove reference"):
+    runtime, commands = podman_runtime((0, running), (125, "Error: busy"), (125, "Error: busy"))
+    with pytest.raises(CkptError, match="podman cannot clean up after it"):
         runtime.remove()
+    assert len(commands.actions) == 3
 
 
 def test_a_stopped_container_is_asked_for_again(podman: Path) -> None:
