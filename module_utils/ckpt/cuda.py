@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Iterable
 
 from ansible.module_utils.ckpt.commands import Commands
@@ -12,8 +13,10 @@ from ansible.module_utils.ckpt.gpu_inspection import MIB, whole_number
 
 STATES = ("running", "locked", "checkpointed", "failed")
 RUNNING = "running"
+FAILED = "failed"
 CUDA_SUCCESS = 0
 SMI_TIMEOUT_S = 30.0
+DRIVER_LIMIT_S = 30.0
 
 
 class Driver:
@@ -36,10 +39,19 @@ class Driver:
     def _state(self, pid: int) -> str | None:
         if self._library is None:
             return self._ask_command(pid)
-        value = ctypes.c_int(-1)
-        if self._library.cuCheckpointProcessGetState(ctypes.c_int(pid), ctypes.byref(value)) != CUDA_SUCCESS:
+        value, answers = ctypes.c_int(-1), list[int]()
+        ask = self._library.cuCheckpointProcessGetState
+        asking = threading.Thread(
+            target=lambda: answers.append(ask(ctypes.c_int(pid), ctypes.byref(value))), daemon=True
+        )
+        asking.start()
+        asking.join(DRIVER_LIMIT_S)
+        if not answers:
+            # the driver hangs, and so does whoever asks it
+            return FAILED
+        if answers[0] != CUDA_SUCCESS:
             return None
-        return STATES[value.value] if 0 <= value.value < len(STATES) else "failed"
+        return STATES[value.value] if 0 <= value.value < len(STATES) else FAILED
 
     def _ask_command(self, pid: int) -> str | None:
         if not os.path.exists(self._command):

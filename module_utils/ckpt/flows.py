@@ -21,6 +21,7 @@ from ansible.module_utils.ckpt.spec import ServerSpec, parse_server
 
 ALIVE_CHECK_INTERVAL_S = 1.0
 STATE_POLL_INTERVAL_S = 0.005
+WATCH_LIMIT_S = 90.0
 LOG_TAIL_LINES = 12
 
 
@@ -81,7 +82,8 @@ class AliveWatch:
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
-        self._thread.join()
+        # it may be asking a podman that hangs
+        self._thread.join(WATCH_LIMIT_S)
 
     def check(self) -> None:
         """Raises what the watch has found, and what the command's end says."""
@@ -119,15 +121,15 @@ class CudaWatch:
         if not self._nspids:
             return None
         self._stop.set()
-        self._thread.join()
-        if self.running_at is None:
-            self._look()
+        # a driver that hangs does not tell the state of its processes
+        self._thread.join(WATCH_LIMIT_S)
         return self.running_at is not None
 
     def _watch(self) -> None:
         while not self._stop.wait(STATE_POLL_INTERVAL_S):
             if self._job.done and self._look():
                 return
+        self._look()
 
     def _look(self) -> bool:
         driver = cuda.Driver(self._operation.commands, self._operation.criu.cuda_checkpoint)

@@ -25,6 +25,7 @@ MEMORY_DIGEST_TIMEOUT_S = 600.0
 # What a server under test answers is far smaller. One that never ends its answer must not fill the node's memory.
 LINE_BYTES = 1 << 20
 ANSWER_BYTES = 64 << 20
+LOAD_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Client:
 
         Raises CkptError (bad_input) without httpx, and for a host or a path that no request can have.
         """
-        self._loader.join()
+        self._loader.join(LOAD_LIMIT_S)
         if self._loaded is None:
             raise self._refusal
 

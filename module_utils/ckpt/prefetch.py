@@ -35,7 +35,8 @@ class Prefetch:
         self.process = self._start([*self.argv, "--standby"])
         assert self.process.stdout is not None
         answered = select.select([self.process.stdout], [], [], STANDBY_LIMIT_S)[0]
-        if not answered or self.process.stdout.readline().strip() != "standby":
+        # not by line: half a line would be waited for without end
+        if not answered or os.read(self.process.stdout.fileno(), 64).strip() != b"standby":
             complaint = tail(self._last_words()[1])
             raise CkptError(
                 "runtime_failed",

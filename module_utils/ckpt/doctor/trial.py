@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.doctor import Verdict, fail, ok
@@ -40,13 +42,25 @@ def try_listener(criu: str, commands: Commands, workdir: str) -> Verdict:
         [sys.executable, "-c", LISTENER], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
-        assert process.stdout is not None
-        port = int(process.stdout.readline())
-        process.stdout.close()
+        port = _port_of(process)
+        if port is None:
+            return fail(
+                f"the process to be dumped does not listen within {TIMEOUT_S:g} s",
+                "The node is overloaded, or its loopback interface is down: `ip link set lo up`.",
+            )
         return _try(criu, commands, images, process, port)
     finally:
         _end(process)
         shutil.rmtree(images, ignore_errors=True)
+
+
+def _port_of(process: subprocess.Popen[bytes]) -> int | None:
+    """The port that the listener says; None if it says none in time. It writes its line at once."""
+    assert process.stdout is not None
+    with process.stdout as said:
+        if not select.select([said], [], [], TIMEOUT_S)[0]:
+            return None
+        return int(said.readline() or 0) or None
 
 
 def _try(criu: str, commands: Commands, images: str, process: subprocess.Popen[bytes], port: int) -> Verdict:
@@ -56,7 +70,10 @@ def _try(criu: str, commands: Commands, images: str, process: subprocess.Popen[b
     dump = commands.run([criu, "dump", "--tree", str(process.pid), "--log-file", "dump.log", *common], TIMEOUT_S)
     if dump.rc != 0:
         return _failure("dump", images, "Install a CRIU that knows this kernel: provision.yml builds one.")
-    process.wait()
+    try:
+        process.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return fail("the process does not end although CRIU has dumped it", "It hangs in the kernel: see dmesg.")
     wait_gone([process.pid])
     # ours to reap at the end: PID 1 may take more than a second
     adopt_orphans()
@@ -90,11 +107,10 @@ def _failure(verb: str, images: str, mend: str) -> Verdict:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Ends the process, whether it is still ours or was restored under the same pid."""
-    try:
+    with suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
     if process.returncode is None:
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(TIMEOUT_S)
     else:
         wait_gone([process.pid])
