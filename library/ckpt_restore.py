@@ -16,7 +16,8 @@ description:
     process runs, the images hold the GPU's bytes, the request counter survived, the canary's tokens are those from before, and so is
     the server's own digest of its memory, where it tells one.
   - Files that are not what the dump wrote are refused before anything starts.
-  - A restore that fails leaves no process of the server behind.
+  - A restore that fails leaves no process of the server behind, and its port is free.
+  - A restore onto a server that runs is refused, unless O(replace_running) asks for it.
 notes:
   - A checkpoint is code that runs as root. Its images say what is in memory, which files are opened and whose rights the processes have,
     and nothing in them can tell a good one from a hostile one. Restore only what you or somebody you trust has taken, and bring it
@@ -103,6 +104,12 @@ options:
       - A server that read its weights itself all the same fails the restore, since it was none beside a prefetch.
     type: bool
     default: false
+  replace_running:
+    description:
+      - End a server of this name that runs, and restore in its place. Without it such a restore is refused
+        (reason C(server_running)), and the server goes on serving.
+    type: bool
+    default: false
   stop_after:
     description: Stop the server after the measurement.
     type: bool
@@ -182,6 +189,7 @@ OPTIONS: dict[str, Any] = {
     "page_cache": {"type": "str", "choices": ["warm", "dropped"], "default": "warm"},
     "resident_pool": {"type": "bool", "default": False},
     "prefetch": {"type": "bool", "default": False},
+    "replace_running": {"type": "bool", "default": False},
     "stop_after": {"type": "bool", "default": False},
 }
 

@@ -19,6 +19,7 @@ REASONS = (
     "server_died",
     "port_taken",
     "pid_taken",
+    "server_running",
     "io_uring",
     "tcp_connection",
     "not_restorable",

@@ -15,6 +15,7 @@ from ansible.module_utils.ckpt import (
     flows,
     images,
     manifest,
+    network_lock,
     pagecache,
     prefetch,
     private,
@@ -51,12 +52,16 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
         proof = _load(layout, params["checkpoint"].get("untaken"))
         private.make_folder(layout.folder)
         _require_fit(operation, params, proof)
+        if not layout.archive:
+            images.require_whole(layout.images)
+        record.stats["digests"] = digests.require_intact(layout, proof, params["verify"]).as_record()
+        _make_way(operation, params["replace_running"])
         try:
             _restore(operation, params, RestoreRequest(layout, proof, tuple(params["flags"])))
-        except BaseException:
+        except BaseException as failure:
             with suppress(CkptError):
                 record.log_tail = record.log_tail or runtime.log_tail()
-            _end(runtime, layout)
+            _end_failed(operation, layout, failure)
             raise
         if params["stop_after"]:
             _end(runtime, layout)
@@ -81,6 +86,30 @@ def _end(runtime: Runtime, layout: Layout) -> None:
         runtime.stop()
 
 
+def _end_failed(operation: flows.Operation, layout: Layout, failure: BaseException) -> None:
+    """Leave nothing of a restore that failed, and add to its failure what could not be ended."""
+    try:
+        _end(operation.runtime, layout)
+        network_lock.remove_stale(operation.commands)
+    except CkptError as left:
+        if not isinstance(failure, CkptError):
+            raise
+        failure.message += f" What it left could not be ended: {left.message}"
+
+
+def _make_way(operation: flows.Operation, replace_running: bool) -> None:
+    """The server's place is free. Raises CkptError (server_running, port_taken), and then nothing was touched."""
+    if operation.runtime.instance().running:
+        if not replace_running:
+            raise CkptError(
+                "server_running",
+                f"the server {operation.spec.name} runs, and a restore would replace it; stop it with ckpt_stop first, "
+                "or set replace_running: true.",
+            )
+        operation.runtime.stop()
+    flows.require_port_free(operation)
+
+
 def _require_fit(operation: flows.Operation, params: dict[str, Any], proof: Manifest) -> None:
     """The checkpoint is of this runtime and this slimming."""
     for what, asked, taken in (
@@ -102,11 +131,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     record.images, record.images_total = proof.images, proof.images_total
     record.bytes["gpu"] = proof.gpu_bytes
     record.counter["before"] = proof.counter
-    if not request.layout.archive:
-        images.require_whole(request.layout.images)
-    record.stats["digests"] = digests.require_intact(request.layout, proof, params["verify"]).as_record()
     files = runtime.prepare_restore(request)
-    flows.require_port_free(operation)
     record.page_cache = {
         "asked": params["page_cache"],
         "resident_fraction": pagecache.prepare(params["page_cache"], files),

@@ -34,6 +34,7 @@ Reason = Literal[
     "server_died",
     "port_taken",
     "pid_taken",
+    "server_running",
     "io_uring",
     "tcp_connection",
     "not_restorable",

@@ -299,7 +299,10 @@ def number_in_use(pid: int) -> str:
 
 
 def _read_restoring(path: str) -> tuple[range, set[int]] | None:
-    """When processes of a restore began (clock ticks), and their numbers; None if none was begun. Raises CkptError (bad_input)."""
+    """When processes of a restore began (clock ticks), and their numbers; None if there was none.
+
+    Raises CkptError (bad_input).
+    """
     try:
         note = read_json(path)
         if note is None:

@@ -35,7 +35,7 @@ def digest(server: Result) -> Any:
 def restore(call: Call, server: Result, folder: Path, criu: Result = STOCK) -> None:
     """Restore in place; the images stay where they are."""
     flags = ["--keep"] if server["runtime"] == "podman" else []
-    result = call("ckpt_restore", **server, criu=criu, checkpoint={"dir": str(folder)}, flags=flags)
+    result = call("ckpt_restore", **server, criu=criu, checkpoint={"dir": str(folder)}, flags=flags, replace_running=True)
     assert not result.get("failed"), result["msg"]
 
 
@@ -99,4 +99,4 @@ def test_a_store_for_one_says_what_its_old_checkpoint_would_free(
     assert said, result["msg"]
     assert used >> 20 <= int(said[1]) <= (used >> 20) + 8
     assert digest(process_server), "it goes on serving"
-    assert call("ckpt_restore", **options)["record"]["status"] == "ok"
+    assert call("ckpt_restore", **options, replace_running=True)["record"]["status"] == "ok"
