@@ -96,7 +96,7 @@ def start_and_checkpoint(call: Call, server: Result, folder: Path, source: str) 
     golden = {**server, "criu": STOCK, "checkpoint": {"dir": str(folder), "source": source}}
     assert call("ckpt_start", **server)["record"]["status"] == "ok"
     made = call("ckpt_checkpoint", **golden)
-    assert made["record"]["status"] == "ok", made
+    assert made["record"]["status"] == "ok", made["msg"]
     return golden, json.loads((folder / "checkpoint.json").read_text())["instance"].get("container_id")
 
 
@@ -110,7 +110,7 @@ def kill_restores(call: Call, golden: Result, identity: str | None, victims: tup
         else:
             require_nothing_left(server, identity)
         again = call("ckpt_restore", **golden, replace_running=True, stop_after=True)
-        assert again["record"]["status"] == "ok", again
+        assert again["record"]["status"] == "ok", (again["msg"], again["log_lines"])
         require_nothing_left(server, identity)
     assert call("ckpt_stop", **server)["reason"] is None
     require_nothing_left(server, identity)
@@ -136,7 +136,7 @@ def test_killed_dumps_leave_a_server_or_nothing(call: Call, server: Result, stor
     golden = {**server, "criu": STOCK, "checkpoint": {"dir": str(store / "golden")}}
     for victim, delay in tries(("podman", "criu") if server["runtime"] == "podman" else ("criu",)):
         started = call("ckpt_start", **server)
-        assert started["record"]["status"] == "ok", started
+        assert started["record"]["status"] == "ok", started["msg"]
         result = broken_off(call, victim, delay, "ckpt_checkpoint", **golden)
         if result["reason"] is not None and "goes on serving" in result["msg"]:
             assert serves(server)
@@ -144,7 +144,7 @@ def test_killed_dumps_leave_a_server_or_nothing(call: Call, server: Result, stor
             assert result["reason"] is None, result
         if result["reason"] is None:
             again = call("ckpt_restore", **golden, flags=["--keep"] if server["runtime"] == "podman" else [])
-            assert again["record"]["status"] == "ok", again
+            assert again["record"]["status"] == "ok", (again["msg"], again["log_lines"])
         else:
             require_nothing_left(server)
         assert call("ckpt_stop", **server)["reason"] is None

@@ -35,7 +35,9 @@ def digest(server: Result) -> Any:
 def restore(call: Call, server: Result, folder: Path, criu: Result = STOCK) -> None:
     """Restore in place; the images stay where they are."""
     flags = ["--keep"] if server["runtime"] == "podman" else []
-    result = call("ckpt_restore", **server, criu=criu, checkpoint={"dir": str(folder)}, flags=flags, replace_running=True)
+    result = call(
+        "ckpt_restore", **server, criu=criu, checkpoint={"dir": str(folder)}, flags=flags, replace_running=True
+    )
     assert not result.get("failed"), result["msg"]
 
 
