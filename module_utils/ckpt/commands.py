@@ -38,6 +38,8 @@ class Job:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = list(argv)
+        # what a user can raise to allow it more time, None if nothing does
+        self.limit_option: str | None = None
         self.started = time.monotonic()
         self._result: Result | None = None
         self._ended = threading.Event()
@@ -102,7 +104,7 @@ class Command(Job):
             raise CkptError(
                 "timeout",
                 f"`{' '.join(self.argv[:4])} …` did not end within {self._timeout_s:g} s and was killed; "
-                "look at the log lines for what it waited for, or allow more time.",
+                f"look at the log lines for what it waited for{f', or raise {self.limit_option}' if self.limit_option else ''}.",
                 tail(result.stderr),
             )
         return result

@@ -152,6 +152,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
         beside.enter_context(lane_settings(operation.criu))
         moments = [one.begin() for one in fetching]
         job = runtime.restore(request)
+        job.limit_option = "server.health_timeout_s"
         moments.append(runtime.unpacked[0] if runtime.unpacked else job.started)
         record.mark("T0", min(moments))
         try:

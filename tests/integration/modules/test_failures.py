@@ -341,6 +341,7 @@ def test_restore_that_never_ends(call: Call, process_server: Result, store: Path
         checkpoint={"dir": str(store / "golden")},
     )
     assert result["reason"] == "timeout"
+    assert "or raise server.health_timeout_s" in result["msg"]
     assert not processes_of(process_server)
 
 
