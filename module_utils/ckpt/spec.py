@@ -157,7 +157,7 @@ def _number(
         return default
     try:
         number = _as_number(value, kind)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         number = math.nan
     if not low <= number <= high:
         errors.append(f"server.{key} must be a number from {low:g} to {high:g}")
@@ -165,7 +165,7 @@ def _number(
 
 
 def _as_number(value: Any, kind: type) -> Any:
-    """A number, or text that spells one. Raises TypeError, ValueError or OverflowError for all else."""
+    """A number, or text that spells one. Raises TypeError or ValueError for all else."""
     if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
         raise TypeError
     return kind(value)
@@ -206,7 +206,7 @@ def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
             temperature=_as_number(value.get("temperature", Canary.temperature), float),
             extra=convert(value.get("extra") or CANARY_EXTRAS.get(kind, {}), dict[str, Any], "extra"),
         )
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         errors.append("server.canary has a value of the wrong type")
         return Canary()
 

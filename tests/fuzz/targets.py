@@ -197,9 +197,9 @@ def targets_in(folder: Folder) -> Iterator[Target]:
     """All targets; files that a parser reads are written to the folder."""
     criu, podman = FIXTURES / "criu-4.2.1", FIXTURES / "podman-4.3.1"
     yield Target("http", asking(), (), ())
-    yield Target("criu-log", log_of_criu, (), tuple(sorted(criu.glob("failed-*.log"))))
+    yield Target("criu-log", log_of_criu, (), (SEEDS / "samples" / "spans.log", *sorted(criu.glob("failed-*.log"))))
     yield Target("stats", criu_stats.decode, (ValueError,), (criu / "stats-dump", criu / "stats-restore"))
-    yield from _image_targets(folder, criu)
+    yield from _image_targets(folder)
     yield _archive_target(folder, criu)
     yield from _document_targets(folder, podman)
     yield Target("nvidia", nvidia_answers, (), ())
@@ -208,14 +208,10 @@ def targets_in(folder: Folder) -> Iterator[Target]:
     yield from _report_targets(folder)
 
 
-def _image_targets(folder: Folder, criu: Path) -> Iterator[Target]:
+def _image_targets(folder: Folder) -> Iterator[Target]:
     def checkpoint(data: bytes) -> None:
-        for name in ("inventory.img", "pagemap-25925.img"):
-            shutil.copy(criu / name, folder.path / "checkpoint")
         folder.put("checkpoint/pagemap-1.img", data)
         folder.put("checkpoint/inventory.img", data[:64])
-        images.numbers(str(folder.path / "checkpoint"))
-        images.inspect(str(folder.path / "checkpoint"))
         images.require_whole(str(folder.path / "checkpoint"))
 
     def files_of(data: bytes) -> None:
@@ -231,7 +227,7 @@ def _image_targets(folder: Folder, criu: Path) -> Iterator[Target]:
     samples = SEEDS / "samples"
     folder.put("remaps/remap-fpath.img", (samples / "remap-fpath.img").read_bytes())
     folder.put("links/files.img", (samples / "files.img").read_bytes())
-    yield Target("pagemap", checkpoint, (CkptError,), (samples / "pagemap.img", criu / "pagemap-25925.img"))
+    yield Target("pagemap", checkpoint, (CkptError,), (samples / "pagemap-short.img", samples / "pagemap.img"))
     yield Target("files-image", files_of, (CkptError,), (samples / "files.img",))
     yield Target("remap-image", links_of, (CkptError,), (samples / "remap-fpath.img",))
 
