@@ -29,7 +29,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible declares no typ
         # Tasks are run by workers, which end with them.
         parent = multiprocessing.parent_process()
         holder = identify(parent.pid if parent and parent.pid else os.getpid())
-        options = {**self._task.args, "holder": vars(holder)}
+        options = {**self._task.args, "holder": vars(holder), "node": (task_vars or {}).get("inventory_hostname")}
         result: dict[str, Any] = self._execute_module(module_args=options, task_vars=task_vars)
         if not result.get("held") or result.get("known", True):
             return result

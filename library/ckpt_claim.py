@@ -61,6 +61,11 @@ options:
   known:
     description: What the controller knows of the process that has the node (C(process), C(lives)); its part of the module fills it in.
     type: dict
+  node:
+    description:
+      - What the inventory calls this node; the controller's part of the module fills it in.
+      - A play that has the node under one name is refused under another.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -109,6 +114,7 @@ OPTIONS: dict[str, Any] = {
     "take_over": {"type": "bool", "default": False},
     "holder": {"type": "dict"},
     "known": {"type": "dict"},
+    "node": {"type": "str"},
 }
 
 
@@ -120,10 +126,16 @@ def act(params: dict[str, Any], write: bool) -> claim.Claim | None:
         )
     holder = claim.parse_process(params["holder"])
     if params["state"] == "released":
-        claim.release(holder, write)
+        claim.release(holder, params["node"] or "", write)
         return None
     wanted = claim.Claim(
-        params["by"] or "", params["run_id"] or None, time.time(), holder, params["signs"], params["silence_s"]
+        params["by"] or "",
+        params["run_id"] or None,
+        time.time(),
+        holder,
+        params["signs"],
+        params["silence_s"],
+        params["node"] or "",
     )
     known = claim.NOTHING
     if params["known"]:

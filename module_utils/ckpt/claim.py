@@ -72,7 +72,8 @@ class Claim:
     """Who has a node.
 
     `since` is in seconds of the epoch. `signs` is a folder that changes while the play goes on (None: there is none), and
-    `silence_s` how long that may fail to appear before the play counts as ended.
+    `silence_s` how long that may fail to appear before the play counts as ended. `node` is what the play's inventory calls
+    this node; empty where that is not known.
     """
 
     by: str
@@ -81,6 +82,7 @@ class Claim:
     holder: Process
     signs: str | None
     silence_s: int
+    node: str = ""
 
     def silent_s(self) -> float:
         """Seconds, on this node, since the last sign of life."""
@@ -140,12 +142,15 @@ def take(
     :param continued: do so if it is the same run.
     :param write: whether to write the claim, or to see only whether it could be.
     :raises NodeTakenError: another play has it.
+    :raises CkptError: (bad_input) the same play has it under another name of its inventory.
     """
     if not write and not os.path.exists(CLAIM_FILE):
         return None
     with _claims() as file:
         held = _read(file)
         former = None if held is None or held.holder == wanted.holder else held
+        if held is not None and former is None:
+            _refuse_second_name(held, wanted)
         if former is not None:
             _refuse_unless_void(former, wanted, known, insist or (continued and former.run_id == wanted.run_id))
         if write:
@@ -153,13 +158,13 @@ def take(
     return former
 
 
-def release(holder: Process, write: bool = True) -> None:
-    """Give up the claim of this process, if it has one; others' are left alone."""
+def release(holder: Process, node: str = "", write: bool = True) -> None:
+    """Give up the claim that this process has on the node of this name, if it has one; others' are left alone."""
     if not write or not os.path.exists(CLAIM_FILE):
         return
     with _claims() as file:
         held = _read(file)
-        if held is None or held.holder == holder:
+        if held is None or (held.holder == holder and node in ("", held.node)):
             os.unlink(CLAIM_FILE)
 
 
@@ -172,6 +177,16 @@ def guard(run_id: str) -> None:
     if held is None or held.run_id == run_id or held.holder.lives() is False or held.silent_s() > held.silence_s:
         return
     raise CkptError("node_taken", f"the node is no longer that of the run {run_id}: it is in use by {held}.")
+
+
+def _refuse_second_name(held: Claim, wanted: Claim) -> None:
+    """Servers of two names would end each other, and one machine would count as two."""
+    if held.node and wanted.node and held.node != wanted.node:
+        raise CkptError(
+            "bad_input",
+            f"{wanted.node} and {held.node} are one machine, and this play has it as {held.node}: "
+            "leave one of the two names out of the inventory, or of --limit.",
+        )
 
 
 def _refuse_unless_void(held: Claim, wanted: Claim, known: Known, insist: bool) -> None:

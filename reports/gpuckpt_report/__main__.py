@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Command line of the report package: ``gpuckpt-report`` or ``python -m gpuckpt_report``.
+"""The commands of ``gpuckpt`` that read results: also ``python -m gpuckpt_report``, as plays call them.
 
 Commands import what they need themselves: pandas and SQLAlchemy take half a second, and to take records in needs neither.
 """
@@ -9,27 +9,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.store import RunFolder, find_run
+from gpuckpt_report.store import RunFolder, find_run, started_at
 
 Action = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
     from gpuckpt_report.analysis import RunAnalysis
+    from gpuckpt_report.tables import Table
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 RUNS = PROJECT / "reports" / "runs"
 PUBLISHED = PROJECT / "reports" / "published"
+WIDTH = 80
 EXIT_BAD_INPUT = 1
 EXIT_REJECTED = 3
 EXIT_WORSE = 4
 EXIT_UNDECIDED = 5
+EXIT_UNSOUND = 6
 
 
 def ingest(arguments: argparse.Namespace) -> int:
@@ -67,11 +72,78 @@ def render_run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def summary(arguments: argparse.Namespace) -> int:
-    """Print the table of lanes of each host."""
-    run = _run(arguments)
-    _print_summary(run, _analyse(arguments, run))
+def list_runs(arguments: argparse.Namespace) -> int:
+    """List the runs, newest first: when, how far, and what came of them."""
+    from gpuckpt_report import overview
+
+    entries = overview.runs(arguments.runs)
+    _print_either(arguments, overview.runs_table(entries), [entry.document() for entry in entries])
     return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Show what a run measured, where, and what came of it: headline, lanes, failures."""
+    from gpuckpt_report import overview
+
+    run = _run(arguments)
+    result = _analyse(arguments, run)
+    if arguments.json:
+        _print_json(overview.document(result))
+        return 0
+    print(*overview.facts(result), sep="\n", end="\n\n")
+    _print_summary(run, result)
+    print(*(textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in overview.failures(result)), sep="\n")
+    return 0
+
+
+def summary(arguments: argparse.Namespace) -> int:
+    """Print the headline and the table of lanes of each host."""
+    from gpuckpt_report import overview
+
+    run = _run(arguments)
+    result = _analyse(arguments, run)
+    if arguments.json:
+        _print_json(overview.document(result)["hosts"])
+    else:
+        _print_summary(run, result)
+    return 0
+
+
+def history(arguments: argparse.Namespace) -> int:
+    """Show a lane's median over all runs, oldest first. Runs differ by more than their intervals tell: see `compare`."""
+    from gpuckpt_report import overview
+
+    folders = [RunFolder(path.parent) for path in sorted(arguments.runs.glob("*/manifest.json"), key=started_at)]
+    analyses = [_analyse(arguments, run) for run in folders if run.records_path.is_file()]
+    entries = overview.history(analyses, arguments.lane)
+    if not entries:
+        raise ReportError(
+            f"no run in {arguments.runs} has a lane {arguments.lane!r}: `gpuckpt show RUN` lists a run's lanes"
+        )
+    _print_either(arguments, overview.history_table(entries), [entry.document() for entry in entries])
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Print a run's records: as CSV, a row each, or as JSON lines."""
+    from gpuckpt_report import render
+
+    records = _run(arguments).records()
+    if arguments.format == "csv":
+        print(render.records_csv(records), end="")
+    else:
+        print(*(record.model_dump_json() for record in records), sep="\n")
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Say which hosts were lost, and which lanes have no good record; exit 6 if there are any."""
+    from gpuckpt_report.headline import problems
+
+    result = _analyse(arguments, _run(arguments))
+    found = [problem for host in result.hosts for problem in problems(host)]
+    print(*found, sep="\n", end="\n" if found else "")
+    return EXIT_UNSOUND if found else 0
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -102,9 +174,9 @@ def compare_runs(arguments: argparse.Namespace) -> int:
     if arguments.junit:
         arguments.junit.write_text(compare.junit(comparison), encoding="utf-8")
     if arguments.json:
-        print(json.dumps(compare.document(comparison), indent=2, ensure_ascii=False))
+        _print_json(compare.document(comparison))
     else:
-        print(compare.table(comparison).plain(), *compare.sentences(comparison), sep="\n")
+        print(compare.table(comparison).plain(WIDTH), *compare.sentences(comparison), sep="\n")
     if comparison.alarms:
         return EXIT_WORSE
     return EXIT_UNDECIDED if comparison.undecided else 0
@@ -137,12 +209,33 @@ def _run(arguments: argparse.Namespace) -> RunFolder:
     return find_run(arguments.run, arguments.runs)
 
 
+def _print_either(arguments: argparse.Namespace, table: Table, documents: list[dict[str, Any]]) -> None:
+    if arguments.json:
+        _print_json(documents)
+    else:
+        print(table.plain(WIDTH))
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def _version() -> str:
+    return f"gpuckpt {metadata.version('gpuckpt')}"
+
+
+def summaries() -> list[tuple[str, str]]:
+    """Each command with the first sentence of what it does."""
+    return [(name, (action.__doc__ or "").strip().splitlines()[0]) for name, action in COMMANDS.items()]
+
+
 def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
     from gpuckpt_report import tables
     from gpuckpt_report.headline import headline
 
     for host in result.hosts:
-        print(f"{host.host}: {headline(host, result.metric_name)}\n\n{tables.lanes(host).plain()}\n")
+        sentence = textwrap.fill(f"{host.host}: {headline(host, result.metric_name)}", WIDTH)
+        print(f"{sentence}\n\n{tables.lanes_narrow(host).plain(WIDTH)}\n")
     if result.fake:
         print("fake records: nothing here was measured")
     report = run.path / "report.html"
@@ -182,61 +275,76 @@ def _analyse(arguments: argparse.Namespace, run: RunFolder) -> RunAnalysis:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="gpuckpt-report", description="Reports made of the records of benchmark runs.")
+    top = argparse.ArgumentParser(prog="gpuckpt", description="Reports made of the records of benchmark runs.")
+    top.add_argument("--version", action="version", version=_version())
     top.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
     top.add_argument(
         "--database", help=f"database URL (default: ${DATABASE_URL_VARIABLE}, else runs.sqlite with the runs)"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _run_command(commands, "ingest", ingest).add_argument(
-        "files", nargs="*", type=Path, help="more .json or .jsonl files"
+    made = {name: _command(commands, name, action) for name, action in COMMANDS.items()}
+    for name in ("ingest", "render", "show", "summary", "check", "validate", "compare", "publish", "export"):
+        made[name].add_argument("run", help="run id, folder of a run, or `latest`")
+    for name in ("runs", "show", "summary", "compare", "history"):
+        made[name].add_argument("--json", action="store_true", help="print JSON instead of text")
+    for name in ("publish", "readme-table"):
+        made[name].add_argument("--published", type=Path, default=PUBLISHED, help="default: %(default)s")
+    made["ingest"].add_argument("files", nargs="*", type=Path, help="more .json or .jsonl files")
+    made["render"].add_argument("--summary", action="store_true", help="print the summary instead of the files' paths")
+    made["render"].add_argument("--finished", action="store_true", help="note in the manifest that the run ends now")
+    made["history"].add_argument("lane")
+    made["export"].add_argument("--format", choices=["csv", "jsonl"], default="csv", help="default: %(default)s")
+    made["publish"].add_argument("name", help="folder to make in reports/published")
+    made["native-tables"].add_argument(
+        "samples", nargs="+", type=Path, help=".jsonl file of bench_restore.py or gpu_bench.py"
     )
-    rendering = _run_command(commands, "render", render_run)
-    rendering.add_argument("--summary", action="store_true", help="print the summary instead of the files' paths")
-    rendering.add_argument("--finished", action="store_true", help="note in the manifest that the run ends now")
-    _run_command(commands, "summary", summary)
-    _run_command(commands, "validate", validate)
-    comparing = _run_command(commands, "compare", compare_runs)
-    comparing.add_argument("after", nargs="?", help="the later run; runs of a side are joined by commas")
-    comparing.add_argument("--control", metavar="LANE", help="a lane that did not change between the sides")
-    comparing.add_argument(
+    made["readme-table"].add_argument("--readme", type=Path, default=PROJECT / "README.md", help="default: %(default)s")
+    _add_compare_options(made["compare"])
+    return top
+
+
+def _command(commands: Commands, name: str, action: Action) -> argparse.ArgumentParser:
+    description = (action.__doc__ or "").strip()
+    command = commands.add_parser(name, help=description.splitlines()[0], description=description)
+    command.set_defaults(action=action)
+    return command
+
+
+def _add_compare_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("after", nargs="?", help="the later run; runs of a side are joined by commas")
+    command.add_argument("--control", metavar="LANE", help="a lane that did not change between the sides")
+    command.add_argument(
         "--rerun",
         metavar="OLD=NEW",
         action="append",
         type=_lane_pair,
         help="compare two lanes of one run, as old and new",
     )
-    comparing.add_argument(
+    command.add_argument(
         "--allow",
         metavar="KIND,…",
         type=_allowed,
         default=[],
         help="what may differ: gpu, machine, server, weights, lanes, gone",
     )
-    comparing.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML, too")
-    comparing.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    publishing = _run_command(commands, "publish", publish_run)
-    publishing.add_argument("name", help="folder to make in reports/published")
-    native = _command(commands, "native-tables", native_tables)
-    native.add_argument("samples", nargs="+", type=Path, help=".jsonl file of bench_restore.py or gpu_bench.py")
-    table = _command(commands, "readme-table", readme_table)
-    table.add_argument("--readme", type=Path, default=PROJECT / "README.md", help="default: %(default)s")
-    for command in (publishing, table):
-        command.add_argument("--published", type=Path, default=PUBLISHED, help="default: %(default)s")
-    return top
+    command.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML, too")
 
 
-def _command(commands: Commands, name: str, action: Action) -> argparse.ArgumentParser:
-    description = (action.__doc__ or "").strip()
-    command = commands.add_parser(name, help=description, description=description)
-    command.set_defaults(action=action)
-    return command
-
-
-def _run_command(commands: Commands, name: str, action: Action) -> argparse.ArgumentParser:
-    command = _command(commands, name, action)
-    command.add_argument("run", help="run id, folder of a run, or `latest`")
-    return command
+COMMANDS: dict[str, Action] = {
+    "runs": list_runs,
+    "show": show,
+    "summary": summary,
+    "compare": compare_runs,
+    "history": history,
+    "export": export,
+    "render": render_run,
+    "ingest": ingest,
+    "check": check,
+    "validate": validate,
+    "publish": publish_run,
+    "readme-table": readme_table,
+    "native-tables": native_tables,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.action(arguments))
     except ReportError as error:
-        print(f"gpuckpt-report: {error}", file=sys.stderr)
+        print(f"gpuckpt: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
 
 

@@ -115,7 +115,11 @@ class ProbeResult:
 
 @dataclass
 class HostAnalysis:
-    """Everything measured on one host."""
+    """Everything measured on one host.
+
+    ``missing`` holds the lanes with fewer records than they should have: iterations measured, and wanted. ``lost`` says
+    that the run ended without them.
+    """
 
     host: str
     lanes: list[LaneResult]
@@ -124,6 +128,8 @@ class HostAnalysis:
     probes: list[ProbeResult]
     floors: dict[str, tuple[float, str]]
     failures: list[dict[str, Any]]
+    missing: dict[str, tuple[int, int]] = field(default_factory=dict)
+    lost: bool = False
 
     @property
     def comparisons(self) -> int:
@@ -150,6 +156,11 @@ class RunAnalysis:
         return METRIC_NAMES[self.manifest.metric]
 
     @property
+    def lost(self) -> list[str]:
+        """Names of the hosts that were never reached, or lost on the way."""
+        return [host.host for host in self.hosts if host.lost]
+
+    @property
     def n_failed(self) -> int:
         """Number of failed records of all hosts and kinds."""
         return sum(len(host.failures) for host in self.hosts)
@@ -166,10 +177,10 @@ def analyse(engine: Engine, run: RunFolder) -> RunAnalysis:
     frames = {table.name: database.read(engine, table, manifest.run_id) for table in tables}
     records = frames["records"]
     if records.empty:
-        raise ReportError(f"run {manifest.run_id} has no records yet: `gpuckpt-report ingest` adds them")
+        raise ReportError(f"run {manifest.run_id} has no records yet: `gpuckpt ingest` adds them")
     hosts = [
         _Host(manifest, host, {name: frame[frame["host"] == host] for name, frame in frames.items()}).analysis()
-        for host in sorted(records["host"].unique())
+        for host in sorted({*records["host"], *manifest.hosts_asked})
     ]
     return RunAnalysis(manifest, hosts, manifest.fake or bool(records["fake"].any()))
 
@@ -185,15 +196,24 @@ class _Host:
         self.floors = self._floor_medians()
 
     def analysis(self) -> HostAnalysis:
+        lanes = self._lanes()
+        missing = self._missing(lanes)
         return HostAnalysis(
             host=self.host,
-            lanes=self._lanes(),
+            lanes=lanes,
             checkpoints=self._checkpoints(),
             first_starts=self._first_starts(),
             probes=self._probes(),
             floors=self.floors,
             failures=self._failures(),
+            missing=missing,
+            lost=bool(missing) and (self.manifest.finished_at is not None or self.records.empty),
         )
+
+    def _missing(self, lanes: Sequence[LaneResult]) -> dict[str, tuple[int, int]]:
+        measured = {lane.name: len(lane.samples) for lane in lanes}
+        wanted = {lane.name: lane.iterations or self.manifest.iterations for lane in self.manifest.lanes}
+        return {name: (measured.get(name, 0), count) for name, count in wanted.items() if measured.get(name, 0) < count}
 
     def _lanes(self) -> list[LaneResult]:
         measured = self.records[self.records["kind"].isin(MEASURED_KINDS) & ~self.records["warmup"].astype(bool)]

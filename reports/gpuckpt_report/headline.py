@@ -22,14 +22,31 @@ def headline(host: HostAnalysis, metric_name: str) -> str:
     :param metric_name: what the seconds are, in words
     """
     measured = [lane for lane in host.lanes if lane.samples]
-    if not measured:
-        return "No lane has been measured."
+    told = [_loss(host)] if host.lost else []
+    return " ".join(told + (_measured(measured, host, metric_name) if measured else ["No lane has been measured."]))
+
+
+def problems(host: HostAnalysis) -> list[str]:
+    """Why the run is no success on this host, in words: it was lost, or a lane that was measured never passed."""
+    found = [f"{host.host}: {_loss(host)}".rstrip(".")] if host.lost else []
+    bad = [lane for lane in host.lanes if lane.samples and not lane.n]
+    return found + [f"{host.host}: no good record of lane {lane.name} ({_failed(lane)})" for lane in bad]
+
+
+def _loss(host: HostAnalysis) -> str:
+    if not any(lane.samples for lane in host.lanes):
+        return f"LOST: this host was never reached, or was lost before the first measurement; missing: {', '.join(host.missing)}."
+    parts = [f"{name} has {done} of {wanted}" for name, (done, wanted) in host.missing.items()]
+    return f"LOST on the way; measurements are missing: {', '.join(parts)}."
+
+
+def _measured(measured: list[LaneResult], host: HostAnalysis, metric_name: str) -> list[str]:
     sound = [lane for lane in measured if lane.n and not lane.n_failed]
     if not sound:
-        return f"No lane ran without a failure: {', '.join(_failed(lane) for lane in measured)}."
+        return [f"No lane ran without a failure: {', '.join(_failed(lane) for lane in measured)}."]
     best = min(sound, key=_median)
     first = f"{best.name}: {metric_name} {human_seconds(_median(best))} (median, n = {best.n}, {_spread(best)})."
-    return " ".join([first, *_comparisons(best, sound, host)])
+    return [first, *_comparisons(best, sound, host)]
 
 
 def _comparisons(best: LaneResult, sound: list[LaneResult], host: HostAnalysis) -> list[str]:

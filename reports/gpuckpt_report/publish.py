@@ -69,17 +69,10 @@ def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:
         reasons.append(f"records of it were rejected, see {run.rejected_path}: mend their cause, and measure again")
     if any(str(PROJECT) in (run.path / file).read_text(encoding="utf-8") for file in TRUTH):
         reasons.append(f"it mentions {PROJECT}, a path of this machine that means nothing to readers")
-    return reasons + [reason for host in analysis.hosts for reason in _gaps(host, analysis)]
-
-
-def _gaps(host: HostAnalysis, analysis: RunAnalysis) -> list[str]:
-    """Lanes of the manifest with fewer records on this host than they should have."""
-    counts = {lane.name: len(lane.samples) for lane in host.lanes}
-    wanted = {lane.name: lane.iterations or analysis.manifest.iterations for lane in analysis.manifest.lanes}
-    return [
-        f"lane {lane} has {counts.get(lane, 0)} of {count} iterations on {host.host}: continue the run"
-        for lane, count in wanted.items()
-        if counts.get(lane, 0) < count
+    return reasons + [
+        f"lane {lane} has {done} of {wanted} iterations on {host.host}: continue the run"
+        for host in analysis.hosts
+        for lane, (done, wanted) in host.missing.items()
     ]
 
 

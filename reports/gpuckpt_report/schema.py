@@ -289,6 +289,7 @@ class RunManifest(Model):
     git: GitState = GitState()
     controller: dict[str, Any] = {}
     hosts: dict[Name, dict[str, Any]]
+    hosts_asked: list[Name] = []
     lanes: Annotated[list[Lane], Field(min_length=1)]
     schedule: dict[Name, list[ScheduleEntry | tuple[LaneName, int]]] = {}
     iterations: Annotated[int, Field(ge=1)]

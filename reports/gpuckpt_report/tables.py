@@ -23,9 +23,15 @@ class Table:
         lines = [self.headings, ["---", *["---:"] * (len(self.headings) - 1)], *self.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
-    def plain(self) -> str:
-        """The table for a terminal, aligned by spaces."""
+    def plain(self, width: int | None = None) -> str:
+        """The table for a terminal, aligned by spaces.
+
+        :param width: columns that it may take; names in the first column lose their beginnings for it
+        """
         lines = [self.headings, *self.rows]
+        if width is not None:
+            others = sum(max(len(line[column]) for line in lines) + 2 for column in range(1, len(self.headings)))
+            lines = [[_ending(line[0], max(12, width - others)), *line[1:]] for line in lines]
         widths = [max(len(line[column]) for line in lines) for column in range(len(self.headings))]
         rendered = []
         for line in lines:
@@ -34,6 +40,11 @@ class Table:
             rendered.append("  ".join(cells).rstrip())
         rendered.insert(1, "  ".join("─" * width for width in widths))
         return "\n".join(rendered)
+
+
+def _ending(name: str, room: int) -> str:
+    """As much of a name's end as there is room for: it is the end that tells names apart."""
+    return name if len(name) <= room else "…" + name[1 - room :]
 
 
 INTERVAL_OR_VALUES = "95 % interval, or the values"
@@ -52,6 +63,19 @@ def lanes(host: HostAnalysis) -> Table:
         row += [_failures(lane), speed, interval]
         rows.append(row + [column.value(lane) for column in optional])
     return Table(headings + [column.heading for column in optional], rows)
+
+
+def lanes_narrow(host: HostAnalysis) -> Table:
+    """What a terminal of 80 columns has room for: medians and ratios to the baseline, with their intervals."""
+    rows = []
+    for lane in host.lanes:
+        median, ratio = seconds(lane.median), "–" if lane.speedup is None else f"{times(lane.speedup.value)}"
+        if lane.interval is not None:
+            median += f" ({seconds(lane.interval.low)}–{seconds(lane.interval.high)})"
+        if lane.speedup is not None and lane.speedup.interval is not None:
+            ratio += f" ({times(lane.speedup.interval.low)}–{times(lane.speedup.interval.high)})"
+        rows.append([lane.name, median, str(lane.n), str(lane.n_failed), "baseline" if lane.is_baseline else ratio])
+    return Table(["lane", "median s (interval)", "n", "failed", "× faster (interval)"], rows)
 
 
 def phases(host: HostAnalysis) -> Table | None:

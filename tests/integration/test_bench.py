@@ -91,8 +91,8 @@ def before_the_run(provisioned: object) -> set[str]:
 
 @pytest.fixture(scope="module")
 def first_call(results: Path, before_the_run: set[str]) -> Played:
-    """The run's first iteration, its checkpoints kept."""
-    return bench(results, gpuckpt_iterations=1, gpuckpt_keep_checkpoints=True)
+    """The run's first iteration, its checkpoints kept. One lane is made to fail, and so the play does."""
+    return bench(results, check=False, gpuckpt_iterations=1, gpuckpt_keep_checkpoints=True)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def first_part(results: Path, first_call: Played) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(results: Path, first_part: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The run, continued to its second iteration."""
-    bench(results, gpuckpt_iterations=2, gpuckpt_continue=True)
+    bench(results, check=False, gpuckpt_iterations=2, gpuckpt_continue=True)
     return records(results / RUN_ID)
 
 
@@ -120,6 +120,13 @@ def test_each_good_lane_is_measured_once_an_iteration_and_is_ok(whole: list[dict
 def test_each_outcome_is_told_when_it_is_known(first_call: Played) -> None:
     assert "process-mapped, iteration 1: first token after 0." in first_call.output
     assert "broken, iteration 1: FAILED (" in first_call.output
+
+
+def test_a_lane_without_a_good_record_fails_the_play_once_the_report_is_made(first_call: Played) -> None:
+    assert first_call.status == 2
+    said = " ".join(first_call.output.split())
+    assert "localhost: no good record of lane broken (broken failed 1 of 1). The report tells why." in said
+    assert "report: " in said
 
 
 def test_every_restore_passed_the_truth_gate(whole: list[dict[str, Any]]) -> None:

@@ -221,3 +221,21 @@ def test_of_many_at_once_one_gets_it() -> None:
             for process in crowd:
                 process.kill()
                 process.join()
+
+
+def test_two_names_of_one_node_are_refused_and_the_first_keeps_it(claim_file: Path) -> None:
+    claim.take(mine(node="node-a"))
+    assert claim.take(mine(node="node-a")) is None
+    with pytest.raises(CkptError, match="node-b and node-a are one machine") as refused:
+        claim.take(mine(node="node-b"))
+    assert refused.value.reason == "bad_input"
+    claim.release(mine().holder, "node-b")
+    assert claim_file.exists(), "the refused name gave up the other's claim"
+    claim.release(mine().holder, "node-a")
+    assert not claim_file.exists()
+
+
+def test_a_claim_that_an_older_version_wrote_names_no_node() -> None:
+    old = mine().as_dict()
+    del old["node"]
+    assert claim.parse_claim(old).node == ""

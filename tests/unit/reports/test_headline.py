@@ -123,3 +123,50 @@ def test_report_console_and_readme_say_the_same_sentence(fake_run, analyse, tmp_
         (run.path / "report.md").read_text(),
     ):
         assert sentence in " ".join(text.split())
+
+
+def run_with_a_lost_host(fake_run, **changes):
+    """node2 was lost after a record of each lane, node3 was never reached."""
+    lost = [
+        synthetic.record(number, name, 1, 3.0, host="node2") for number, name in enumerate(synthetic.LANES, start=200)
+    ]
+    return fake_run(synthetic.run_records(failures=0) + lost, hosts_asked=["node1", "node2", "node3"], **changes)
+
+
+def test_a_lost_host_stands_in_every_report_with_what_is_missing(fake_run, analyse, capsys):
+    run = run_with_a_lost_host(fake_run)
+    result = analyse(run)
+    assert result.lost == ["node2", "node3"]
+    render.write(run, result)
+    html, markdown = ((run.path / name).read_text() for name in ("report.html", "report.md"))
+    assert "2 of 3 hosts lost: node2, node3" in html
+    assert "no failures" not in html
+    assert cli.main(["summary", str(run.path)]) == 0
+    for text in (html, markdown, " ".join(capsys.readouterr().out.split())):
+        assert "LOST on the way; measurements are missing: cold has 1 of 5, podman-stock has 1 of 5" in text
+        assert "LOST: this host was never reached, or was lost before the first measurement; missing: cold," in text
+    assert cli.main(["check", str(run.path)]) == cli.EXIT_UNSOUND
+    assert "node3: LOST" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_has_lost_only_hosts_that_sent_nothing(fake_run, analyse):
+    assert analyse(run_with_a_lost_host(fake_run, finished_at=None)).lost == ["node3"]
+
+
+def test_a_lane_without_a_good_record_is_no_success(fake_run, capsys):
+    records = synthetic.run_records(failures=0)
+    good = fake_run(records, name="good")
+    assert cli.main(["check", str(good.path)]) == 0
+    assert capsys.readouterr().out == ""
+    some = fake_run(synthetic.run_records(failures=1), name="some")
+    assert cli.main(["check", str(some.path)]) == 0
+    none = fake_run(synthetic.run_records(failures=5), name="none")
+    assert cli.main(["check", str(none.path)]) == cli.EXIT_UNSOUND
+    assert capsys.readouterr().out == "node1: no good record of lane podman-mapped (podman-mapped failed 5 of 5)\n"
+
+
+def test_a_run_that_was_cut_off_before_it_measured_does_not_speak_of_failures(fake_run, analyse):
+    run = fake_run([synthetic.checkpoint(1, "podman-stock", 2**30)], finished_at=None)
+    result = analyse(run)
+    assert headline(result.hosts[0], result.metric_name) == "No lane has been measured."
+    assert cli.main(["check", str(run.path)]) == 0
