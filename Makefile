@@ -64,7 +64,7 @@ format: setup-dev ## format Python and C
 roles-docs: setup-dev ## README of each role, from its argument_specs
 	@.ci/role_readmes.py
 readme-table: setup ## headline table of README, from reports/published
-	@gpuckpt-report readme-table
+	@gpuckpt readme-table
 lock: setup-dev ## newer pins into requirements/*.txt
 	@requirements/lock.sh
 clean: ## what the checks left; the virtual environment stays

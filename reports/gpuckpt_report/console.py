@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""``gpuckpt PLAY … [options of ansible-playbook]``: run plays of this project, one after another, and watch them.
+"""``gpuckpt``, the one program: plays of this project one after another, watched, and all that reads their results.
 
 On a terminal, the last lines hold a live table of lanes; anywhere else there are plain lines only. The complete output
 of Ansible is kept, and its path is printed when something failed.
@@ -7,14 +7,18 @@ of Ansible is kept, and its path is printed when something failed.
 
 from __future__ import annotations
 
+import codecs
+import locale
 import os
+import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import takewhile
 from pathlib import Path
@@ -27,32 +31,51 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from gpuckpt_report import PROJECT
-from gpuckpt_report.progress import Event, HostProgress, LaneProgress, Progress
-from gpuckpt_report.units import seconds
+from gpuckpt_report import PROJECT, __main__
+from gpuckpt_report.progress import COLOURS, Event, HostProgress, LaneProgress, Progress
+from gpuckpt_report.units import human_seconds, seconds
 
 RUNNER_FILES = PROJECT / ".ansible" / "runner"
 LOGS_KEPT = 10
 POLL_S = 0.25
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+LAST_LINES = 20
+# -K, -k, -J, also among other letters, and --ask-…
+ASKING = re.compile(r"-[bCDv]*[kKJ]|--ask-")
+FILE_OPTIONS = (
+    *("-i", "--inventory", "--inventory-file", "-e", "--extra-vars"),
+    *("--vault-password-file", "--vault-pass-file", "--private-key", "--key-file"),
+    *("--become-password-file", "--become-pass-file", "--connection-password-file", "--conn-pass-file"),
+)
 
 Show = Callable[[list[str]], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the plays that the first arguments name; the others go to ansible-playbook."""
+    """Run the plays that the first arguments name, the others go to ansible-playbook; or one command on results."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = _plays()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(known))
         return 0 if arguments else EXIT_USAGE
-    plays = list(takewhile(lambda argument: not argument.startswith("-"), arguments))
-    wrong = [play for play in plays if play not in known]
-    if wrong or not plays:
-        print(f"gpuckpt: there is no play {(wrong or arguments)[0]!r}; plays: {', '.join(known)}", file=sys.stderr)
+    plays = list(takewhile(lambda argument: argument in known, arguments))
+    if not plays:
+        return __main__.main(arguments)
+    options = arguments[len(plays) :]
+    if options and not options[0].startswith("-"):
+        print(f"gpuckpt: there is no play {options[0]!r}; plays: {', '.join(known)}", file=sys.stderr)
         return EXIT_USAGE
-    return run_plays(plays, arguments[len(plays) :])
+    options = _from_here(options)
+    return play_in_the_foreground(plays, options) if _asks(options) else run_plays(plays, options)
+
+
+def play_in_the_foreground(plays: Sequence[str], options: Sequence[str]) -> int:
+    """Give the terminal to Ansible, which asks for a password there; return its exit status."""
+    command = ["ansible-playbook", *options, *(f"{play}.yml" for play in plays)]
+    with suppress(KeyboardInterrupt):
+        return subprocess.call(command, cwd=PROJECT, env={**os.environ, **_environment()})
+    return EXIT_INTERRUPTED
 
 
 def run_plays(plays: Sequence[str], options: Sequence[str]) -> int:
@@ -88,6 +111,9 @@ def run_plays(plays: Sequence[str], options: Sequence[str]) -> int:
             "interrupted; records made so far lie on the nodes, where a server may still run until the next run stops it"
         )
     elif runner.rc:
+        if not progress.play:
+            words = [line for line in _last_words(artifacts / "stdout") if line not in progress.told]
+            console.print(*words, sep="\n", markup=False)
         console.print(f"{name} failed; Ansible's complete output: {artifacts / 'stdout'}")
         return int(runner.rc)
     if interruption.at_once.is_set() or interruption.asked:
@@ -151,15 +177,76 @@ def _plays() -> list[str]:
 
 
 def _usage(plays: Sequence[str]) -> str:
-    example = "gpuckpt provision bench -i inventories/example -l gpu-nodes -e gpuckpt_iterations=10"
-    return f"usage: gpuckpt PLAY … [options of ansible-playbook]\n\nplays: {', '.join(plays)}\nexample: {example}"
+    commands = "\n".join(f"  {name:<14} {text}" for name, text in __main__.summaries())
+    return f"""usage: gpuckpt PLAY … [options of ansible-playbook]
+       gpuckpt COMMAND …
+
+plays: {", ".join(plays)}
+  example: gpuckpt provision bench -i inventories/example -l gpu-nodes
+commands, of which `gpuckpt COMMAND --help` tells more:
+{commands}"""
 
 
 def _environment() -> dict[str, str]:
-    """The project's configuration, and the ansible-playbook that was installed beside this program."""
+    """The project's configuration, the ansible-playbook beside this program, and what Ansible cannot do without."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # Set, as images of containers do, it makes Python read a module that is piped to it byte by byte: 30 ms a task.
-    return {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "PATH": path, "PYTHONUNBUFFERED": ""}
+    environment = {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "PATH": path, "PYTHONUNBUFFERED": ""}
+    if not _speaks_utf8():
+        environment["LC_ALL"] = "C.UTF-8"
+    if not os.access(Path("~").expanduser(), os.W_OK):
+        environment["ANSIBLE_HOME"] = str(PROJECT / ".ansible" / "home")
+    return environment
+
+
+def _speaks_utf8() -> bool:
+    """Whether the user's locale exists and is UTF-8, without which Ansible does not start; ssh hands on any name."""
+    former = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+        return codecs.lookup(locale.nl_langinfo(locale.CODESET)).name == "utf-8"
+    except (locale.Error, LookupError):
+        return False
+    finally:
+        locale.setlocale(locale.LC_ALL, "C")
+        locale.setlocale(locale.LC_CTYPE, former)
+
+
+def _asks(options: Sequence[str]) -> bool:
+    """Whether Ansible will ask for a password."""
+    return any(ASKING.match(option) or option.endswith("@prompt") for option in options)
+
+
+def _from_here(options: Sequence[str]) -> list[str]:
+    """The options with their files made absolute: users name them from their folder, Ansible runs in the project's."""
+    found: list[str] = []
+    for former, option in zip(["", *options], options):
+        name, equals, value = option.partition("=") if option.startswith("--") else (option[:2], "", option[2:])
+        if former in FILE_OPTIONS:
+            found.append(_absolute(option, former))
+        elif value and name in FILE_OPTIONS:
+            found.append(name + equals + _absolute(value, name))
+        else:
+            found.append(option)
+    return found
+
+
+def _absolute(value: str, option: str) -> str:
+    """A path that exists here made absolute; extra variables are a file only behind an @."""
+    at = "@" if option in ("-e", "--extra-vars") else ""
+    path = Path(value.removeprefix(at))
+    return f"{at}{path.absolute()}" if value.startswith(at) and value != at and path.exists() else value
+
+
+def _last_words(output: Path) -> list[str]:
+    """The last lines that Ansible printed: why no play began."""
+    try:
+        text = output.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = [line for line in COLOURS.sub("", text).splitlines() if line.strip()]
+    # All options of Ansible follow upon a wrong one.
+    return [line for line in lines if line.startswith("ansible-playbook: error: ")] or lines[-LAST_LINES:]
 
 
 def _handle(event: Event, progress: Progress, show: Show) -> bool:
@@ -210,7 +297,10 @@ class _Panel:
 
 
 def _host_table(name: str, host: HostProgress) -> Table:
-    table = Table(title=f"{name}: {host.done} of {host.total}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    left = "" if host.left_s is None else f", about {human_seconds(host.left_s)} left"
+    table = Table(
+        title=f"{name}: {host.done} of {host.total}{left}", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
     for heading in ("lane", "done", "failed", "last s", "median s"):
         table.add_column(heading, justify="left" if heading == "lane" else "right", no_wrap=True)
     for lane_name, lane in host.lanes.items():

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -29,16 +30,17 @@ SCHEDULE_KEYS = {"seq", "lane", "iteration", "warmup"}
 
 @dataclass
 class LaneProgress:
-    """Measured iterations of one lane on one host."""
+    """Measured iterations of one lane on one host; ``before`` of them in earlier calls of the run."""
 
     total: int = 0
+    before: int = 0
     failed: int = 0
     seconds: list[float] = field(default_factory=list)
 
     @property
     def done(self) -> int:
         """Number of iterations that are over, failed ones included."""
-        return self.failed + len(self.seconds)
+        return self.before + self.failed + len(self.seconds)
 
     @property
     def median(self) -> float | None:
@@ -53,15 +55,25 @@ class HostProgress:
     lanes: dict[str, LaneProgress] = field(default_factory=dict)
     total: int = 0
     done: int = 0
+    moments: list[float] = field(default_factory=list)
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the schedule is over, as its entries have taken so far; None before two of them."""
+        if len(self.moments) < 2:
+            return None
+        return (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1) * (self.total - self.done)
 
 
 class Progress:
     """State of a play. ``feed`` takes an event and gives the lines that a log should show for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.play = ""
         self.task = ""
         self.hosts: dict[str, HostProgress] = {}
+        self.told: set[str] = set()
         self._handlers = {
             "playbook_on_play_start": self._on_play,
             "playbook_on_task_start": self._on_task,
@@ -78,7 +90,7 @@ class Progress:
     @property
     def measuring(self) -> bool:
         """Whether a schedule is under way."""
-        return any(0 < host.done < host.total for host in self.hosts.values())
+        return any(host.moments and host.done < host.total for host in self.hosts.values())
 
     def feed(self, event: Event) -> list[str]:
         """Take one event of ansible-runner and return the lines worth logging."""
@@ -97,9 +109,10 @@ class Progress:
 
     def _on_ok(self, _: Event, data: Event) -> Iterator[str]:
         result, host = data.get("res") or {}, data.get("host", "")
-        for value in (result.get("ansible_facts") or {}).values():
-            if _is_schedule(value):
-                self._take_schedule(host, value)
+        schedules = [value for value in (result.get("ansible_facts") or {}).values() if _is_schedule(value)]
+        if schedules:
+            # A run that is continued sets two: the whole one, and what is left of it.
+            self._take_schedule(host, max(schedules, key=len), min(schedules, key=len))
         measurement = _is_measurement(result.get("record"))
         if measurement and self._take_record(host, result["record"]):
             progress = self.hosts[host]
@@ -126,18 +139,29 @@ class Progress:
 
     def _on_text(self, event: Event, _: Event) -> Iterator[str]:
         """Ansible's own errors and warnings, such as a playbook that cannot be read."""
-        yield from (line for line in str(event.get("stdout", "")).splitlines() if line.strip())
+        yield from self._tell(
+            line for line in COLOURS.sub("", str(event.get("stdout", ""))).splitlines() if line.strip()
+        )
 
     def _on_plain(self, event: Event, _: Event) -> Iterator[str]:
         """What Ansible prints before any play, and ansible-runner takes for chatter: why there is no inventory, or no host."""
         lines = (COLOURS.sub("", line) for line in str(event.get("stdout", "")).splitlines())
-        yield from (line for line in lines if not self.play and line.startswith(("[ERROR]", "[WARNING]")))
+        yield from self._tell(line for line in lines if not self.play and line.startswith(("[ERROR]", "[WARNING]")))
 
-    def _take_schedule(self, host: str, schedule: list[Event]) -> None:
-        progress = HostProgress(total=len(schedule))
-        for entry in schedule:
+    def _tell(self, lines: Iterable[str]) -> Iterator[str]:
+        """Give lines that Ansible itself printed, and remember that they were shown."""
+        for line in lines:
+            self.told.add(line)
+            yield line
+
+    def _take_schedule(self, host: str, whole: list[Event], left: list[Event]) -> None:
+        progress = HostProgress(total=len(whole), done=len(whole) - len(left))
+        for entry in whole:
             lane = progress.lanes.setdefault(entry["lane"], LaneProgress())
             lane.total += not entry["warmup"]
+            lane.before += not entry["warmup"]
+        for entry in left:
+            progress.lanes[entry["lane"]].before -= not entry["warmup"]
         self.hosts[host] = progress
 
     def _take_record(self, host: str, record: Event) -> bool:
@@ -147,6 +171,7 @@ class Progress:
         if progress is None or lane is None:
             return False  # a start that only prepares a checkpoint is measured too, but is no entry of the schedule
         progress.done += 1
+        progress.moments.append(self._clock())
         seconds = _ready(record)
         if record.get("warmup"):
             return True

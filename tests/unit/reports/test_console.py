@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 
+import pexpect
 import pytest
 from rich.console import Console
 
@@ -109,11 +111,57 @@ def test_terminal_shows_log_and_table(benchmark, monkeypatch):
     assert re.search(r"cold\s+1/1\s+0\s+2\.00\s+2\.00", text)
 
 
-def test_unknown_play_and_usage(capsys):
-    assert console.main(["brew"]) == console.EXIT_USAGE
-    assert "there is no play 'brew'" in capsys.readouterr().err
+def test_unknown_word_and_usage(capsys):
+    with pytest.raises(SystemExit) as refused:
+        console.main(["brew"])
+    assert refused.value.code == console.EXIT_USAGE
+    assert "invalid choice: 'brew'" in capsys.readouterr().err
     assert console.main(["--help"]) == 0
-    assert "bench" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "plays: bench, " in said
+    assert "history" in said
+
+
+def test_commands_on_results_are_the_same_program(fake_run, capsys):
+    run = fake_run(finished_at=None)
+    options = ["--runs", str(run.path.parent)]
+    for command in (["runs"], ["show", "latest"], ["summary", "latest"], ["history", "cold"]):
+        assert console.main([*options, *command]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(len(line) for line in lines if not line.startswith("report: ")) <= 80
+        assert console.main([*options, *command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)
+    assert console.main([*options, "export", "latest", "--format", "jsonl"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(run.records())
+    assert console.main([*options, "history", "nothing"]) == 1
+    assert "has a lane 'nothing'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        console.main(["--version"])
+    assert capsys.readouterr().out == "gpuckpt 0.1.0\n"
+
+
+def test_a_run_that_cannot_be_read_is_listed_with_the_reason(fake_run, capsys):
+    run = fake_run()
+    run.records_path.write_text("{}\n")
+    assert console.main(["--runs", str(run.path.parent), "runs", "--json"]) == 0
+    assert "unreadable: " in json.loads(capsys.readouterr().out)[0]["state"]
+
+
+def test_a_continued_run_counts_from_where_it_was_and_tells_the_time_left():
+    moments = iter([100.0, 130.0])
+    progress = Progress(clock=lambda: next(moments))
+    facts = {"left": SCHEDULE[2:], "whole": SCHEDULE}
+    progress.feed(ok({"ansible_facts": facts}, "ansible.builtin.set_fact"))
+    host = progress.hosts["node1"]
+    assert (host.done, host.total, host.lanes["cold"].done, host.lanes["podman-stock"].done) == (2, 4, 1, 0)
+    assert host.left_s is None
+    assert progress.feed(measured("podman-stock", 0.5, "stock")) == ["[node1 3/4] stock"]
+    host.total = 6
+    progress.feed(measured("podman-stock", 0.5, "stock"))
+    assert host.left_s == pytest.approx(60.0)
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(console._host_table("node1", host))
+    assert "node1: 4 of 6, about 1 min 0 s left" in screen.getvalue()
 
 
 @pytest.fixture
@@ -202,7 +250,7 @@ from pathlib import Path
 from gpuckpt_report import console
 console.PROJECT = Path(sys.argv[1])
 console.RUNNER_FILES = console.PROJECT / ".ansible" / "runner"
-sys.exit(console.main(["wait", "-e", sys.argv[2]]))
+sys.exit(console.main(sys.argv[2:]))
 """
 WAIT = """
 - name: Wait
@@ -241,7 +289,7 @@ def test_an_interrupt_lets_a_measurement_end_and_a_second_one_does_not(project, 
     (project / "wait.yml").write_text("- import_playbook: playbooks/wait.yml\n")
     (project / "playbooks" / "wait.yml").write_text(WAIT)
     settings = json.dumps({"measuring": measuring, "heeding": heeding})
-    command = [sys.executable, "-u", "-c", RUN_CONSOLE, str(project), settings]
+    command = [sys.executable, "-u", "-c", RUN_CONSOLE, str(project), "wait", "-e", settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = []
         for word, number in zip(["waiting", "interrupted: "], signals, strict=False):
@@ -257,3 +305,75 @@ def test_an_interrupt_lets_a_measurement_end_and_a_second_one_does_not(project, 
     assert ("interrupted: what is being measured ends" in said) == measuring
     assert ("a server may still run" in said) == (not in_order)
     assert list((project / ".ansible" / "runner").glob("stop-*")) == []
+
+
+def on_a_terminal(project, *arguments, **environment):
+    """``gpuckpt`` on a terminal of its own."""
+    command = ["-u", "-c", RUN_CONSOLE, str(project), *arguments]
+    return pexpect.spawn(sys.executable, command, encoding="utf-8", timeout=60, env={**os.environ, **environment})
+
+
+@pytest.mark.parametrize(("option", "prompt"), [("-K", "BECOME password: "), ("--ask-vault-pass", "Vault password: ")])
+def test_ansible_asks_for_a_password_on_the_terminal_which_does_not_echo_it(project, option, prompt):
+    child = on_a_terminal(project, "hello", option, "-e", "who=me")
+    child.expect_exact(prompt)
+    child.sendline("not-for-the-screen")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert "hello me" in child.before
+    assert "not-for-the-screen" not in child.before
+    assert child.exitstatus == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "asks"),
+    [
+        ("-K", True),
+        ("-bK", True),
+        ("-vkK", True),
+        ("--ask-pass", True),
+        ("prod@prompt", True),
+        ("-b", False),
+        ("-C", False),
+    ],
+)
+def test_options_that_ask_are_known(option, asks):
+    assert console._asks(["-v", option]) == asks
+
+
+@pytest.mark.parametrize("name", ["C", "xx_YY.UTF-8"])
+def test_a_locale_that_is_no_utf8_or_does_not_exist_stops_nothing(project, name):
+    child = on_a_terminal(project, "hello", "-e", "who=me", LC_ALL=name, LANG=name)
+    child.expect_exact("hello me")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_a_home_that_cannot_be_written_stops_nothing(project, capfd, monkeypatch):
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    assert console.main(["hello", "-e", "who=me"]) == 0
+    assert "hello me" in capfd.readouterr().out
+
+
+def test_why_ansible_refused_its_options_is_shown(project, capfd):
+    assert console.main(["hello", "--no-such-option"]) == 2
+    assert "unrecognized arguments: --no-such-option" in capfd.readouterr().out
+
+
+def test_files_are_named_from_the_current_folder(project, capfd, tmp_path_factory, monkeypatch):
+    here = tmp_path_factory.mktemp("here")
+    (here / "mine.yml").write_text("all: {hosts: {localhost: {ansible_connection: local}}}")
+    (here / "who.json").write_text('{"who": "there"}')
+    (here / "who=x").touch()
+    monkeypatch.chdir(here)
+    assert console.main(["hello", "-i", "mine.yml", "-e", "@who.json"]) == 0
+    assert "hello there" in capfd.readouterr().out
+    assert console._from_here(["-imine.yml", "--inventory=mine.yml", "-e", "who=x", "-i", "host,"]) == [
+        f"-i{here}/mine.yml",
+        f"--inventory={here}/mine.yml",
+        "-e",
+        "who=x",
+        "-i",
+        "host,",
+    ]
