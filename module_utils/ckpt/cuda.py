@@ -72,14 +72,14 @@ def _open_library() -> ctypes.CDLL | None:
 
 def memory_used_bytes(commands: Commands) -> int | None:
     """GPU memory in use on all GPUs of the node; None without a GPU."""
-    rows = _query(commands, "--query-gpu=memory.used")
+    rows = query(commands, "--query-gpu=memory.used")
     return _sum(row[0] for row in rows)
 
 
 def process_bytes(commands: Commands, pids: Iterable[int]) -> int | None:
     """GPU memory held by the processes; None without a GPU, or where the driver does not tell."""
     wanted = {str(pid) for pid in pids}
-    rows = _query(commands, "--query-compute-apps=pid,used_memory")
+    rows = query(commands, "--query-compute-apps=pid,used_memory")
     return _sum(row[1] for row in rows if len(row) == 2 and row[0] in wanted)
 
 
@@ -88,10 +88,11 @@ def _sum(cells: Iterable[str]) -> int | None:
     return sum(sizes) if sizes else None
 
 
-def _query(commands: Commands, query: str) -> list[list[str]]:
+def query(commands: Commands, what: str) -> list[list[str]]:
+    """The rows that nvidia-smi answers to a --query option; none without a GPU."""
     if not os.path.exists("/dev/nvidiactl"):
         return []
-    result = commands.run(["nvidia-smi", query, "--format=csv,noheader,nounits"], SMI_TIMEOUT_S)
+    result = commands.run(["nvidia-smi", what, "--format=csv,noheader,nounits"], SMI_TIMEOUT_S)
     if result.rc != 0:
         return []
     return parse_rows(result.stdout)

@@ -11,10 +11,11 @@ from typing import Any
 
 from ansible.module_utils.ckpt import criu_log, cuda, procfs
 from ansible.module_utils.ckpt.commands import Commands, Job, Result
+from ansible.module_utils.ckpt.conditions import Watch
 from ansible.module_utils.ckpt.criu import Criu, parse_criu
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import Client, Completion
-from ansible.module_utils.ckpt.record import Record
+from ansible.module_utils.ckpt.record import MEASURED_KINDS, Record
 from ansible.module_utils.ckpt.runtimes import make_runtime
 from ansible.module_utils.ckpt.runtimes.base import Evidence, Runtime
 from ansible.module_utils.ckpt.spec import ServerSpec, parse_server
@@ -44,6 +45,8 @@ def open_operation(kind: str, params: Mapping[str, Any]) -> Operation:
     spec = parse_server(params["server"], params["runtime"])
     criu = parse_criu(params.get("criu") or {})
     record = Record(kind, params.get("record") or {})
+    if kind in MEASURED_KINDS and params.get("record"):
+        record.conditions = Watch()
     runtime = make_runtime(params["runtime"], spec, criu, commands)
     return Operation(spec, criu, commands, runtime, Client(spec), record)
 

@@ -12,9 +12,8 @@ from ansible.module_utils.ckpt import claim, flows
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
-from ansible.module_utils.ckpt.record import Record, outcome, write_record
+from ansible.module_utils.ckpt.record import MEASURED_KINDS, Record, outcome, write_record
 
-MEASURED_KINDS = ("cold", "restore")
 # kinds that are results even where they fail, and kinds that leave the node as it was
 RESULT_KINDS = (*MEASURED_KINDS, "floor")
 HARMLESS_KINDS = ("probe", "floor")

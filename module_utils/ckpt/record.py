@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ansible.module_utils.ckpt import private
+from ansible.module_utils.ckpt.conditions import Watch
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import write_json
 
 SCHEMA_VERSION = 1
+MEASURED_KINDS = ("cold", "restore")
 MARKS = ("T0", "T1", "T2", "T3", "T4", "T5")
 # in the order in which a failure is reported: what comes first explains what follows
 GATES: dict[str, tuple[str, str]] = {
@@ -75,6 +77,7 @@ class Record:
         self.log_tail: list[str] = []
         self.floor: dict[str, dict[str, Any]] = {}
         self.failure: CkptError | None = None
+        self.conditions: Watch | None = None
 
     def mark(self, name: str, when: float) -> None:
         """Set T0 … T5, on the monotonic clock in seconds."""
@@ -122,6 +125,7 @@ class Record:
             "actions": actions,
             "log_tail": self.log_tail,
             "floor": {} if failure else self.floor,
+            "conditions": None if self.conditions is None else self.conditions.as_dict(),
         }
 
     def _phases(self, start: float | None) -> dict[str, dict[str, float]]:

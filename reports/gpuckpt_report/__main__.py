@@ -232,10 +232,14 @@ def summaries() -> list[tuple[str, str]]:
 def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
     from gpuckpt_report import tables
     from gpuckpt_report.headline import headline
+    from gpuckpt_report.noise import judge
 
     for host in result.hosts:
         sentence = textwrap.fill(f"{host.host}: {headline(host, result.metric_name)}", WIDTH)
-        print(f"{sentence}\n\n{tables.lanes_narrow(host).plain(WIDTH)}\n")
+        if host.lanes:
+            sentence += "\n" + textwrap.fill(judge(host).sentence, WIDTH)
+            sentence += "\n\n" + tables.lanes_narrow(host).plain(WIDTH)
+        print(sentence, end="\n\n")
     if result.fake:
         print("fake records: nothing here was measured")
     report = run.path / "report.html"

@@ -26,11 +26,14 @@ METRIC_NAMES = {"T4": "time to first token", "T1": "end of the restore command"}
 
 @dataclass(frozen=True)
 class Sample:
-    """One measured iteration: its number and its seconds, None where it failed."""
+    """One measured iteration: its number, its seconds (None where it failed), and how the machine was meanwhile."""
 
     seq: int
     iteration: int
     value: float | None
+    calibration_s: float | None = None
+    steal_share: float | None = None
+    load_share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class LaneResult:
     samples: list[Sample]
     failures: Counter[str]
     moments: dict[str, float | None]
+    token_gaps: list[float] = field(default_factory=list)
     median: float | None = None
     interval: stats.Interval | None = None
     p90: float | None = None
@@ -235,10 +239,18 @@ class _Host:
             lane=self.manifest.lane(name),
             is_baseline=name == self.manifest.baseline,
             samples=[
-                Sample(row["seq"], row["iteration"], row[self.manifest.metric] if row["status"] == "ok" else None)
+                Sample(
+                    row["seq"],
+                    row["iteration"],
+                    row[self.manifest.metric] if row["status"] == "ok" else None,
+                    _condition(row, "calibration_s"),
+                    _condition(row, "steal_share"),
+                    _load_share(row),
+                )
                 for row in _dicts(rows)
             ],
             failures=Counter(str(reason) for reason in failed["reason"]),
+            token_gaps=_token_gaps(ok),
             moments={moment: _median(ok[moment]) for moment in ("T1", "T2", "T3", "T4", "T5")},
             gpu_bytes=_median(ok["gpu_bytes"]),
             images_bytes=_median(ok["images_total_bytes"]),
@@ -358,6 +370,26 @@ def _median(column: pd.Series[Any]) -> float | None:
 def _range(column: pd.Series[Any]) -> tuple[int, int] | None:
     present = column.dropna()
     return (int(present.min()), int(present.max())) if len(present) else None
+
+
+def _token_gaps(rows: pd.DataFrame) -> list[float]:
+    """Seconds from one token to the next of each record's canary, the first token left out."""
+    found = []
+    for row in _dicts(rows):
+        tokens = len((row["document"].get("canary") or {}).get("tokens") or [])
+        if tokens > 1 and not pd.isna(row["T4"]) and not pd.isna(row["T5"]):
+            found.append((row["T5"] - row["T4"]) / (tokens - 1))
+    return found
+
+
+def _condition(row: dict[str, Any], name: str) -> float | None:
+    return (row["document"].get("conditions") or {}).get(name)
+
+
+def _load_share(row: dict[str, Any]) -> float | None:
+    """Load before the entry for each processor."""
+    load, processors = (_condition(row, name) for name in ("load_before", "processors"))
+    return None if load is None or not processors else load / processors
 
 
 def _number(value: Any) -> float | None:

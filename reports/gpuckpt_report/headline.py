@@ -35,7 +35,10 @@ def problems(host: HostAnalysis) -> list[str]:
 
 def _loss(host: HostAnalysis) -> str:
     if not any(lane.samples for lane in host.lanes):
-        return f"LOST: this host was never reached, or was lost before the first measurement; missing: {', '.join(host.missing)}."
+        return (
+            "LOST: no measurement of this host arrived; it was never reached, or was lost with its records. "
+            f"Missing: {', '.join(host.missing)}."
+        )
     parts = [f"{name} has {done} of {wanted}" for name, (done, wanted) in host.missing.items()]
     return f"LOST on the way; measurements are missing: {', '.join(parts)}."
 

@@ -128,7 +128,9 @@ class Progress:
         result = data.get("res") or {}
         yield f"  FAILED {data.get('host', '')}, {self.task}: {result.get('msg', 'no message')}"
         # modules of this project choose the lines that matter themselves
-        lines = result.get("log_lines") or str(result.get("stderr", "")).splitlines()
+        # a module that could not even start says why on another one
+        errors = result.get("stderr") or result.get("module_stderr") or ""
+        lines = result.get("log_lines") or str(errors).splitlines()
         yield from (f"    {line}" for line in lines[-LOG_LINES_SHOWN:])
 
     def _on_stats(self, _: Event, data: Event) -> Iterator[str]:

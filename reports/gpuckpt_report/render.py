@@ -14,11 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gpuckpt_report import stats, svg, tables
+from gpuckpt_report import noise, stats, svg, tables
 from gpuckpt_report.advisor import Advice, advise
 from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, RunAnalysis
 from gpuckpt_report.database import MOMENTS, SIZES
 from gpuckpt_report.headline import headline
+from gpuckpt_report.noise import Noise
 from gpuckpt_report.schema import Record
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.units import human_bytes, human_seconds, quantity
@@ -42,17 +43,20 @@ class HostView:
 
     analysis: HostAnalysis
     lanes: tables.Table
+    bill: tables.Table | None
     phases: tables.Table | None
     checkpoints: tables.Table | None
     first_starts: tables.Table | None
     probes: tables.Table | None
     advice: Advice | None
     headline: str
+    noise: Noise
     floors: list[tuple[str, str]]
     provenance: list[tuple[str, str]]
     distribution_svg: Markup
     phase_svgs: list[tuple[str, Markup]]
     sizes_svg: Markup
+    drift_svg: Markup
 
 
 def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
@@ -114,17 +118,20 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
     return HostView(
         analysis=host,
         lanes=tables.lanes(host),
+        bill=tables.bill(host),
         phases=tables.phases(host),
         checkpoints=tables.checkpoints(host.checkpoints),
         first_starts=tables.first_starts(host.first_starts),
         probes=tables.probes(host.probes),
         advice=advise(host),
         headline=headline(host, analysis.metric_name),
+        noise=noise.judge(host),
         floors=[(FLOORS.get(name, name), quantity(value, unit)) for name, (value, unit) in host.floors.items()],
         provenance=_flatten(analysis.manifest.hosts.get(host.host, {})),
         distribution_svg=Markup(svg.distribution(f"distribution-{host.host}", host.lanes, analysis.metric_name)),
         phase_svgs=_phase_charts(host, colours),
         sizes_svg=Markup(svg.sizes(f"sizes-{host.host}", host.checkpoints, kinds)),
+        drift_svg=Markup(svg.drift(f"drift-{host.host}", noise.residuals(host))),
     )
 
 

@@ -155,6 +155,21 @@ class Quantity(Model):
     unit: Literal["s", "B", "B/s"]
 
 
+class Conditions(Model):
+    """What the node was doing meanwhile: shares of the time, 0 to 1; null where it does not tell.
+
+    ``calibration_s`` is the time that a fixed loop took just before.
+    """
+
+    calibration_s: Seconds
+    load_before: Annotated[float, Field(ge=0)]
+    processors: Annotated[int, Field(ge=1)]
+    steal_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    pressure: dict[str, Annotated[float, Field(ge=0, le=1)] | None] = {}
+    frequency_mhz: float | None = None
+    gpus: list[dict[str, int | str | None]] = []
+
+
 class Record(Model):
     """One measurement: one call of one module on one node."""
 
@@ -189,6 +204,7 @@ class Record(Model):
     actions: list[list[str]] = []
     log_tail: list[str] = []
     floor: dict[str, Quantity] = {}
+    conditions: Conditions | None = None
     fake: bool = False
 
     @property

@@ -163,6 +163,25 @@ def change_of_means(before: Sequence[float], after: Sequence[float]) -> LogEstim
     return LogEstimate(float(np.mean(after) - np.mean(before)), error, degrees)
 
 
+def trend(groups: Sequence[Sequence[tuple[float, float]]]) -> LogEstimate | None:
+    """How much logarithms changed from the first place to the last, with one line's slope for all groups.
+
+    :param groups: (place, logarithm) of each sample; each group has a level of its own
+    :return: None with fewer than ``LEAST_SAMPLES`` samples beside the levels
+    """
+    centred = [np.asarray(group, dtype=float) - np.mean(np.asarray(group, dtype=float), axis=0) for group in groups]
+    places, values = np.concatenate(centred).T if centred else np.empty((2, 0))
+    degrees = len(places) - len(centred) - 1
+    spread = float(np.square(places).sum())
+    if degrees < LEAST_SAMPLES or spread == 0:
+        return None
+    slope = float((places * values).sum()) / spread
+    error = math.sqrt(float(np.square(values - slope * places).sum()) / degrees / spread)
+    every = [place for group in groups for place, _ in group]
+    length = max(every) - min(every)
+    return LogEstimate(slope * length, error * length, degrees)
+
+
 def student_quantile(probability: float, degrees: int) -> float:
     """The quantile of Student's t distribution; of the libraries only SciPy has it, 35 MB for this one number.
 

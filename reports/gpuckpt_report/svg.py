@@ -154,6 +154,35 @@ def distribution(chart_id: str, lanes: Sequence[LaneResult], metric_name: str) -
     return drawing.markup()
 
 
+def drift(chart_id: str, lanes: Sequence[tuple[str, Sequence[tuple[float, float]]]]) -> str:
+    """Every sample in the order of the run, by how far it lies from its lane's median.
+
+    :param lanes: kind of each lane, and its samples as (number in the run, log of seconds over the median)
+    """
+    points = [point for _, group in lanes for point in group]
+    if len(points) < 2:
+        return ""
+    first, last = (choose(place for place, _ in points) for choose in (min, max))
+    reach = max(0.02, *(abs(math.expm1(value)) for _, value in points))
+    drawing = Drawing(
+        chart_id, "Drift over the run", f"{len(points)} samples, at most {reach:.0%} from the median of their lane"
+    )
+    height, middle = 150.0, 80.0
+    for share in (-reach, 0.0, reach):
+        y = middle - share / reach * height / 2
+        drawing.line(LABELS, y, LABELS + PLOT, y, "grid")
+        drawing.text(LABELS - 14, y + 4, f"{share:+.0%}" if share else "lane's median", "tick", "end")
+    for kind, group in lanes:
+        for place, value in group:
+            x = LABELS + PLOT * (place - first) / max(1.0, last - first)
+            share = max(-reach, min(reach, math.expm1(value)))
+            css = "sample cold" if kind == "cold" else "sample restore"
+            drawing.dot(x, middle - share / reach * height / 2, css, f"entry {place:.0f}: {math.expm1(value):+.1%}")
+    drawing.text(LABELS + PLOT / 2, middle + height / 2 + 24, "entries in the order of the run", "tick", "middle")
+    drawing.height = middle + height / 2 + 34
+    return drawing.markup()
+
+
 def _distribution_row(drawing: Drawing, axis: Axis, lane: LaneResult, y: float) -> None:
     drawing.text(LABELS - 14, y + 4, _fitting(lane.name), "label baseline" if lane.is_baseline else "label", "end")
     end = LABELS + PLOT + 12

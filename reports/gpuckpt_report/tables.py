@@ -78,6 +78,25 @@ def lanes_narrow(host: HostAnalysis) -> Table:
     return Table(["lane", "median s (interval)", "n", "failed", "× faster (interval)"], rows)
 
 
+def bill(host: HostAnalysis) -> Table | None:
+    """What a start costs after the first token: the last one, and the time from token to token against a cold start.
+
+    None where no lane has a canary of several tokens.
+    """
+    lanes = [lane for lane in host.lanes if lane.token_gaps]
+    cold = next((lane for lane in lanes if lane.kind == "cold"), None)
+    rows = []
+    for lane in lanes:
+        against = "–"
+        if cold is not None and lane is not cold:
+            ratio = stats.ratio(lane.token_gaps, cold.token_gaps, comparisons=max(1, len(lanes) - 1))
+            against = times(ratio.value) + ("" if ratio.interval is None else f" ({times_interval(ratio)})")
+        gap = f"{stats.median(lane.token_gaps) * 1000:.1f}"
+        rows.append([lane.name, seconds(lane.moments["T4"]), seconds(lane.moments["T5"]), gap, against])
+    headings = ["lane", "first token s", "last token s", "ms a further token", "against a cold start (interval)"]
+    return Table(headings, rows) if rows else None
+
+
 def phases(host: HostAnalysis) -> Table | None:
     """Median seconds of each phase, a column per lane; None where no lane has phases."""
     columns = [lane for lane in host.lanes if lane.phases]

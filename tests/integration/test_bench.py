@@ -305,6 +305,31 @@ def break_off(settings: dict[str, Any], task: str) -> None:
         assert process.wait() != 0
 
 
+def test_two_names_of_one_machine_are_refused_and_a_host_out_of_reach_is_in_the_report(
+    tmp_path: Path, before_the_run: set[str]
+) -> None:
+    here = {"ansible_connection": "local"}
+    hosts = {"one": here, "two": here, "ghost": {"ansible_host": "127.0.0.1", "ansible_port": 1}}
+    variables = {"ansible_python_interpreter": "/usr/bin/python3"}
+    inventory = tmp_path / "hosts.json"
+    inventory.write_text(json.dumps({"all": {"vars": variables, "children": {"gpu-nodes": {"hosts": hosts}}}}))
+    run_id = f"{RUN_ID}-names"
+    lanes = [lane for lane in LANES if lane["name"] == "process-stock"]
+    settings = {"gpuckpt_run_id": run_id, "gpuckpt_results_dir": str(tmp_path), "gpuckpt_lanes": lanes}
+    try:
+        done = play("bench.yml", "-i", str(inventory), check=False, **{**SETTINGS, **settings, "gpuckpt_iterations": 1})
+        said = " ".join(done.output.split())
+        assert "are one machine, and this play has it as" in said
+        assert done.status != 0
+        assert [record["status"] for record in measured(records(tmp_path / run_id), {"process-stock"})] == ["ok"]
+        report = (tmp_path / run_id / "report.html").read_text(encoding="utf-8")
+        assert "2 of 3 hosts lost: ghost, " in report
+        assert "no failures" not in report
+        assert traces() <= before_the_run
+    finally:
+        shutil.rmtree(f"/var/lib/gpuckpt/runs/{run_id}", ignore_errors=True)
+
+
 def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:
     wrong = [{"name": "a", "start": "sideways", "runtime": "docker"}]
     refused = bench(results, check=False, gpuckpt_run_id="wrong", gpuckpt_lanes=wrong)

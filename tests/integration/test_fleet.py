@@ -135,7 +135,6 @@ def fleet(bundle: Path, bare_root: Path, tmp_path_factory: pytest.TempPathFactor
                 "children": {
                     "gpu-nodes": {"hosts": {name: {"node_init": node.init} for name, node in nodes.items()}},
                     "elsewhere": {"hosts": {"node-c": {"node_init": 0}}},
-                    "again": {"hosts": {"node-a-again": {"node_init": nodes["node-a"].init}}},
                 },
             }
         }
@@ -176,22 +175,9 @@ def test_a_fleet_is_measured_and_its_results_are_gathered(fleet: Fleet) -> None:
         assert f"## {node}" in report
 
 
-def test_two_names_of_one_machine_are_refused(fleet: Fleet) -> None:
-    with fleet.begin(
-        "bench.yml", gpuckpt_hosts="node-a:again", gpuckpt_run_id="twice", checkpoint_bench_phases=["validate"]
-    ) as bench:
-        assert bench.stdout is not None
-        said = bench.stdout.read()
-    assert bench.returncode == 2, said[-6000:]
-    assert "node-a are one machine" in said or "node-a-again are one machine" in said, said[-6000:]
-    failed = {match[1]: int(match[5]) for match in RECAP.finditer(said)}
-    assert sorted(failed.values()) == [0, 1]
-
-
 def test_a_node_that_is_lost_takes_no_other_with_it(fleet: Fleet) -> None:
     """The first node of the play, which is also the one that speaks for all."""
-    hosts = "gpu-nodes:elsewhere"
-    with fleet.begin("bench.yml", gpuckpt_hosts=hosts, gpuckpt_run_id="lost", gpuckpt_iterations=3) as bench:
+    with fleet.begin("bench.yml", gpuckpt_hosts="gpu-nodes", gpuckpt_run_id="lost", gpuckpt_iterations=3) as bench:
         assert bench.stdout is not None
         said = ""
         for line in bench.stdout:
@@ -199,15 +185,12 @@ def test_a_node_that_is_lost_takes_no_other_with_it(fleet: Fleet) -> None:
             if "iteration 1: first token" in line:
                 fleet.nodes["node-a"].stop()
     unreachable = {match[1]: int(match[4]) for match in RECAP.finditer(said)}
-    assert unreachable == {"node-a": 1, "node-b": 0, "node-c": 1}, said[-6000:]
+    assert unreachable == {"node-a": 1, "node-b": 0}, said[-6000:]
     assert bench.returncode != 0
     run_dir = Path(fleet.variables["gpuckpt_results_dir"]) / "lost"
     kept = restores(run_dir)
     assert {key: status for key, status in kept.items() if key[0] == "node-b"} == {
         ("node-b", lane["name"], iteration): "ok" for lane in LANES for iteration in (1, 2, 3)
     }
-    report = (run_dir / "report.md").read_text()
-    assert "## node-b" in report
-    assert "LOST on the way; measurements are missing: podman-stock has " in report
-    assert "LOST: this host was never reached" in report
-    assert "2 of 3 hosts lost: node-a, node-c" in (run_dir / "report.html").read_text()
+    assert "## node-b" in (run_dir / "report.md").read_text()
+    assert "1 of 2 hosts lost: node-a" in (run_dir / "report.html").read_text()

@@ -120,6 +120,7 @@ def round_trip(call: Call, server: Result, store: Path, source: str, flags: list
         )
         prove(result["record"], dump["record"])
         assert json.loads(path.read_text()) == result["record"]
+        assert result["record"]["conditions"]["calibration_s"] > 0
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

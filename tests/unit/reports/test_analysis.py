@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import synthetic
 
+from gpuckpt_report import tables
 from gpuckpt_report.advisor import advise
 from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING
 from gpuckpt_report.errors import ReportError
@@ -74,6 +75,19 @@ def test_floor_is_context_plus_copy_of_the_lanes_gpu_bytes(fake_run, analyse):
     result = analyse(fake_run(records))
     assert lane_of(result, "podman-stock").floor == pytest.approx(0.5 + 12 / 2)
     assert lane_of(result, "cold").floor is None
+
+
+def test_tokens_after_the_first_are_compared_with_a_cold_start(fake_run, analyse):
+    def told(first_seq, lane, gap):
+        tokens = {"tokens": list("abcdefghijk"), "equal": None if lane == "cold" else True}
+        moments = {"T0": 0.0, "T1": 1.0, "T4": 2.0, "T5": 2.0 + 10 * gap}
+        return rounds(lane, [2.0] * 6, first_seq, t=moments, canary=tokens)
+
+    (host,) = analyse(fake_run(told(1, "cold", 0.010) + told(20, "podman-mapped", 0.012))).hosts
+    cold, mapped = tables.bill(host).rows
+    assert cold == ["cold", "2.00", "2.10", "10.0", "–"]
+    assert mapped == ["podman-mapped", "2.00", "2.12", "12.0", "1.20× (1.20× … 1.20×)"]
+    assert tables.bill(analyse(fake_run(rounds("cold", [2.0]), name="b")).hosts[0]) is None
 
 
 def test_a_first_start_is_shown_and_enters_no_figure(fake_run, analyse):

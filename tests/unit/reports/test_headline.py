@@ -144,7 +144,7 @@ def test_a_lost_host_stands_in_every_report_with_what_is_missing(fake_run, analy
     assert cli.main(["summary", str(run.path)]) == 0
     for text in (html, markdown, " ".join(capsys.readouterr().out.split())):
         assert "LOST on the way; measurements are missing: cold has 1 of 5, podman-stock has 1 of 5" in text
-        assert "LOST: this host was never reached, or was lost before the first measurement; missing: cold," in text
+        assert "it was never reached, or was lost with its records. Missing: cold," in text
     assert cli.main(["check", str(run.path)]) == cli.EXIT_UNSOUND
     assert "node3: LOST" in capsys.readouterr().out
 

@@ -58,6 +58,7 @@ def test_charts_are_valid_svg_with_a_title_and_every_sample(rendered):
         "phases-restore-1-node1-desc",
         "phases-restore-2-node1-desc",
         "phases-cold-1-node1-desc",
+        "drift-node1-desc",
         "sizes-node1-desc",
     ]
     # 4 lanes of 5 iterations, one of which failed; each dot tells its value
