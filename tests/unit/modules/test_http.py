@@ -8,12 +8,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.ckpt import http
+from ansible.module_utils.ckpt import http, restore
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import Client, metric_total
+from ansible.module_utils.ckpt.manifest import Manifest
+from ansible.module_utils.ckpt.record import Record
 from ansible.module_utils.ckpt.spec import parse_server
 
 OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
@@ -186,3 +189,14 @@ def test_a_host_that_no_request_can_have(host: str) -> None:
 )
 def test_sums_of_a_counter(text: str, total: int | None) -> None:
     assert metric_total(text, "n_total") == total
+
+
+def test_a_counter_that_is_not_answered_is_not_lost() -> None:
+    silent, record = client(closed_port()), Record("restore", {})
+    operation: Any = SimpleNamespace(client=silent, spec=silent.spec, record=record)
+    proof = Manifest("golden", "process", "reference", "2026-01-01T00:00:00+00:00", counter=3)
+    error = restore._compare_counter(operation, proof)
+    assert error is not None
+    assert error.reason == "server_unhealthy"
+    record.judge()
+    assert record.failure is None, "the counter itself was not compared"
