@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -366,14 +367,36 @@ def _replaced_mounts(server: Server) -> Iterator[str]:
 
 
 def _foreign_connections(server: Server) -> Iterator[str]:
-    """Connections to others that are still there when those that were just closed have gone."""
+    if not server.how.tcp_established:
+        pids = [task.pid for task in server.tasks]
+        for connection in _after_a_while(lambda: procfs.one_ended(procfs.open_tcp_connections(pids))):
+            yield f"the connection {connection} is open"
+
+
+def _foreign_peers(server: Server) -> Iterator[str]:
+    # the kernel tells of our own network namespace only
+    if server.is_ours("net"):
+        yield from _after_a_while(lambda: _unix_sockets_of_others(server))
+
+
+def _unix_sockets_of_others(server: Server) -> list[str]:
+    held = {open_file.target: open_file for task in server.tasks for open_file in _descriptors(task)}
+    found = []
+    for kind, inode, peer in procfs.unix_connections():
+        # without --ext-unix-sk, which runc does not pass, datagrams to others are refused, too
+        of_a_kind = kind != socket.SOCK_DGRAM or server.how.runtime == "podman"
+        holder = held.get(f"socket:[{inode}]")
+        if of_a_kind and peer and holder is not None and f"socket:[{peer}]" not in held:
+            found.append(f"{holder} is connected to another program")
+    return sorted(found)
+
+
+def _after_a_while(find: Callable[[], list[str]]) -> list[str]:
+    """What is still found when connections that were just closed have gone."""
     deadline = time.monotonic() + CONNECTION_PATIENCE_S
-    while not server.how.tcp_established:
-        connections = procfs.one_ended(procfs.open_tcp_connections(task.pid for task in server.tasks))
-        if not connections or time.monotonic() >= deadline:
-            yield from (f"the connection {connection} is open" for connection in connections)
-            return
+    while (found := find()) and time.monotonic() < deadline:
         time.sleep(0.02)
+    return found
 
 
 def _traced(server: Server) -> Iterator[str]:
@@ -434,6 +457,13 @@ KINDS: tuple[Kind, ...] = (
         "close the client that keeps it open, or set tcp_established for the checkpoint",
         _foreign_connections,
         "tcp_connection",
+    ),
+    Kind(
+        "unix_peer",
+        "the peer that sock_diag tells of a UNIX socket is not the server's",
+        "and that end would not be in the checkpoint",
+        "end that program, or let the server close the connection before the checkpoint",
+        _foreign_peers,
     ),
     Kind(
         "nested_namespace",

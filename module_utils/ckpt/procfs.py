@@ -6,10 +6,13 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 from ansible.module_utils.ckpt.files import read_text
 
@@ -33,6 +36,11 @@ TCP_ROW = re.compile(
 REAP_TIMEOUT_S = 10.0
 REAP_POLL_S = 0.005
 PR_SET_CHILD_SUBREAPER = 36
+# linux/netlink.h, sock_diag.h and unix_diag.h
+NETLINK_SOCK_DIAG = 4
+SOCK_DIAG = 20
+DUMP_REQUEST = 0x301
+UNIX_DIAG_PEER = 2
 MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
 
 
@@ -83,6 +91,14 @@ class Mapping:
         """A path that reaches what is mapped, whatever became of its name; for root alone."""
         start, end = self.bounds
         return f"/proc/{self.pid}/map_files/{start:x}-{end:x}"
+
+
+class UnixConnection(NamedTuple):
+    """A socket, of the type `kind` (socket.SOCK_STREAM, ...), and the inode that it is connected to."""
+
+    kind: int
+    inode: int
+    peer: int
 
 
 @dataclass(frozen=True)
@@ -217,6 +233,34 @@ def one_ended(connections: Iterable[str]) -> list[str]:
     """Those connections (as open_tcp_connections tells them) whose other end is not among them."""
     pairs = [tuple(row.split(" -> ")) for row in connections]
     return [f"{local} -> {remote}" for local, remote in pairs if (remote, local) not in pairs]
+
+
+def unix_connections() -> Iterator[UnixConnection]:
+    """The connected UNIX sockets of this network namespace; /proc/net/unix does not tell the other end."""
+    wanted = struct.pack(
+        "=IHHIIBBHIIIII", 40, SOCK_DIAG, DUMP_REQUEST, 1, 0, socket.AF_UNIX, 0, 0, 0xFFFFFFFF, 0, 4, 0, 0
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diagnosis:
+        diagnosis.send(wanted)
+        while True:
+            answer = diagnosis.recv(1 << 16)
+            while answer:
+                length, kind = struct.unpack_from("=IH", answer)
+                if kind != SOCK_DIAG:
+                    return
+                yield from _unix_connection(answer[16:length])
+                answer = answer[-(-length // 4) * 4 :]
+
+
+def _unix_connection(message: bytes) -> Iterator[UnixConnection]:
+    """What one message of the kernel says: family, type, state, a byte, the inode, 8 bytes, then attributes."""
+    _, kind, _, _, inode = struct.unpack_from("=BBBBI", message)
+    attributes = message[16:]
+    while len(attributes) >= 8:
+        length, name = struct.unpack_from("=HH", attributes)
+        if name == UNIX_DIAG_PEER:
+            yield UnixConnection(kind, inode, *struct.unpack_from("=I", attributes, 4))
+        attributes = attributes[-(-length // 4) * 4 :]
 
 
 def port_holder(port: int, proc: str = "/proc") -> str | None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ os.unlink(here + "/large")
     "tcp_connection": """
 held = socket.create_server(("127.0.0.1", 0))
 other = socket.create_connection(held.getsockname())
+""",
+    "unix_peer": """
+held = socket.socket(socket.AF_UNIX)
+held.bind(here + "/ours")
+held.listen()
+ended = os.fork()
+if ended == 0:
+    os.setsid()
+    if os.fork() == 0:
+        held.close()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(here + "/ours")
+        client.recv(1)
+    os._exit(0)
+os.waitpid(ended, 0)
+accepted = held.accept()
 """,
     "dead_leader": """
 pid = os.fork()
@@ -144,10 +161,47 @@ def test_what_is_refused_cannot_be_restored(begin: Begin, store: Path, what: str
     assert not comes_back(program, store / "images")
 
 
+def test_a_connection_to_a_daemon_is_refused(begin: Begin, store: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as daemon:
+        daemon.bind(str(store / "daemon"))
+        daemon.listen()
+        program = begin("held = socket.socket(socket.AF_UNIX); held.connect(here + '/daemon')")
+        peer, _ = daemon.accept()
+        with peer:
+            assert kinds(program) == {"unix_peer"}
+            assert not comes_back(program, store / "images")
+
+
 def test_what_is_let_through_is_restored(begin: Begin, store: Path) -> None:
     program = begin(LET_THROUGH)
     assert kinds(program) == set()
     assert comes_back(program, store / "images"), program.said
+
+
+def freezer(name: str) -> tuple[Path, str, str]:
+    """A new cgroup that can be frozen: its folder, the file that freezes it, and what to write there."""
+    for root, file, word in (("freezer", "freezer.state", "FROZEN"), (".", "cgroup.freeze", "1")):
+        folder = Path("/sys/fs/cgroup") / root / name
+        if (folder.parent / "cgroup.procs").exists() and os.access(folder.parent, os.W_OK):
+            folder.mkdir()
+            return folder, file, word
+    pytest.skip("no cgroup can be made here")
+
+
+def test_a_frozen_process_is_refused(begin: Begin, store: Path) -> None:
+    program = begin("child()")
+    child = procfs.tree(program.pid)[1].pid
+    folder, file, frozen = freezer(f"gpuckpt-preflight-{os.getpid()}")
+    try:
+        (folder / "cgroup.procs").write_text(str(child))
+        (folder / file).write_text(frozen)
+        assert kinds(program) == {"frozen"}
+        assert not program.dump(store / "images")
+        assert program.serves()
+    finally:
+        (folder / file).write_text("THAWED" if frozen == "FROZEN" else "0")
+        program.end()
+        folder.rmdir()
 
 
 def test_limits_of_another_user_are_a_matter_of_the_nodes_rights(begin: Begin, store: Path) -> None:
@@ -176,14 +230,21 @@ def test_a_refused_server_serves_on(call: Call, server: Result, store: Path) -> 
     assert call("ckpt_probe", **server, requests=1)["record"]["status"] == "ok"
 
 
-def test_a_container_with_the_nodes_ipc_is_refused(call: Call, podman_server: Result, store: Path) -> None:
+def test_all_that_is_wrong_with_a_container_is_told_at_once(
+    call: Call, podman_server: Result, store: Path, tmp_path: Path
+) -> None:
     if "GPUCKPT_OWN_NODE" not in os.environ:
         pytest.skip(
             "what fails here would hang podman on this machine: only on a node with an IPC namespace of its own"
         )
-    podman_server["server"]["podman_args"].append("--ipc=host")
+    mounted, newer = tmp_path / "mounted", tmp_path / "newer"
+    mounted.touch()
+    newer.touch()
+    podman_server["server"]["podman_args"] += ["--ipc=host", "-v", f"{mounted}:/mounted:ro"]
     assert call("ckpt_start", **podman_server)["record"]["status"] == "ok"
+    newer.replace(mounted)
     result = call("ckpt_checkpoint", **podman_server, criu=STOCK, checkpoint={"dir": str(store / "golden")})
     assert result["reason"] == "not_restorable"
     assert "--ipc=private" in result["msg"]
+    assert "what is mounted at /mounted" in result["msg"]
     assert call("ckpt_probe", **podman_server, requests=1)["record"]["status"] == "ok"
