@@ -122,6 +122,13 @@ def asking() -> Callable[[bytes], object]:
     return ask_all
 
 
+def stream_of(data: bytes) -> None:
+    """The content of an answer without HTTP around it, which takes most of the time of `asking`."""
+    json.dumps(http.metric_total(text_of(data), "gpuckpt_requests_total"), allow_nan=False)
+    for event in http._events(http._lines(iter([data[:99], data[99:]]))):
+        json.dumps(http.event_tokens(event)).encode()
+
+
 def text_of(data: bytes) -> str:
     """What a command printed, as Commands decodes it."""
     return data.decode("utf-8", "replace")
@@ -197,6 +204,8 @@ def targets_in(folder: Folder) -> Iterator[Target]:
     """All targets; files that a parser reads are written to the folder."""
     criu, podman = FIXTURES / "criu-4.2.1", FIXTURES / "podman-4.3.1"
     yield Target("http", asking(), (), ())
+    contents = (SEEDS / "samples" / "stream", SEEDS / "samples" / "metrics")
+    yield Target("stream", stream_of, (FormatError,), contents)
     yield Target("criu-log", log_of_criu, (), (SEEDS / "samples" / "spans.log", *sorted(criu.glob("failed-*.log"))))
     yield Target("stats", criu_stats.decode, (ValueError,), (criu / "stats-dump", criu / "stats-restore"))
     yield from _image_targets(folder)
