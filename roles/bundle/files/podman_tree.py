@@ -42,6 +42,8 @@ DATA = {
 TOOL = "patchelf"
 NODES_OWN = "libc6"
 C_LIBRARY = re.compile(r"(ld-linux.*|lib(c|m|dl|rt|pthread|resolv|util|nsl|anl|mvec))\.so\b.*")
+# downloads included
+COMMAND_LIMIT_S = 3600
 LIBRARY_FOLDERS = ("usr/lib", "lib")
 
 
@@ -56,7 +58,11 @@ def run(argv: Sequence[str], cwd: Path | None = None) -> str:
         TreeError: when it is missing or fails, with its last line.
     """
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd, timeout=COMMAND_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise TreeError(
+            f"{' '.join(map(str, argv[:3]))} did not end within {COMMAND_LIMIT_S} s: see the network"
+        ) from None
     except FileNotFoundError:
         raise TreeError(f"{argv[0]} is missing: make the component podman on Debian or Ubuntu") from None
     if done.returncode:

@@ -32,6 +32,9 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+# downloads included
+PIP_LIMIT_S = 3600
+
 
 class TreeError(Exception):
     """Something the user must mend; the text says what and how."""
@@ -96,7 +99,11 @@ def run_pip(arguments: list[str]) -> None:
     Raises:
         TreeError: with pip's last error lines.
     """
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-m", "pip", *arguments]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PIP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        raise TreeError(f"pip {arguments[0]} did not end within {PIP_LIMIT_S} s: see the network") from None
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()[-3:]
         raise TreeError(f"pip {arguments[0]} failed: " + " / ".join(errors))

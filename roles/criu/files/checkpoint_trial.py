@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -119,6 +120,8 @@ def checkpoint_and_restore(criu: Criu) -> None:
     )
     try:
         assert listener.stdout is not None
+        if not select.select([listener.stdout], [], [], TIMEOUT_S)[0]:
+            raise TrialError("answer", [f"the listener to be dumped said no port within {TIMEOUT_S} s"])
         port = int(listener.stdout.readline())
         # One exchange before the dump: the server has then closed the pipe that told us its port.
         ask(port)

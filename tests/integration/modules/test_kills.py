@@ -44,8 +44,8 @@ def those_of(program: str, before: set[int]) -> list[int]:
     return sorted(pid for pid in found if pid not in before)
 
 
-def kill_during_criu(victim: str, delay_s: float, before: set[int]) -> bool:
-    """Kill a program's processes once CRIU is at work. False if there was none any more."""
+def kill_during_criu(victim: str, delay_s: float, before: set[int], how: signal.Signals) -> bool:
+    """Kill, or stop, a program's processes once CRIU is at work. False if there was none any more."""
     deadline = time.monotonic() + SIGHT_LIMIT_S
     while not those_of("criu", before):
         assert time.monotonic() < deadline, "CRIU was not seen at work"
@@ -53,19 +53,21 @@ def kill_during_criu(victim: str, delay_s: float, before: set[int]) -> bool:
     killed = False
     for pid in those_of(victim, before):
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, how)
             killed = True
     return killed
 
 
-def broken_off(call: Call, victim: str, delay_s: float, module: str, **options: Any) -> Result:
-    """Call a module whose helper is killed meanwhile; returns the module's result."""
+def broken_off(
+    call: Call, victim: str, delay_s: float, module: str, how: signal.Signals = signal.SIGKILL, **options: Any
+) -> Result:
+    """Call a module whose helper is killed or stopped meanwhile; returns the module's result."""
     before = set(command_lines())
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(call, module, **options)
-        killed = kill_during_criu(victim, delay_s, before)
+        killed = kill_during_criu(victim, delay_s, before, how)
         result = under_way.result()
-    print(f"{module} {options['runtime']} {victim} +{delay_s:.3f} s: killed {killed}, {result['reason']}")
+    print(f"{module} {options['runtime']} {victim} +{delay_s:.3f} s: {how.name} {killed}, {result['reason']}")
     return result
 
 
@@ -124,6 +126,23 @@ def test_killed_restores_of_a_process_leave_nothing(call: Call, process_server: 
 def test_killed_restores_of_a_container_leave_nothing(call: Call, podman_server: Result, store: Path) -> None:
     golden, identity = start_and_checkpoint(call, podman_server, store / "golden", "store")
     kill_restores(call, {**golden, "flags": ["--keep"]}, identity, ("podman", "conmon", "runc", "criu"))
+
+
+def test_a_restore_over_its_limit_leaves_nothing(call: Call, podman_server: Result, store: Path) -> None:
+    """podman hangs while what it restores comes up: all of it ends."""
+    golden, identity = start_and_checkpoint(call, podman_server, store / "golden", "store")
+    golden["flags"] = ["--keep"]
+    hasty = {**golden, "server": {**golden["server"], "health_timeout_s": 3}}
+    for victim, delay in tries(("podman", "conmon", "runc", "criu") if MORE else ("podman",)):
+        result = broken_off(call, victim, delay, "ckpt_restore", signal.SIGSTOP, **hasty)
+        if result["reason"] is None:
+            # its part in the restore was over already
+            assert serves(podman_server)
+        else:
+            assert result["reason"] in ("timeout", "server_unhealthy", "criu_failed")
+            require_nothing_left(podman_server, identity)
+        again = call("ckpt_restore", **golden, replace_running=True, stop_after=True)
+        assert again["record"]["status"] == "ok", (again["msg"], again["log_lines"])
 
 
 def test_killed_restores_of_an_archive_leave_nothing(call: Call, podman_server: Result, store: Path) -> None:
