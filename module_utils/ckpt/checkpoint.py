@@ -135,9 +135,10 @@ def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layou
     """Find what would fail before anything is frozen."""
     tasks = operation.runtime.tasks()
     redump = footprint.redump_of(operation.criu, layout.folder)
-    how = preflight.Dump(operation.runtime.name, params["tcp_established"], redump.as_memory)
-    preflight.require_restorable(tasks, how)
     pids = [task.pid for task in tasks]
+    gpus = cuda.process_gpus(operation.commands, pids if operation.spec.shares_gpu_memory else [])
+    how = preflight.Dump(operation.runtime.name, params["tcp_established"], redump.as_memory, gpus)
+    preflight.require_restorable(tasks, how)
     # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
     manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
     needed = footprint.dump_bytes(pids, redump) + (manifest.gpu_bytes or 0) + LOG_BYTES

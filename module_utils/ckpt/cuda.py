@@ -83,6 +83,16 @@ def process_bytes(commands: Commands, pids: Iterable[int]) -> int | None:
     return _sum(row[1] for row in rows if len(row) == 2 and row[0] in wanted)
 
 
+def process_gpus(commands: Commands, pids: Iterable[int]) -> dict[int, set[str]]:
+    """The GPUs, by uuid, that each of the processes uses; those that use none, and a node without a GPU, are left out."""
+    found: dict[int, set[str]] = {}
+    wanted = {str(pid): pid for pid in pids}
+    for row in query(commands, "--query-compute-apps=pid,gpu_uuid"):
+        if len(row) == 2 and row[0] in wanted:
+            found.setdefault(wanted[row[0]], set()).add(row[1])
+    return found
+
+
 def _sum(cells: Iterable[str]) -> int | None:
     sizes = [size for cell in cells if (size := whole_number(cell, MIB)) is not None]
     return sum(sizes) if sizes else None

@@ -12,10 +12,11 @@ import resource
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ansible.module_utils.ckpt import procfs
@@ -109,11 +110,13 @@ class Dump(NamedTuple):
     :param runtime: `podman` or `process`.
     :param tcp_established: whether connections to other programs are dumped, too.
     :param images_as_memory: whether memory mapped from page images is dumped as memory, see footprint.Redump.
+    :param gpus: of each process that may share GPU memory with others, the GPUs that it uses.
     """
 
     runtime: str
     tcp_established: bool = False
     images_as_memory: bool = True
+    gpus: Mapping[int, set[str]] = MappingProxyType({})
 
 
 class Server:
@@ -211,6 +214,12 @@ def _nested(server: Server, name: str, called: str) -> Iterator[str]:
 def _hosts_ipc(server: Server) -> Iterator[str]:
     if server.how.runtime == "podman" and server.is_ours("ipc"):
         yield "the container runs with --ipc=host"
+
+
+def _peers_on_gpus(server: Server) -> Iterator[str]:
+    used = {gpu for gpus in server.how.gpus.values() for gpu in gpus}
+    if len(server.how.gpus) > 1 and len(used) > 1:
+        yield f"{len(server.how.gpus)} processes of the server use {len(used)} GPUs"
 
 
 def _system_v_memory(server: Server) -> Iterator[str]:
@@ -492,6 +501,13 @@ KINDS: tuple[Kind, ...] = (
         "so podman would put back the node's /dev/shm with its own locks held by nobody, and hang for good",
         "start it with --ipc=private and, for a larger /dev/shm, --shm-size",
         _hosts_ipc,
+    ),
+    Kind(
+        "gpu_peers",
+        "nvidia-smi tells of several processes of the server on several GPUs",
+        "and memory that they share there (NCCL) the driver checkpoints, but does not restore",
+        "let it use one GPU, or, if it shares none or lets go of it for the checkpoint, set server.shares_gpu_memory: false",
+        _peers_on_gpus,
     ),
     Kind(
         "system_v_memory",

@@ -59,6 +59,8 @@ class ServerSpec:
     podman_args: list[str] = field(default_factory=list)
     privileged: bool = False
     gpu: bool = False
+    # whether its processes on several GPUs are taken to share memory there while it is checkpointed
+    shares_gpu_memory: bool = True
     canary: Canary = field(default_factory=Canary)
     # slimming mode → "before" and "after" → requests (path, JSON body or None)
     sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
@@ -96,7 +98,17 @@ OPTIONAL = {
     "env_secret_file": str,
     "staging_dir": str,
 }
-OTHERS = ("health_timeout_s", "env", "podman_args", "privileged", "gpu", "canary", "sleep", "prefetch")
+OTHERS = (
+    "health_timeout_s",
+    "env",
+    "podman_args",
+    "privileged",
+    "gpu",
+    "shares_gpu_memory",
+    "canary",
+    "sleep",
+    "prefetch",
+)
 KNOWN = {*REQUIRED, *OPTIONAL, *OTHERS}
 
 
@@ -120,6 +132,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     values["env"] = _environment(raw.get("env") or {}, errors)
     values["privileged"] = _boolean(raw, "privileged", errors)
     values["gpu"] = _boolean(raw, "gpu", errors)
+    values["shares_gpu_memory"] = _boolean(raw, "shares_gpu_memory", errors, default=True)
     values["sleep"] = _sleep(raw.get("sleep") or {}, errors)
     values["canary"] = _canary(raw.get("canary") or {}, str(raw.get("kind")), errors)
     if errors:
@@ -179,8 +192,8 @@ def _strings(raw: Mapping[str, Any], key: str, errors: list[str]) -> list[str]:
     return [str(item) for item in value]
 
 
-def _boolean(raw: Mapping[str, Any], key: str, errors: list[str]) -> bool:
-    value = raw.get(key, False)
+def _boolean(raw: Mapping[str, Any], key: str, errors: list[str], default: bool = False) -> bool:
+    value = raw.get(key, default)
     if not isinstance(value, bool):
         errors.append(f"server.{key} must be true or false")
     return bool(value)

@@ -38,6 +38,7 @@ class Recorded(Commands):
 def test_a_server_gets_its_defaults() -> None:
     spec = parse_server(SERVER, "process")
     assert spec.base_url == "http://127.0.0.1:18080"
+    assert spec.shares_gpu_memory, "unless the user says that it does not"
     assert spec.counter_metric == "gpuckpt_requests_total"
     assert spec.health_timeout_s == 300.0
     vllm = parse_server({**SERVER, "kind": "vllm"}, "process")
@@ -53,6 +54,7 @@ def test_a_server_gets_its_defaults() -> None:
         ({"name": "../etc"}, "server.name"),
         ({"cwd": "relative"}, "server.cwd"),
         ({"gpu": "yes"}, "server.gpu"),
+        ({"shares_gpu_memory": "no"}, "server.shares_gpu_memory"),
         ({"canary": {"promt": "x"}}, "server.canary"),
         ({"env": []}, None),
         ({"env": ["A=1"]}, "server.env"),

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Processes of one server on several GPUs; the GPUs are told, the process is a real one."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from ansible.module_utils.ckpt import cuda, preflight, procfs
+from ansible.module_utils.ckpt.commands import Commands
+
+FIRST, SECOND = "GPU-9d2222a2-148d-e103-899b-a50a0f7fccca", "GPU-00000000-148d-e103-899b-a50a0f7fccca"
+# One line of it from an H200, driver 580.159.04; the others are composed in its form.
+APPS = [["509", FIRST], ["510", SECOND], ["510", FIRST], ["77", FIRST], ["[N/A]"]]
+
+
+def test_the_gpus_of_the_servers_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "query", lambda *_: APPS)
+    assert cuda.process_gpus(Commands(), [508, 509, 510]) == {509: {FIRST}, 510: {FIRST, SECOND}}
+    assert cuda.process_gpus(Commands(), []) == {}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "refused"),
+    [
+        ({}, False),
+        ({509: {FIRST}}, False),
+        ({509: {FIRST, SECOND}}, False),
+        ({509: {FIRST}, 510: {FIRST}}, False),
+        ({509: {FIRST}, 510: {SECOND}}, True),
+    ],
+)
+def test_processes_on_several_gpus_are_refused(gpus: dict[int, set[str]], refused: bool) -> None:
+    [task] = procfs.tree(os.getpid())[:1]
+    findings = preflight.examine([task], preflight.Dump("process", tcp_established=True, gpus=gpus))
+    told = [str(finding) for finding in findings if finding.kind.name == "gpu_peers"]
+    assert len(told) == refused
+    assert all("2 processes of the server use 2 GPUs" in text and "shares_gpu_memory" in text for text in told)
