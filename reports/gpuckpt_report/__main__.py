@@ -176,7 +176,8 @@ def compare_runs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _print_json(compare.document(comparison))
     else:
-        print(compare.table(comparison).plain(WIDTH), *compare.sentences(comparison), sep="\n")
+        lines = [textwrap.fill(line, WIDTH) for line in compare.sentences(comparison)]
+        print(compare.table(comparison).plain(WIDTH), *lines, sep="\n")
     if comparison.alarms:
         return EXIT_WORSE
     return EXIT_UNDECIDED if comparison.undecided else 0
