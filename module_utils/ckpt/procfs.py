@@ -33,6 +33,13 @@ TCP_ROW = re.compile(
     r"(?P<state>[0-9A-F]{2})(?: +\S+){5} +(?P<inode>[0-9]+)\b",
     re.MULTILINE,
 )
+# /proc/N/smaps: what it says of a mapping in kibibytes
+MAPPING_SIZE = re.compile(r"(\w+): +([0-9]{1,19}) kB")
+# /proc/N/mountinfo: two numbers, device, source, point, options and tags, a hyphen, the type
+MOUNT = re.compile(
+    r"^([0-9]{1,19}) ([0-9]{1,19}) (\S+) (\S+) (\S+)(?: [^ \n]+)*? - ([^ \n]+)",
+    re.MULTILINE,
+)
 REAP_TIMEOUT_S = 10.0
 REAP_POLL_S = 0.005
 PR_SET_CHILD_SUBREAPER = 36
@@ -41,7 +48,8 @@ NETLINK_SOCK_DIAG = 4
 SOCK_DIAG = 20
 DUMP_REQUEST = 0x301
 UNIX_DIAG_PEER = 2
-MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ ")
+# /proc/N/maps and smaps: range, access, offset, device, inode, and what is mapped
+MAPPING = re.compile(r"([0-9a-f]{1,16}-[0-9a-f]{1,16}) (\S{4}) [0-9a-f]+ \S+ [0-9]+(?: +(.*))?")
 
 
 @dataclass(frozen=True)
@@ -182,30 +190,28 @@ def wait_gone(pids: Iterable[int], timeout_s: float = REAP_TIMEOUT_S) -> list[in
     return remaining
 
 
-def mappings(pid: int, sizes: bool = False) -> Iterator[Mapping]:
+def mappings(pid: int, sizes: bool = False, proc: str = "/proc") -> Iterator[Mapping]:
     """The mappings of a process, in order; none if it ended.
 
     :param sizes: read smaps, which looks at every page, instead of maps.
     """
     found: Mapping | None = None
-    for line in read_text(f"/proc/{pid}/{'smaps' if sizes else 'maps'}").splitlines():
-        if MAPPING.match(line):
+    for line in read_text(f"{proc}/{pid}/{'smaps' if sizes else 'maps'}").split("\n"):
+        if match := MAPPING.fullmatch(line):
             if found is not None:
                 yield found
-            where, access, _, _, _, *name = line.split(maxsplit=5)
-            found = Mapping(pid, where, access, name[0] if name else "", {})
-        elif found is not None and line.endswith(" kB"):
-            key, _, value = line.partition(":")
-            found.kib[key] = int(value.split()[0])
+            found = Mapping(pid, match[1], match[2], match[3] or "", {})
+        elif found is not None and (size := MAPPING_SIZE.fullmatch(line)):
+            found.kib[size[1]] = int(size[2])
     if found is not None:
         yield found
 
 
-def mounts(pid: int | str) -> Iterator[Mount]:
+def mounts(pid: int | str, proc: str = "/proc") -> Iterator[Mount]:
     """The mounts that a process (a number, or `self`) sees, in the kernel's order; none if it ended."""
-    for line in read_text(f"/proc/{pid}/mountinfo").splitlines():
-        number, parent, device, source, point, *others = line.split(" ")
-        yield Mount(int(number), int(parent), device, source, point, others[others.index("-") + 1])
+    for match in MOUNT.finditer(read_text(f"{proc}/{pid}/mountinfo")):
+        number, parent, device, source, point, fstype = match.groups()
+        yield Mount(int(number), int(parent), device, source, point, fstype)
 
 
 def names(folder: str) -> list[str]:

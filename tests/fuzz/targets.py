@@ -334,9 +334,9 @@ def _proc_targets(folder: Folder) -> Iterator[Target]:
         "stat": "7/stat",
         "status": "7/status",
         "tcp": "7/net/tcp",
-        "mountinfo": "self/mountinfo",
+        "mountinfo": "7/mountinfo",
         "meminfo": "meminfo",
-        "smaps_rollup": "7/smaps_rollup",
+        "smaps": "7/smaps",
     }
     samples = SEEDS / "samples"
     for name, place in files.items():
@@ -345,8 +345,11 @@ def _proc_targets(folder: Folder) -> Iterator[Target]:
     def read(place: str) -> Callable[[bytes], object]:
         def call(data: bytes) -> None:
             path = folder.put(f"proc/{place}", data)
-            folder.put("proc/net/tcp", data)
-            (procfs.read_task(7, proc), procfs.process_of(7, proc), procfs.anonymous_bytes([7], proc))
+            for shared in ("net/tcp", "self/mountinfo"):
+                folder.put(f"proc/{shared}", data)
+            (procfs.read_task(7, proc), procfs.process_of(7, proc), list(procfs.mounts(7, proc)))
+            for mapping in procfs.mappings(7, True, proc):
+                json.dumps([mapping.bounds, mapping.kib, mapping.file]).encode("utf-8", "surrogateescape")
             connections = procfs.open_tcp_connections([7], proc)
             (procfs.one_ended(connections), procfs.port_holder(80, proc), procfs.tree(7, proc))
             (inspection.mounts(node), inspection.memory_bytes(node), inspection.capabilities(node))
