@@ -85,6 +85,11 @@ options:
   record_path:
     description: File on the node that the record is written to (mode 0600) before the module returns.
     type: path
+  deadline_s:
+    description:
+      - Seconds after which the module ends what it does, puts back what it had begun, and fails with the reason V(timeout).
+      - Ansible's own O(ignore:timeout) only stops waiting for a module, which then goes on; give it a minute more than this.
+    type: float
   fail_on_error:
     description:
       - A cold start, a restore or a floor that fails with O(record) given is a result, and the task does not fail.

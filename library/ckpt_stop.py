@@ -39,7 +39,9 @@ options:
     elements: path
     default: []
   run_id:
-    description: The run that wants it. Fails, and stops nothing, if another play has claimed the node meanwhile.
+    description:
+      - The run that wants it. Fails, and stops nothing, if another play has claimed the node meanwhile.
+      - A module of this run that is still at work, since its task ran out of time, is ended first.
     type: str
 """
 
@@ -93,8 +95,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt import replacement
 from ansible.module_utils.ckpt.claim import guard
 from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import Criu, exclusive
+from ansible.module_utils.ckpt.criu import Criu
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
+from ansible.module_utils.ckpt.locks import EndedEarly, as_failure, end_holder_of, exclusive, supervise
 from ansible.module_utils.ckpt.manifest import is_checkpoint
 from ansible.module_utils.ckpt.runtimes import RUNTIMES, make_runtime
 from ansible.module_utils.ckpt.spec import parse_server
@@ -118,7 +121,7 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[
             "bad_input",
             f"{', '.join(foreign)} holds no checkpoint; nothing was stopped or deleted. Name folders of checkpoints.",
         )
-    with exclusive():
+    with exclusive("ckpt_stop", params["run_id"]):
         present = runtime.instance().exists
         if present and not check_mode:
             runtime.remove()
@@ -133,7 +136,7 @@ def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: boo
     # as for a process, which needs no image: nothing is started here
     spec = parse_server(params["server"], "process")
     names = []
-    with exclusive():
+    with exclusive("ckpt_stop", params["run_id"]):
         for runtime in RUNTIMES:
             kin = make_runtime(runtime, spec, Criu(), commands).running_kin()
             for name in () if check_mode else kin:
@@ -144,6 +147,11 @@ def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: boo
 
 def main() -> None:
     """Entry point."""
+    supervise(run)
+
+
+def run() -> None:
+    """The module itself."""
     module = AnsibleModule(
         argument_spec=OPTIONS, mutually_exclusive=[("left_behind", "checkpoints")], supports_check_mode=True
     )
@@ -153,9 +161,12 @@ def main() -> None:
         with os_errors_explained():
             if module.params["run_id"]:
                 guard(module.params["run_id"])
+                if not module.check_mode:
+                    end_holder_of(module.params["run_id"])
             act = stop_left_behind if module.params["left_behind"] else stop
             result["stopped"], result["changed"] = act(module.params, commands, module.check_mode)
-    except CkptError as error:
+    except (CkptError, EndedEarly) as caught:
+        error = caught if isinstance(caught, CkptError) else as_failure("stop", caught)
         result.update(msg=error.message, reason=error.reason, log_lines=error.log_lines)
         module.fail_json(**result)
     module.exit_json(**result)

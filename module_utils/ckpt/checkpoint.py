@@ -21,8 +21,8 @@ from ansible.module_utils.ckpt import (
     slimming,
 )
 from ansible.module_utils.ckpt.commands import Result
-from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.locks import exclusive, lane_settings
 from ansible.module_utils.ckpt.manifest import Layout, Manifest
 from ansible.module_utils.ckpt.runtimes.base import DumpRequest
 
@@ -45,7 +45,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
     record.slimming, record.source = params["slimming"], layout.source
     runtime.require()
     flows.describe_criu(operation)
-    with exclusive():
+    with exclusive("ckpt_checkpoint", record.run_id, layout.folder):
         replacement.heal(layout.folder)
         replacement.require_replaceable(layout.folder)
         _require_running(operation)

@@ -8,7 +8,6 @@ node itself knows that of its own processes, the controller of its own; of a pla
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -19,6 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ansible.module_utils.ckpt import locks
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import read_text
 from ansible.module_utils.ckpt.parsing import FormatError, build, parse_json
@@ -26,6 +26,8 @@ from ansible.module_utils.ckpt.procfs import read_task
 
 # Not in /run/gpuckpt, which a rollback removes while it still has the node.
 CLAIM_FILE = "/run/gpuckpt.claim"
+# it is held for the time that a small file takes to be read and written
+CLAIM_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,17 @@ def release(holder: Process, node: str = "", write: bool = True) -> None:
             os.unlink(CLAIM_FILE)
 
 
+def current() -> Claim | None:
+    """The claim of this node, void or not; None if there is none. Raises CkptError (bad_input, timeout)."""
+    if not os.path.exists(CLAIM_FILE):
+        return None
+    with _claims() as file:
+        return _read(file)
+
+
 def guard(run_id: str) -> None:
     """See to it that no other play has taken the node from this run, which was silent. Raises CkptError (node_taken)."""
-    if not os.path.exists(CLAIM_FILE):
-        return
-    with _claims() as file:
-        held = _read(file)
+    held = current()
     if held is None or held.run_id == run_id or held.holder.lives() is False or held.silent_s() > held.silence_s:
         return
     raise CkptError("node_taken", f"the node is no longer that of the run {run_id}: it is in use by {held}.")
@@ -229,12 +236,18 @@ def _same_machine(one: Process, other: Process) -> bool:
 @contextmanager
 def _claims() -> Iterator[int]:
     """The file of the claim, open and locked; empty where there is no claim."""
+    until = time.monotonic() + CLAIM_TIMEOUT_S
     while True:
-        file = os.open(CLAIM_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        file = locks.open_private(CLAIM_FILE)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not locks.take_within(file, until):
+                raise CkptError(
+                    "timeout",
+                    f"somebody has held {CLAIM_FILE} on this node for more than {CLAIM_TIMEOUT_S:g} s; "
+                    f"find out who (fuser {CLAIM_FILE}) and end that process.",
+                )
             # whoever had it before may have removed it
-            if os.fstat(file).st_nlink:
+            if locks.is_at(file, CLAIM_FILE):
                 yield file
                 return
         finally:

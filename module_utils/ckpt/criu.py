@@ -3,27 +3,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Commands
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_atomically
+from ansible.module_utils.ckpt.files import read_json, read_text
 from ansible.module_utils.ckpt.parsing import FormatError, pick
 
 BUILDS = ("current", "stock", "patched", "distro")
 DEFAULT_HOME = "/opt/gpuckpt/criu"
 NODE_ENV_FILE = "/etc/gpuckpt/criu.env"
-LANE_ENV_FILE = "/run/gpuckpt/criu.env"
-LOCK_FILE = "/run/gpuckpt/lock"
-LOCK_TIMEOUT_S = 30.0
 SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
 # what CRIU reads of the node's file
 NODE_SETTING = re.compile(r"CRIU_[A-Z0-9_]+|GPUCKPT_LIBCUDA")
@@ -153,38 +147,6 @@ def parse_criu(raw: Mapping[str, Any]) -> Criu:
 def version_tuple(text: str | None) -> tuple[int, ...]:
     """`4.2.1` as (4, 2, 1); () for None."""
     return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", (text or "").split("-")[0]))
-
-
-@contextmanager
-def exclusive() -> Iterator[None]:
-    """Only one operation on a node at a time. Raises CkptError (timeout) if another one does not end."""
-    os.makedirs(os.path.dirname(LOCK_FILE), mode=0o755, exist_ok=True)
-    with open(LOCK_FILE, "a+", encoding="ascii") as lock:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise CkptError(
-                        "timeout",
-                        f"another gpuckpt operation holds {LOCK_FILE} on this node for more than {LOCK_TIMEOUT_S:g} s; "
-                        "wait for it, or end that run.",
-                    ) from None
-                time.sleep(0.05)
-        yield
-
-
-@contextmanager
-def lane_settings(criu: Criu) -> Iterator[None]:
-    """Let the front use a lane's build and switches; container runtimes strip the environment of the caller."""
-    settings = {"GPUCKPT_CRIU_BUILD": criu.build, "GPUCKPT_CRIU_ROOT": criu.home, **criu.switches}
-    write_atomically(LANE_ENV_FILE, "".join(f"{key}={value}\n" for key, value in settings.items()), 0o644)
-    try:
-        yield
-    finally:
-        remove(LANE_ENV_FILE)
 
 
 def _node_settings() -> dict[str, str]:

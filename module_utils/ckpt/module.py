@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import claim, flows
+from ansible.module_utils.ckpt import claim, flows, locks
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
@@ -28,6 +28,7 @@ RECORD_OPTIONS: dict[str, Any] = {
 RECORDING_OPTIONS: dict[str, Any] = {
     "record": {"type": "dict", "options": RECORD_OPTIONS},
     "record_path": {"type": "path"},
+    "deadline_s": {"type": "float"},
     "fail_on_error": {"type": "bool", "default": False},
 }
 SERVER_OPTIONS: dict[str, Any] = {
@@ -72,6 +73,15 @@ def measure(
     flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
 ) -> None:
     """Run any measuring module: `begin` checks its options, `flow` measures; both raise CkptError."""
+    locks.supervise(lambda: _measure(kind, options, begin, flow))
+
+
+def _measure(
+    kind: str,
+    options: dict[str, Any],
+    begin: Callable[[str, Mapping[str, Any]], MeasurementT],
+    flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
+) -> None:
     module = AnsibleModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     result: dict[str, Any] = {"changed": False, "record": None, "actions": [], "reason": None, "log_lines": []}
     operation: MeasurementT | None = None
@@ -83,10 +93,13 @@ def measure(
                 module.exit_json(**result)
             if module.params["record"]:
                 claim.guard(module.params["record"]["run_id"])
-            result.update(flow(operation, module.params))
+            with locks.deadline(module.params["deadline_s"]):
+                result.update(flow(operation, module.params))
         result["changed"] = kind not in HARMLESS_KINDS
     except CkptError as error:
         _note_failure(module, operation, result, error)
+    except locks.EndedEarly as error:
+        _note_failure(module, operation, result, locks.as_failure(kind, error))
     except Exception as error:
         message = f"{type(error).__name__}: {error}; this is a defect of gpuckpt, please report it with the log lines."
         _note_failure(

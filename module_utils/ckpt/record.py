@@ -79,6 +79,11 @@ class Record:
         self.failure: CkptError | None = None
         self.conditions: Watch | None = None
 
+    @property
+    def run_id(self) -> str | None:
+        """The run that the measurement belongs to, None for one on its own."""
+        return self.identity.get("run_id")
+
     def mark(self, name: str, when: float) -> None:
         """Set T0 … T5, on the monotonic clock in seconds."""
         self.marks[name] = when

@@ -24,8 +24,8 @@ from ansible.module_utils.ckpt import (
     slimming,
 )
 from ansible.module_utils.ckpt.commands import Job, Result
-from ansible.module_utils.ckpt.criu import exclusive, lane_settings
 from ansible.module_utils.ckpt.errors import REASONS, CkptError
+from ansible.module_utils.ckpt.locks import exclusive, lane_settings
 from ansible.module_utils.ckpt.manifest import Layout, Manifest
 from ansible.module_utils.ckpt.runtimes.base import RestoreRequest, Runtime
 
@@ -47,7 +47,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     record.source, record.slimming = layout.source, params["slimming"]
     runtime.require()
     flows.describe_criu(operation)
-    with exclusive():
+    with exclusive("ckpt_restore", record.run_id, layout.folder):
         replacement.heal(layout.folder)
         proof = _load(layout, params["checkpoint"].get("untaken"))
         private.make_folder(layout.folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ansible.module_utils.ckpt import cuda, flows
 from ansible.module_utils.ckpt.commands import Job
-from ansible.module_utils.ckpt.criu import exclusive
+from ansible.module_utils.ckpt.locks import exclusive
 
 
 def run(operation: flows.Operation, params: dict[str, Any]) -> None:
@@ -16,7 +16,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     runtime = operation.runtime
     runtime.require()
     flows.describe_criu(operation)
-    with exclusive():
+    with exclusive("ckpt_start", record.run_id):
         runtime.prepare_start()
         flows.require_port_free(operation)
         record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)

@@ -145,22 +145,6 @@ def test_only_staged_weights_can_be_prefetched(slimming: str, program: list[str]
     restore.begin("restore", {**params, "server": {**SERVER, "prefetch": ["/bin/fetch"]}, "slimming": "staged"})
 
 
-def test_lane_settings_exist_only_within(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "run" / "criu.env"
-    monkeypatch.setattr(criu_module, "LANE_ENV_FILE", str(path))
-
-    def fail_inside() -> None:
-        with criu_module.lane_settings(Criu("stock", {"CRIU_RESTORE_THREADS": "8"})):
-            text = path.read_text()
-            assert "GPUCKPT_CRIU_BUILD=stock\n" in text
-            assert "CRIU_RESTORE_THREADS=8\n" in text
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_inside()
-    assert not path.exists()
-
-
 @pytest.mark.parametrize(
     ("text", "expected"), [("4.2.1", (4, 2, 1)), ("3.17.1", (3, 17, 1)), ("4.1-dev12", (4, 1)), (None, ())]
 )
