@@ -92,7 +92,7 @@ from dataclasses import replace
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import replacement
+from ansible.module_utils.ckpt import leftovers, replacement
 from ansible.module_utils.ckpt.claim import guard
 from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.criu import Criu
@@ -128,6 +128,8 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[
         traces = [path for folder in params["checkpoints"] for path in replacement.traces(folder)]
         for path in () if check_mode else traces:
             shutil.rmtree(path)
+        if not check_mode:
+            leftovers.forget((params["runtime"], params["server"]["name"]), params["checkpoints"])
     return [params["server"]["name"]] if present else [], present or bool(traces)
 
 

@@ -14,6 +14,7 @@ from ansible.module_utils.ckpt import (
     flows,
     footprint,
     images,
+    leftovers,
     prefetch,
     preflight,
     procfs,
@@ -49,6 +50,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
         replacement.heal(layout.folder)
         replacement.require_replaceable(layout.folder)
         _require_running(operation)
+        leftovers.note(record.run_id, checkpoint=layout.folder)
         manifest = _describe(operation, params, layout)
         staged_before = prefetch.staged_files(operation.spec)
         slimming.slim(operation.client, params["slimming"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.module_utils.ckpt import cuda, flows
+from ansible.module_utils.ckpt import cuda, flows, leftovers
 from ansible.module_utils.ckpt.commands import Job
 from ansible.module_utils.ckpt.locks import exclusive
 
@@ -18,6 +18,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
     flows.describe_criu(operation)
     with exclusive("ckpt_start", record.run_id):
         runtime.prepare_start()
+        leftovers.note(record.run_id, server=(runtime.name, operation.spec.name))
         flows.require_port_free(operation)
         record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
         operation.client.ready()
@@ -25,11 +26,16 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
             _measure(operation)
         except BaseException:
             record.log_tail = runtime.log_tail()
-            runtime.remove()
+            _remove(operation)
             raise
         if params["stop_after"]:
-            runtime.remove()
+            _remove(operation)
             record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+
+
+def _remove(operation: flows.Operation) -> None:
+    operation.runtime.remove()
+    leftovers.forget(server=(operation.runtime.name, operation.spec.name))
 
 
 def _measure(operation: flows.Operation) -> None:

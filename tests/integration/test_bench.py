@@ -271,38 +271,50 @@ def interrupted_bench(settings: dict[str, Any], last: str) -> str:
     return "".join(lines)
 
 
-def test_a_server_that_a_broken_off_run_left_is_stopped_by_the_next(tmp_path: Path, before_the_run: set[str]) -> None:
-    run_id = f"{RUN_ID}-broken-off"
+def test_what_broken_off_runs_left_is_removed_by_the_next(tmp_path: Path, before_the_run: set[str]) -> None:
+    names = [f"{RUN_ID}-{name}" for name in ("left-a-checkpoint", "left-a-server", "next")]
     lanes = [lane for lane in LANES if lane["name"] == "process-stock"]
-    settings = {"gpuckpt_lanes": lanes, "gpuckpt_iterations": 1, "gpuckpt_warmup_requests": 100000}
+    settings = {**SETTINGS, "gpuckpt_lanes": lanes, "gpuckpt_results_dir": str(tmp_path)}
     try:
         break_off(
-            {**SETTINGS, **settings, "gpuckpt_run_id": run_id, "gpuckpt_results_dir": str(tmp_path)}, "Warm it up"
+            {**settings, "gpuckpt_run_id": names[0], "gpuckpt_iterations": 500}, "Restore: process-stock, iteration 2"
         )
+        left = traces() - before_the_run
+        assert [path for path in left if path.startswith(f"{STORE}/process-store-")], left
+
+        said = break_off(
+            {**settings, "gpuckpt_run_id": names[1], "gpuckpt_iterations": 1, "gpuckpt_warmup_requests": 100000},
+            "Warm it up",
+        )
+        assert all(path in said for path in left), "the checkpoint was removed, and nobody was told"
+        assert traces() <= before_the_run
         assert httpx.get(HEALTH).status_code == 200, "the server was not left behind"
 
-        said = bench(tmp_path, **{**settings, "gpuckpt_run_id": f"{run_id}-next", "gpuckpt_warmup_requests": 1}).output
-        assert "left by a benchmark that was broken off: gpuckpt-reference-process-shared-" in " ".join(said.split())
-        found = records(tmp_path / f"{run_id}-next")
-        assert {record["status"] for record in found} == {"ok"}
+        last = {"gpuckpt_run_id": names[2], "gpuckpt_iterations": 1, "gpuckpt_lanes": lanes}
+        said = " ".join(bench(tmp_path, **last).output.split())
+        assert "left by a benchmark that was broken off: gpuckpt-reference-process-shared-" in said
+        assert {record["status"] for record in records(tmp_path / names[2])} == {"ok"}
         assert traces() <= before_the_run
     finally:
-        for name in (run_id, f"{run_id}-next"):
+        for name in names:
             shutil.rmtree(f"/var/lib/gpuckpt/runs/{name}", ignore_errors=True)
 
 
-def break_off(settings: dict[str, Any], task: str) -> None:
-    """Run ansible-playbook and end it and all that it started, as Ctrl-C does, once a task is under way."""
+def break_off(settings: dict[str, Any], task: str) -> str:
+    """Run ansible-playbook and end it and all that it started, as Ctrl-C does, once a task is under way. Returns what it said."""
     command = [ANSIBLE_PLAYBOOK, "bench.yml", "--extra-vars", json.dumps(settings)]
+    said = ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
+            said += line
             if task in line:
                 break
         time.sleep(2)
         os.killpg(process.pid, signal.SIGINT)
-        process.stdout.read()
+        said += process.stdout.read()
         assert process.wait() != 0
+    return said
 
 
 def test_two_names_of_one_machine_are_refused_and_a_host_out_of_reach_is_in_the_report(

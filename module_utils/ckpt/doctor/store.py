@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
+from ansible.module_utils.ckpt import leftovers
 from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
 from ansible.module_utils.ckpt.inspection import mount_at
 
@@ -55,3 +56,23 @@ def space(patient: Patient) -> Verdict:
             text, "Delete old checkpoints, or give it more (checkpoint_store_size_mib).", f"ls {patient.store_path}"
         )
     return ok(text)
+
+
+@check(
+    "leftovers",
+    "store",
+    "what benchmarks left",
+    "Checkpoints of a benchmark that was broken off fill the store, which is memory, and nothing else names them.",
+)
+def left(patient: Patient) -> Verdict:
+    """No checkpoint of a broken-off benchmark lies here."""
+    there = []
+    for made in leftovers.noted(patient.node.path(leftovers.NOTES)):
+        there += [f"{folder} (run {made.run_id})" for folder in made.checkpoints if patient.node.exists(folder)]
+    if not there:
+        return ok("nothing")
+    return warn(
+        f"checkpoints of benchmarks that are under way or were broken off: {', '.join(there)}",
+        "The next provision.yml or bench.yml removes what belongs to no run under way.",
+        PROVISION,
+    )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import STOCK, Call, Result
+from support import STOCK, Call, Result, identity
 
 pytestmark = pytest.mark.integration
 INSTANCES = Path("/run/gpuckpt/instances")
@@ -100,3 +100,29 @@ def test_a_container_without_our_label_is_left_alone(call: Call, podman_server: 
         assert name in states.stdout.split()
     finally:
         subprocess.run(["podman", "rm", "--force", "--time=0", name], check=True, capture_output=True)
+
+
+def test_what_a_broken_off_run_made_is_removed_and_what_a_user_made_is_not(
+    call: Call, server: Result, left: Result, store: Path
+) -> None:
+    run = {**identity("lane"), "run_id": f"left-{left['server']['port']}"}
+    golden, of_run = store / "golden", store / "of-run"
+    call("ckpt_start", **left, record=run)
+    call("ckpt_checkpoint", **left, criu=STOCK, checkpoint={"dir": str(golden)}, leave_running=True)
+    call("ckpt_checkpoint", **left, criu=STOCK, checkpoint={"dir": str(of_run)}, leave_running=True, record=run)
+    # as one that was broken off before its end
+    (of_run / "checkpoint.json").unlink()
+    expected = {
+        "run_id": run["run_id"],
+        "servers": [[left["runtime"], left["server"]["name"]]],
+        "checkpoints": [str(of_run)],
+    }
+    assert expected in call("ckpt_leftovers", _ansible_check_mode=True)["found"]
+    assert of_run.exists()
+    done = call("ckpt_leftovers")
+    assert expected in done["found"]
+    assert not of_run.exists()
+    assert (golden / "checkpoint.json").exists()
+    assert not listens(left)
+    assert call("ckpt_stop", **left)["changed"] is False
+    assert call("ckpt_leftovers")["found"] == []
