@@ -12,6 +12,7 @@ module: ckpt_stop
 short_description: Stop a server and remove what is left of it
 description:
   - Ends the server's processes or container, unmounts its checkpoint, removes the container, and optionally checkpoints.
+  - Succeeds only if no process of the server is left and its port is free, also where podman or CRIU was killed before.
   - Containers without the label C(io.gpuckpt.server), and processes that the modules did not start, are left alone.
 author: gpuckpt contributors
 requirements:
