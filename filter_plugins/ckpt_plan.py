@@ -34,6 +34,8 @@ SERVER_KEYS = (
     "rootfs",
     "podman_args",
     "privileged",
+    "capabilities",
+    "expose_development",
     "gpu",
     "canary",
     "sleep",

@@ -92,7 +92,6 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt import leftovers, replacement
 from ansible.module_utils.ckpt.claim import guard
 from ansible.module_utils.ckpt.commands import Commands
@@ -100,6 +99,7 @@ from ansible.module_utils.ckpt.criu import Criu
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
 from ansible.module_utils.ckpt.locks import EndedEarly, as_failure, end_holder_of, exclusive, supervise
 from ansible.module_utils.ckpt.manifest import is_checkpoint
+from ansible.module_utils.ckpt.module import ServerModule
 from ansible.module_utils.ckpt.runtimes import RUNTIMES, make_runtime
 from ansible.module_utils.ckpt.spec import parse_server
 
@@ -155,7 +155,7 @@ def main() -> None:
 
 def run() -> None:
     """The module itself."""
-    module = AnsibleModule(
+    module = ServerModule(
         argument_spec=OPTIONS, mutually_exclusive=[("left_behind", "checkpoints")], supports_check_mode=True
     )
     commands = Commands()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Running commands: every one is remembered and limited, none reads standard input, all speak the C locale."""
+"""Running commands: every one is remembered and limited, none reads our standard input, all speak the C locale."""
 
 from __future__ import annotations
 
@@ -68,21 +68,24 @@ class Command(Job):
     a pipe would be held open by whatever inherited it, and be waited for long after the command's end.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float, stdin: str = "") -> None:
         super().__init__(argv)
         self._timeout_s = timeout_s
         self._timed_out = False
         out, err = _scratch_file("stdout"), _scratch_file("stderr")
         try:
-            process = subprocess.Popen(
-                self.argv,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=dict(env),
-                close_fds=True,
-                start_new_session=True,
-            )
+            with _scratch_file("stdin") as given:
+                given.write(stdin.encode("utf-8", "surrogateescape"))
+                given.seek(0)
+                process = subprocess.Popen(
+                    self.argv,
+                    stdin=given,
+                    stdout=out,
+                    stderr=err,
+                    env=dict(env),
+                    close_fds=True,
+                    start_new_session=True,
+                )
         except OSError as error:
             out.close()
             err.close()
@@ -117,11 +120,15 @@ class Commands:
         self.actions: list[list[str]] = []
 
     def start(
-        self, argv: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S, env: Mapping[str, str] | None = None
+        self,
+        argv: Sequence[str],
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        env: Mapping[str, str] | None = None,
+        stdin: str = "",
     ) -> Job:
-        """Start a command without waiting for it."""
+        """Start a command without waiting for it. What it reads on standard input is remembered nowhere."""
         self.actions.append(list(argv))
-        return Command(argv, system_environment(env), timeout_s)
+        return Command(argv, system_environment(env), timeout_s, stdin)
 
     def run(
         self, argv: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S, env: Mapping[str, str] | None = None

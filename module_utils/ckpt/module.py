@@ -45,6 +45,35 @@ SERVER_OPTIONS: dict[str, Any] = {
 }
 
 
+class ServerModule(AnsibleModule):  # type: ignore[misc]  # Ansible has no types
+    """A module that is told about a server. Neither the system's log nor `-vvv` shows the values of its environment."""
+
+    params: dict[str, Any]
+
+    def exit_json(self, **kwargs: Any) -> None:
+        """The result, with the options as they may be seen."""
+        super().exit_json(invocation={"module_args": without_values(self.params)}, **kwargs)
+
+    def fail_json(self, msg: str, **kwargs: Any) -> None:
+        """The failure, with the options as they may be seen."""
+        super().fail_json(msg, invocation={"module_args": without_values(self.params)}, **kwargs)
+
+    def _log_invocation(self) -> None:
+        params, self.params = self.params, without_values(self.params)
+        try:
+            super()._log_invocation()
+        finally:
+            self.params = params
+
+
+def without_values(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, with the names but not the values of the server's environment."""
+    server = params.get("server")
+    if not isinstance(server, Mapping) or not isinstance(server.get("env"), Mapping):
+        return dict(params)
+    return {**params, "server": {**server, "env": dict.fromkeys(server["env"], "(not shown)")}}
+
+
 class Measurement(Protocol):
     """What the frame needs to know of a measurement under way."""
 
@@ -82,7 +111,7 @@ def _measure(
     begin: Callable[[str, Mapping[str, Any]], MeasurementT],
     flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
 ) -> None:
-    module = AnsibleModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
+    module = ServerModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     result: dict[str, Any] = {"changed": False, "record": None, "actions": [], "reason": None, "log_lines": []}
     operation: MeasurementT | None = None
     try:

@@ -67,8 +67,13 @@ def software(node: Node, image: str | None) -> dict[str, Any]:
         "runc": program_version(node, "runc", "--version"),
         "crun": program_version(node, "crun", "--version"),
         "conmon": program_version(node, "conmon", "--version"),
-        "image": {"name": image, "digest": image_digest(node, image)} if image else None,
+        "image": describe_image(node, image) if image else None,
     }
+
+
+def describe_image(node: Node, image: str) -> dict[str, Any]:
+    """Returns the name of a container image, the digest that it means here, and whether the name asks for that digest."""
+    return {"name": image, "digest": image_digest(node, image), "by": "digest" if "@sha256:" in image else "tag"}
 
 
 def image_digest(node: Node, image: str) -> str | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -14,6 +15,11 @@ from ansible.module_utils.ckpt.parsing import FormatError, convert, require_docu
 
 KINDS = ("reference", "vllm")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+ENV_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+CAPABILITY = re.compile(r"(?:cap_)?([a-z_]+)", re.IGNORECASE)
+ALL_CAPABILITIES = "all"
+# vLLM's switch for /sleep, /wake_up and /collective_rpc
+DEV_MODE = "VLLM_SERVER_DEV_MODE"
 # what stands in the address of a request
 HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]")
 PATH = re.compile(r"/(?!/)[!-~]*")
@@ -58,6 +64,10 @@ class ServerSpec:
     rootfs: str | None = None
     podman_args: list[str] = field(default_factory=list)
     privileged: bool = False
+    # what the server keeps of root's rights; none of them is needed to be checkpointed and restored
+    capabilities: list[str] = field(default_factory=list)
+    # whether others than this node may reach the development interface
+    expose_development: bool = False
     gpu: bool = False
     # whether its processes on several GPUs are taken to share memory there while it is checkpointed
     shares_gpu_memory: bool = True
@@ -103,6 +113,8 @@ OTHERS = (
     "env",
     "podman_args",
     "privileged",
+    "capabilities",
+    "expose_development",
     "gpu",
     "shares_gpu_memory",
     "canary",
@@ -129,12 +141,15 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     values["command"] = _strings(raw, "command", errors)
     values["podman_args"] = _strings(raw, "podman_args", errors)
     values["prefetch"] = _strings(raw, "prefetch", errors)
-    values["env"] = _environment(raw.get("env") or {}, errors)
+    values["env"] = _environment(raw.get("env") or {}, runtime, errors)
+    values["capabilities"] = _capabilities(_strings(raw, "capabilities", errors), errors)
+    values["expose_development"] = _boolean(raw, "expose_development", errors)
     values["privileged"] = _boolean(raw, "privileged", errors)
     values["gpu"] = _boolean(raw, "gpu", errors)
     values["shares_gpu_memory"] = _boolean(raw, "shares_gpu_memory", errors, default=True)
     values["sleep"] = _sleep(raw.get("sleep") or {}, errors)
     values["canary"] = _canary(raw.get("canary") or {}, str(raw.get("kind")), errors)
+    errors += _exposure_errors(values)
     if errors:
         raise CkptError("bad_input", f"the server's description is wrong: {'; '.join(errors)}.")
     values.setdefault("counter_metric", COUNTERS[values["kind"]])
@@ -199,12 +214,57 @@ def _boolean(raw: Mapping[str, Any], key: str, errors: list[str], default: bool 
     return bool(value)
 
 
-def _environment(value: Any, errors: list[str]) -> dict[str, str]:
+def _environment(value: Any, runtime: str, errors: list[str]) -> dict[str, str]:
+    """The environment; an error names a variable and never tells its value."""
     if not isinstance(value, Mapping):
         errors.append("server.env must be a dictionary")
         return {}
-    errors += [f"server.env: {key!s:.40} is no name of a variable" for key in value if not str(key) or "=" in str(key)]
-    return {str(key): str(item) for key, item in value.items()}
+    environment = {str(key): str(item) for key, item in value.items()}
+    for key, item in environment.items():
+        if not ENV_NAME.fullmatch(key):
+            errors.append(f"server.env: {key!r:.40} is no name of a variable: letters, digits and `_`")
+        if runtime == "podman" and len(item.splitlines()) > 1:
+            errors.append(f"server.env.{key} must be one line (podman takes a line for each variable)")
+    return environment
+
+
+def _capabilities(names: list[str], errors: list[str]) -> list[str]:
+    """Names as podman and setpriv take them, without CAP_ and in small letters."""
+    matches = [CAPABILITY.fullmatch(name) for name in names]
+    errors += [
+        f"server.capabilities has {name!r}, which is no name of a capability (such as net_bind_service, or all)"
+        for name, match in zip(names, matches, strict=True)
+        if match is None
+    ]
+    return [match[1].lower() for match in matches if match is not None]
+
+
+def _exposure_errors(values: Mapping[str, Any]) -> list[str]:
+    """The development interface asks nobody who he is: without a word it listens on loopback only."""
+    develops = values.get("kind") == "reference" or values["env"].get(DEV_MODE, "0").strip() not in ("", "0")
+    outside = [host for host in _listens_on(values) if not _is_loopback(host)]
+    if not develops or not outside or values["expose_development"]:
+        return []
+    off = f", switch it off (server.env.{DEV_MODE}: '0')" if values["kind"] == "vllm" else ""
+    return [
+        f"server.host is {outside[0]}, where others than this node reach the server's development interface, which asks for no "
+        f"password (/sleep, /wake_up, /collective_rpc, /debug): keep 127.0.0.1{off}, or set server.expose_development: true"
+    ]
+
+
+def _listens_on(values: Mapping[str, Any]) -> list[str]:
+    """The address of the description, and those that the command names."""
+    command = values["command"]
+    after = [command[place + 1] for place, word in enumerate(command[:-1]) if word == "--host"]
+    joined = [word.partition("=")[2] for word in command if word.startswith("--host=")]
+    return [str(values.get("host", ServerSpec.host)), *after, *joined]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _canary(value: Any, kind: str, errors: list[str]) -> Canary:

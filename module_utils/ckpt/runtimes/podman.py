@@ -101,6 +101,10 @@ class PodmanRuntime(Runtime):
         details = {
             "container_id": pick(container, "Id", kind=str),
             "userdata": folder,
+            "image": {
+                "name": pick(container, "ImageName", kind=str, default=None),
+                "digest": pick(container, "ImageDigest", kind=str, default=None),
+            },
             "managed": pick(container, "Config", "Labels", SERVER_LABEL, kind=str, default=None) == self.spec.name,
             "checkpointed": pick(state, "Checkpointed", kind=bool, default=False),
             "oci_runtime": pick(container, "OCIRuntime", kind=str),
@@ -128,14 +132,18 @@ class PodmanRuntime(Runtime):
         spec = self.spec
         options = ["--detach", "--name", spec.name, "--workdir", spec.cwd]
         options += ["--label", f"{MANAGED_LABEL}=true", "--label", f"{SERVER_LABEL}={spec.name}"]
-        options += [option for key, value in sorted(spec.env.items()) for option in ("--env", f"{key}={value}")]
+        # Words of a command are seen by every user of the node, remembered by podman, and kept in records.
+        options += ["--env-file", "/dev/stdin"]
         if spec.env_secret_file:
             options += ["--env-file", spec.env_secret_file]
         if spec.privileged:
             options.append("--privileged")
+        else:
+            options += ["--cap-drop=all", *(f"--cap-add={name}" for name in spec.capabilities)]
         options += with_devices(spec.podman_args)
         root = [*SCRATCH, "--rootfs", spec.rootfs] if spec.rootfs else [str(spec.image)]
-        return self.commands.start(["podman", "run", *options, *root, *spec.command])
+        environment = "".join(f"{key}={value}\n" for key, value in sorted(spec.env.items()))
+        return self.commands.start(["podman", "run", *options, *root, *spec.command], stdin=environment)
 
     def check_start(self, result: Result) -> None:
         if result.rc == 0:
@@ -179,7 +187,7 @@ class PodmanRuntime(Runtime):
             shutil.copy2(os.path.join(container.details["userdata"], CONFIGURATION), request.layout.work)
         elif not request.leave_running:
             self.remove()
-        details = {key: container.details[key] for key in ("container_id", "userdata")}
+        details = {key: container.details[key] for key in ("container_id", "userdata", "image")}
         return {**details, "name": self.spec.name}
 
     def abandon_checkpoint(self) -> None:

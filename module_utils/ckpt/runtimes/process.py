@@ -30,6 +30,7 @@ from ansible.module_utils.ckpt.runtimes.base import (
     criu_traces,
     read_evidence,
 )
+from ansible.module_utils.ckpt.spec import ALL_CAPABILITIES
 
 INSTANCES = "/run/gpuckpt/instances"
 DUMP_TIMEOUT_S = 900.0
@@ -86,16 +87,21 @@ class ProcessRuntime(Runtime):
         private.make_folders(os.path.dirname(self._log_path))
 
     def start(self) -> Job:
-        job = Job(self.spec.command)
-        self.commands.actions.append(list(self.spec.command))
+        environment = self._environment()
+        argv = [*self._without_rights(), *self.spec.command]
+        job = Job(argv)
+        self.commands.actions.append(argv)
+        if shutil.which(self.spec.command[0], path=environment["PATH"]) is None:
+            job.end(127, "", f"{self.spec.command[0]}: no such file or directory, or not an executable one")
+            return job
         try:
             with os.fdopen(private.open_file(self._log_path), "wb") as log:
                 self._child = subprocess.Popen(
-                    self.spec.command,
+                    argv,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self._environment(),
+                    env=environment,
                     cwd=self.spec.cwd,
                     start_new_session=True,
                     close_fds=True,
@@ -264,6 +270,14 @@ class ProcessRuntime(Runtime):
         state = {"pid": pid, "starttime": task.starttime}
         write_json(self._state_path, state)
         return state
+
+    def _without_rights(self) -> list[str]:
+        """The words before a command that take root's rights away, but for those that the server is to keep."""
+        kept = self.spec.capabilities
+        if self.spec.privileged or ALL_CAPABILITIES in kept:
+            return []
+        wanted = ",".join(["-all", *(f"+{name}" for name in kept)])
+        return ["setpriv", f"--bounding-set={wanted}", f"--inh-caps={wanted}"]
 
     def _environment(self) -> dict[str, str]:
         environment = {"PATH": SYSTEM_PATH, "HOME": "/root", "LANG": "C.UTF-8", **self.spec.env}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from support import STOCK, Call, Result
+from support import STOCK, Call, Result, identity
 
 pytestmark = pytest.mark.integration
 SECRET = "known-to-the-server-alone"
@@ -66,6 +67,50 @@ def test_archives_and_logs_are_roots_alone(call: Call, server: Result, public: P
     assert stat.S_IMODE(archive.parent.stat().st_mode) == 0o700
     assert str(archive) not in found_by_nobody(public)
     call("ckpt_stop", **server)
+
+
+def test_the_environment_and_roots_rights_stay_with_the_server(call: Call, server: Result, store: Path) -> None:
+    """No value of the environment is in a command, a result or a record; the server has no capability, and is restored so."""
+    server["server"]["env"] = {"SECRET": f"'{SECRET}\" = #1", "EMPTY": ""}
+    checkpoint = {"dir": str(store / "golden")}
+    results = [call("ckpt_start", **server, record=identity("lane"), record_path=str(store / "records" / "1.json"))]
+    pid = find_server(server)
+    before = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"), capabilities(pid)
+    assert f"SECRET='{SECRET}\" = #1".encode() in before[0]
+    assert b"EMPTY=" in before[0]
+    assert set(before[1].values()) == {0}
+    results.append(call("ckpt_checkpoint", **server, criu=STOCK, checkpoint=checkpoint))
+    results.append(call("ckpt_restore", **server, criu=STOCK, checkpoint=checkpoint))
+    assert [result["record"]["status"] for result in results] == ["ok"] * 3, results[-1]
+    pid = find_server(server)
+    assert (Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"), capabilities(pid)) == before
+    results.append(call("ckpt_stop", **server, checkpoints=[checkpoint["dir"]]))
+    failed = call("ckpt_start", **{**server, "server": {**server["server"], "colour": "blue"}})
+    assert failed["reason"] == "bad_input"
+    told = json.dumps([*results, failed, json.loads((store / "records" / "1.json").read_text())])
+    assert SECRET not in told
+    assert '"SECRET": "(not shown)"' in told
+
+
+def find_server(server: Result) -> int:
+    """Number on the node of the process that listens on the server's port."""
+    port = server["server"]["port"]
+    found = subprocess.check_output(
+        ["pgrep", "--full", "--oldest", f"gpuckpt_reference_server.py.*--port={port}"], text=True
+    )
+    return next(int(pid) for pid in found.split())
+
+
+def capabilities(pid: int) -> dict[str, int]:
+    """Each set of capabilities of a process as a number."""
+    lines = [line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Cap")]
+    return {name: int(value, 16) for name, value in lines}
+
+
+def test_what_a_server_is_to_keep_of_roots_rights(call: Call, server: Result) -> None:
+    server["server"]["capabilities"] = ["CAP_NET_BIND_SERVICE", "sys_nice"]
+    assert call("ckpt_start", **server)["record"]["status"] == "ok"
+    assert capabilities(find_server(server))["CapEff"] == 1 << 10 | 1 << 23
 
 
 def test_a_checkpoint_that_others_can_exchange_is_not_restored(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,58 @@ def test_a_wrong_key_is_named(change: dict[str, Any], word: str | None) -> None:
         return
     with pytest.raises(CkptError, match=word):
         parse_server({**SERVER, **change}, "process")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"])
+def test_the_development_interface_listens_on_loopback(host: str) -> None:
+    assert parse_server({**SERVER, "host": host}, "process").host == host
+
+
+@pytest.mark.parametrize(
+    "outside",
+    [
+        {"host": "0.0.0.0"},
+        {"host": "[::]"},
+        {"host": "192.0.2.1"},
+        {"host": "example.org"},
+        {"command": ["a", "--host", "0.0.0.0"]},
+        {"command": ["a", "--host=::"]},
+    ],
+)
+def test_others_reach_the_development_interface_only_where_it_is_asked_for(outside: dict[str, Any]) -> None:
+    develops = {"VLLM_SERVER_DEV_MODE": "1"}
+    vllm = {**SERVER, **outside, "kind": "vllm"}
+    for server in ({**SERVER, **outside}, {**vllm, "env": develops}):
+        with pytest.raises(CkptError, match="which asks for no password"):
+            parse_server(server, "process")
+        assert parse_server({**server, "expose_development": True}, "process").expose_development
+    for environment in ({}, {"VLLM_SERVER_DEV_MODE": "0"}):
+        assert parse_server({**vllm, "env": environment}, "process").env == environment
+
+
+@pytest.mark.parametrize(
+    ("change", "runtime", "says"),
+    [
+        ({"env": {"A B": "secret"}}, "process", "'A B' is no name"),
+        ({"env": {"#A": "secret"}}, "process", "'#A' is no name"),
+        ({"env": {"A\n": "secret"}}, "process", "is no name"),
+        ({"env": {"A": "sec\nret"}, "image": "i"}, "podman", "server.env.A must be one line"),
+        ({"capabilities": ["net-admin"]}, "process", "'net-admin', which is no name of a capability"),
+        ({"name": "reference\n"}, "process", "server.name"),
+    ],
+)
+def test_what_cannot_be_handed_on_is_named_and_not_shown(change: dict[str, Any], runtime: str, says: str) -> None:
+    with pytest.raises(CkptError, match=re.escape(says)) as caught:
+        parse_server({**SERVER, **change}, runtime)
+    assert "sec" not in str(caught.value)
+
+
+def test_a_long_text_is_a_value_of_a_process() -> None:
+    assert parse_server({**SERVER, "env": {"A": "two\nlines"}}, "process").env == {"A": "two\nlines"}
+    assert parse_server({**SERVER, "capabilities": ["CAP_SYS_NICE", "all"]}, "process").capabilities == [
+        "sys_nice",
+        "all",
+    ]
 
 
 def test_podman_needs_an_image() -> None:

@@ -18,3 +18,12 @@ def test_packages_beside_an_interpreter_are_named(tmp_path: Path) -> None:
 
 def test_an_interpreter_that_is_not_there_names_none() -> None:
     assert provenance.packages(Node(), "/nonexistent/python3", [], ["vllm"]) is None
+
+
+def test_an_image_is_named_with_how_it_was_asked_for() -> None:
+    names = ("localhost/no-such-image:latest", f"localhost/no-such-image@sha256:{'0' * 64}")
+    found = [provenance.describe_image(Node(), name) for name in names]
+    assert [(image["name"], image["digest"], image["by"]) for image in found] == [
+        (names[0], None, "tag"),
+        (names[1], None, "digest"),
+    ]
