@@ -37,6 +37,7 @@ SERVER_KEYS = (
     "capabilities",
     "expose_development",
     "gpu",
+    "shares_gpu_memory",
     "canary",
     "sleep",
     "staging_dir",
