@@ -141,6 +141,8 @@ def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layou
     gpus = cuda.process_gpus(operation.commands, pids if operation.spec.shares_gpu_memory else [])
     how = preflight.Dump(operation.runtime.name, params["tcp_established"], redump.as_memory, gpus)
     preflight.require_restorable(tasks, how)
+    if not redump.as_memory:
+        replacement.require_unmapped(layout.folder, pids)
     # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
     manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
     needed = footprint.dump_bytes(pids, redump) + (manifest.gpu_bytes or 0) + LOG_BYTES

@@ -34,6 +34,19 @@ def require_replaceable(folder: str) -> None:
         )
 
 
+def require_unmapped(folder: str, pids: Iterable[int]) -> None:
+    """Raises CkptError (not_restorable) if a process has mapped files of the checkpoint that is to be replaced.
+
+    CRIU as released notes only the path of such memory, and that leads to other contents afterwards.
+    """
+    if {(status.st_dev, status.st_ino) for status in _files(folder)} & set(_mapped_files(pids)):
+        raise CkptError(
+            "not_restorable",
+            f"the server was restored by mapping from {folder}, and this build of CRIU would need these images for ever; "
+            "set criu.build: patched, or take the checkpoint into another folder.",
+        )
+
+
 def begin(layout: Layout) -> Layout:
     """Where the new checkpoint is to be made: a folder that does not exist yet."""
     heal(layout.folder)
@@ -77,12 +90,15 @@ def traces(folder: str) -> list[str]:
 def freed_bytes(folder: str, pids: Iterable[int]) -> int:
     """Bytes that removing the checkpoint in `folder` would free: not what other checkpoints share, or `pids` have mapped."""
     mapped = set(_mapped_files(pids))
-    found = (os.lstat(os.path.join(parent, name)) for parent, _, names in os.walk(folder) for name in names)
     return sum(
         status.st_blocks * BLOCK_BYTES
-        for status in found
+        for status in _files(folder)
         if status.st_nlink == 1 and (status.st_dev, status.st_ino) not in mapped
     )
+
+
+def _files(folder: str) -> Iterator[os.stat_result]:
+    return (os.lstat(os.path.join(parent, name)) for parent, _, names in os.walk(folder) for name in names)
 
 
 def _mapped_files(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
