@@ -94,9 +94,8 @@ def keep(run_id: str, check_mode: bool) -> None:
             leftovers.keep(run_id)
 
 
-def run() -> None:
+def run(module: AnsibleModule) -> None:
     """The module itself."""
-    module = AnsibleModule(argument_spec=OPTIONS, required_if=[("state", "kept", ["run_id"])], supports_check_mode=True)
     commands = Commands()
     result: dict[str, Any] = {"changed": False, "actions": commands.actions, "reason": None, "found": []}
     try:
@@ -113,7 +112,8 @@ def run() -> None:
 
 def main() -> None:
     """Entry point."""
-    supervise(run)
+    module = AnsibleModule(argument_spec=OPTIONS, required_if=[("state", "kept", ["run_id"])], supports_check_mode=True)
+    supervise(lambda: run(module))
 
 
 if __name__ == "__main__":

@@ -150,14 +150,14 @@ def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: boo
 
 def main() -> None:
     """Entry point."""
-    supervise(run)
-
-
-def run() -> None:
-    """The module itself."""
     module = ServerModule(
         argument_spec=OPTIONS, mutually_exclusive=[("left_behind", "checkpoints")], supports_check_mode=True
     )
+    supervise(lambda: run(module))
+
+
+def run(module: ServerModule) -> None:
+    """The module itself."""
     commands = Commands()
     result: dict[str, Any] = {"changed": False, "actions": commands.actions, "reason": None, "log_lines": []}
     try:

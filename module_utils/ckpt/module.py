@@ -102,16 +102,17 @@ def measure(
     flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
 ) -> None:
     """Run any measuring module: `begin` checks its options, `flow` measures; both raise CkptError."""
-    locks.supervise(lambda: _measure(kind, options, begin, flow))
+    # before the fork: what reads the options of modules without running them stops here
+    module = ServerModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
+    locks.supervise(lambda: _measure(module, kind, begin, flow))
 
 
 def _measure(
+    module: ServerModule,
     kind: str,
-    options: dict[str, Any],
     begin: Callable[[str, Mapping[str, Any]], MeasurementT],
     flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
 ) -> None:
-    module = ServerModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     result: dict[str, Any] = {"changed": False, "record": None, "actions": [], "reason": None, "log_lines": []}
     operation: MeasurementT | None = None
     try:
