@@ -16,8 +16,8 @@ import node
 from world import World, ok, wait_until
 
 Trial = Callable[[World], None]
-# how long an operation of the small server takes, from its module's start (s): moments are drawn from it
-SPANS = {"checkpoint": 2.0, "restore": 1.5}
+# how long a victim takes part in an operation of the small server, from its first sight (s): moments are drawn from it
+SPANS = {"module": 1.5, "server": 1.0, "podman": 0.6, "conmon": 0.4, "runc": 0.3, "criu": 0.25}
 STOPPED_LIMIT_S = 5
 SPARE_BYTES = 8 << 20
 
@@ -33,11 +33,16 @@ def victims(world: World, victim: str, running: Any) -> list[int]:
 
 def strike_at_random(world: World, operation: str, victim: str, signal_number: int) -> dict[str, Any] | None:
     """Run an operation and send a signal to a victim at a random moment; the result of the operation."""
-    moment = time.monotonic() + world.rng.uniform(0.0, SPANS[operation])
     running = world.begin(operation)
+    seen: float | None = None
+    delay = world.rng.uniform(0.0, SPANS[victim])
 
     def reach() -> bool:
-        return time.monotonic() >= moment and bool(node.strike(victims(world, victim, running), signal_number))
+        nonlocal seen
+        there = victims(world, victim, running)
+        if there and seen is None:
+            seen = time.monotonic()
+        return seen is not None and time.monotonic() - seen >= delay and bool(node.strike(there, signal_number))
 
     wait_until(lambda: running.process.poll() is not None or reach(), 60)
     # an operation that ended before the moment was not touched: the trial says so and is not counted
