@@ -6,5 +6,6 @@ This package reads records and manifests only; it knows nothing of Ansible's ins
 
 from pathlib import Path
 
+VERSION = "0.1.0"
 PROJECT = Path(__file__).resolve().parents[2]
 DATABASE_URL_VARIABLE = "GPUCKPT_DATABASE_URL"

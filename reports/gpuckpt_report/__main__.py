@@ -12,11 +12,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT
+from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT, VERSION
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.store import RunFolder, find_run, started_at
 
@@ -221,10 +220,6 @@ def _print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _version() -> str:
-    return f"gpuckpt {metadata.version('gpuckpt')}"
-
-
 def summaries() -> list[tuple[str, str]]:
     """Each command with the first sentence of what it does."""
     return [(name, (action.__doc__ or "").strip().splitlines()[0]) for name, action in COMMANDS.items()]
@@ -281,7 +276,7 @@ def _analyse(arguments: argparse.Namespace, run: RunFolder) -> RunAnalysis:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = argparse.ArgumentParser(prog="gpuckpt", description="Reports made of the records of benchmark runs.")
-    top.add_argument("--version", action="version", version=_version())
+    top.add_argument("--version", action="version", version=f"gpuckpt {VERSION}")
     top.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
     top.add_argument(
         "--database", help=f"database URL (default: ${DATABASE_URL_VARIABLE}, else runs.sqlite with the runs)"

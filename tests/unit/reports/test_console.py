@@ -13,7 +13,7 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from gpuckpt_report import console
+from gpuckpt_report import VERSION, console
 from gpuckpt_report.progress import Progress
 
 SCHEDULE = [
@@ -137,7 +137,7 @@ def test_commands_on_results_are_the_same_program(fake_run, capsys):
     assert "has a lane 'nothing'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         console.main(["--version"])
-    assert capsys.readouterr().out == "gpuckpt 0.1.0\n"
+    assert capsys.readouterr().out == f"gpuckpt {VERSION}\n"
 
 
 def test_a_run_that_cannot_be_read_is_listed_with_the_reason(fake_run, capsys):
@@ -377,3 +377,19 @@ def test_files_are_named_from_the_current_folder(project, capfd, tmp_path_factor
         "-i",
         "host,",
     ]
+
+
+WITHOUT_METADATA = """
+import importlib.metadata, runpy
+def missing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+importlib.metadata.distribution = missing
+runpy.run_module("gpuckpt_report", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_the_report_needs_no_installed_package():
+    """A controller that was made from a bundle sees the sources alone, without what an installation knows of them."""
+    command = [sys.executable, "-c", WITHOUT_METADATA, "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == f"gpuckpt {VERSION}\n"
