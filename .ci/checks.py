@@ -31,7 +31,6 @@ TAIL_LINES = 60
 # What the scenarios of a role must have to themselves; all others change this machine ("host").
 SCENARIOS_USE = {
     "bundle": frozenset({"bundle"}),  # folders of its own
-    "model_cache": frozenset[str](),  # folders of its own
     "nvidia_driver": frozenset[str](),  # only looks
 }
 PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0"}

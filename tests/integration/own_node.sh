@@ -3,6 +3,7 @@
 # Runs a command as on a machine of its own that looks like this one: an overlay on / is the root, /run, /tmp, /dev/shm and podman's
 # storage are empty, and process numbers, mounts and IPC are separate. So it can be provisioned while this machine is, too. The project is
 # this machine's. PREPARE (a shell command) still has this machine's network, for packages; COMMAND has loopback alone.
+# What provisioning puts on this machine is not seen there, whether it is there now or later.
 # What was written lies in a new folder below SCRATCH, a real filesystem, and is removed at the end.
 #
 #   own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]
@@ -22,6 +23,15 @@ export scratch prepare project
 unshare --mount --pid --ipc --fork --kill-child --propagation private bash -ec '
 node=$scratch/node
 mkdir -p "$node" "$scratch"/{upper,work,containers}
+python3 - "$scratch/upper" <<"END"
+import os, stat, sys
+for folder in ("etc/criu", "etc/gpuckpt", "etc/containers/containers.conf.d", "opt/gpuckpt", "var/lib/gpuckpt"):
+    os.makedirs(f"{sys.argv[1]}/{folder}")
+    os.setxattr(f"{sys.argv[1]}/{folder}", "trusted.overlay.opaque", b"y")
+os.makedirs(f"{sys.argv[1]}/usr/local/sbin")
+for name in ("criu", "gpuckpt-runc"):
+    os.mknod(f"{sys.argv[1]}/usr/local/sbin/{name}", stat.S_IFCHR, os.makedev(0, 0))
+END
 mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" node "$node"
 mkdir -p "$node/before" "$node/var/lib/containers" "$node$project"
 mount -t proc proc "$node/proc"
