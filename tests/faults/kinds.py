@@ -17,7 +17,7 @@ from world import World, ok, wait_until
 
 Trial = Callable[[World], None]
 # how long a victim takes part in an operation of the small server, from its first sight (s): moments are drawn from it
-SPANS = {"module": 1.5, "server": 1.0, "podman": 0.6, "conmon": 0.4, "runc": 0.3, "criu": 0.25}
+SPANS = {"module": 1.0, "server": 0.6, "podman": 0.4, "conmon": 0.3, "runc": 0.2, "criu": 0.12}
 STOPPED_LIMIT_S = 5
 SPARE_BYTES = 8 << 20
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import signal
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
@@ -40,6 +41,9 @@ PODMAN_LIMIT_S = 60.0
 MONITOR_LIMIT_S = 5.0
 KEEP = "--keep"
 CLEAN_UP = ("container", "cleanup")
+# where a container's monitor leaves the exit status for podman, and how podman calls a container that has not ended for it
+EXITS = "/run/libpod/exits"
+NOT_ENDED = ("running", "paused", "stopping")
 # how a container is to be made, in podman's folder of it; podman writes it anew for a restore, and is lost without it
 CONFIGURATION = "config.json"
 RESTORERS = ("runc", "crun", "criu")
@@ -105,6 +109,7 @@ class PodmanRuntime(Runtime):
                 "name": pick(container, "ImageName", kind=str, default=None),
                 "digest": pick(container, "ImageDigest", kind=str, default=None),
             },
+            "status": pick(state, "Status", kind=str),
             "managed": pick(container, "Config", "Labels", SERVER_LABEL, kind=str, default=None) == self.spec.name,
             "checkpointed": pick(state, "Checkpointed", kind=bool, default=False),
             "oci_runtime": pick(container, "OCIRuntime", kind=str),
@@ -212,8 +217,7 @@ class PodmanRuntime(Runtime):
                 f"the container that the checkpoint {request.manifest.name} restores into was removed; "
                 "take the checkpoint again, or use a source that carries the container (tar).",
             )
-        if container.running:
-            self.stop()
+        self.stop()
         self._restore_configuration(request.layout, container.details["userdata"])
         images = request.layout.images
         if KEEP not in request.flags:
@@ -251,6 +255,7 @@ class PodmanRuntime(Runtime):
         if container.exists:
             self._unmount()
             self._sweep(container)
+            self._bring_up_to_date()
 
     def remove(self) -> None:
         container = self._last_seen()
@@ -321,6 +326,19 @@ class PodmanRuntime(Runtime):
             self._unmount_oci_runtime(container)
             self.commands.run([runtime, "delete", "--force", identity], PODMAN_LIMIT_S)
         ending.Container(identity).remove_cgroups()
+
+    def _bring_up_to_date(self) -> None:
+        """Let podman know that the container has ended, and what is mounted, where nobody has told it.
+
+        A monitor that was killed leaves no exit status, and podman waits for one without end. A podman that was killed has not
+        noted that it unmounted the container's root.
+        """
+        container = self.instance()
+        identity = container.details["container_id"]
+        if container.details["status"] in NOT_ENDED:
+            os.makedirs(EXITS, exist_ok=True)
+            Path(EXITS, identity).write_text(str(128 + signal.SIGKILL), encoding="ascii")
+        self._try(*CLEAN_UP, identity)
 
     def _restore_configuration(self, layout: Layout, userdata: str) -> None:
         """Put back what a podman that was killed had removed and not written anew."""

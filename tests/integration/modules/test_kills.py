@@ -124,9 +124,20 @@ def test_killed_restores_of_a_process_leave_nothing(call: Call, process_server: 
 
 def test_killed_restores_of_a_container_leave_nothing(call: Call, podman_server: Result, store: Path) -> None:
     golden, identity = start_and_checkpoint(call, podman_server, store / "golden", "store")
-    # Not conmon and runc: podman then calls `runc delete`, which empties the container's root, as the killed restore left
-    # that mounted in runc's folder. Only a source that carries the container survives it.
-    kill_restores(call, {**golden, "flags": ["--keep"]}, identity, ("podman", "criu"))
+    kill_restores(call, {**golden, "flags": ["--keep"]}, identity, ("podman", "conmon", "runc", "criu"))
+
+
+def test_a_container_whose_monitor_was_killed_is_restored_again(call: Call, podman_server: Result, store: Path) -> None:
+    """podman waits for the end that the monitor would have told it of."""
+    golden, identity = start_and_checkpoint(call, podman_server, store / "golden", "store")
+    golden["flags"] = ["--keep"]
+    before = set(command_lines())
+    assert call("ckpt_restore", **golden)["record"]["status"] == "ok"
+    for pid in those_of("conmon", before):
+        os.kill(pid, signal.SIGKILL)
+    again = call("ckpt_restore", **golden, replace_running=True, stop_after=True)
+    assert again["record"]["status"] == "ok", (again["msg"], again["log_lines"])
+    require_nothing_left(podman_server, identity)
 
 
 def test_a_restore_over_its_limit_leaves_nothing(call: Call, podman_server: Result, store: Path) -> None:
