@@ -102,12 +102,12 @@ class World:
         """Run one module to its end."""
         return self.finish(self.begin(operation, **more), operation)
 
-    def prepare(self, serving: bool) -> None:
-        """Start the server, take the golden checkpoint, and restore it if it shall serve."""
+    def prepare(self, serving: bool, **checkpoint: Any) -> None:
+        """Start the server, take the golden checkpoint (with more options, if given), and restore it if it shall serve."""
         for operation in ("start", "checkpoint", *(["restore"] if serving else [])):
             if operation == "checkpoint":
                 self.digest = self.memory()
-            result = self.perform(operation)
+            result = self.perform(operation, **(checkpoint if operation == "checkpoint" else {}))
             if not ok(result):
                 raise RuntimeError(f"{operation} failed before anything was done to it: {message(result)}")
 

@@ -17,6 +17,7 @@ from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.files import mounts_at
 from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load, sealed
+from ansible.module_utils.ckpt.runtimes import podman as podman_module
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, with_devices
 from ansible.module_utils.ckpt.spec import parse_server
 
@@ -233,11 +234,14 @@ def test_what_runs_is_not_asked_for_again_before_it_is_ended(podman: Path, monke
     running = (podman / "inspect-running.json").read_text()
     monkeypatch.setattr(PodmanRuntime, "require_port_given_back", lambda self: None)
     container = json.loads(running)[0]
-    for verb, command in (("stop", ["stop"]), ("remove", ["rm", "--force"])):
-        runtime, commands = podman_runtime((0, running), (0, ""), (125, ""))
+    gone = (125, "")
+    # a stop looks at what it leaves, which podman may not know yet
+    for verb, command, look in (("stop", ["stop"], [gone]), ("remove", ["rm", "--force"], [])):
+        runtime, commands = podman_runtime((0, running), (0, ""), *look, gone)
         runtime.instance()
         getattr(runtime, verb)()
-        assert commands.actions[1:] == [["podman", *command, "--time", "0", container["Id"]]]
+        assert commands.actions[1] == ["podman", *command, "--time", "0", container["Id"]]
+        assert len(commands.actions) == 2 + len(look)
         # what was ended is asked for again
         assert not runtime.instance().exists
     runtime, commands = podman_runtime((0, running), (125, "Error: busy"), (125, "Error: busy"))
@@ -246,13 +250,23 @@ def test_what_runs_is_not_asked_for_again_before_it_is_ended(podman: Path, monke
     assert len(commands.actions) == 3
 
 
-def test_a_stopped_container_is_asked_for_again(podman: Path) -> None:
+@pytest.mark.parametrize(("status", "told"), [("exited", False), ("stopping", True), ("running", True)])
+def test_a_stopped_container_is_asked_for_again(
+    podman: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, told: bool
+) -> None:
+    monkeypatch.setattr(podman_module, "EXITS", str(tmp_path / "exits"))
     stopped = json.loads((podman / "inspect-running.json").read_text())
-    stopped[0]["State"] |= {"Running": False, "Pid": 0}
-    runtime, commands = podman_runtime((0, json.dumps(stopped)), (0, json.dumps(stopped)))
+    stopped[0]["State"] |= {"Running": False, "Pid": 0, "Status": status}
+    said = (0, json.dumps(stopped))
+    identity = stopped[0]["Id"]
+    runtime, commands = podman_runtime(said, said, said, (0, ""))
     runtime.instance()
     runtime.stop()
-    assert commands.actions == [["podman", "container", "inspect", "reference"]] * 2
+    asked = ["podman", "container", "inspect", "reference"]
+    assert commands.actions == [asked, asked, asked, ["podman", "container", "cleanup", identity]]
+    # podman waits without end for an exit status that a killed monitor has not written
+    exits = tmp_path / "exits" / identity
+    assert (exits.read_text() if exits.exists() else "") == ("137" if told else "")
 
 
 def test_no_container(podman: Path) -> None:
