@@ -102,6 +102,28 @@ def test_settings_are_read_and_never_executed(front: Path, tmp_path: Path) -> No
     assert seen["PATH"] != str(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["etc/criu.env", "gpuckpt/criu.env"])
+def test_standard_streams_stay_while_settings_are_read(front: Path, tmp_path: Path, place: str) -> None:
+    """runc looks up where they lead at any moment of the front's life, and a restore fails if one is missing."""
+    settings = tmp_path / place
+    settings.parent.mkdir(exist_ok=True)
+    os.mkfifo(settings)
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([front], env={"PATH": os.environ["PATH"]}, **streams) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        expected = [
+            "/dev/null",
+            *(os.readlink(f"/proc/self/fd/{pipe.fileno()}") for pipe in (process.stdout, process.stderr)),
+        ]
+        with settings.open("w", encoding="ascii") as writer:
+            # more than a pipe holds: once all is written, the front is reading
+            writer.write("#" * (1 << 17))
+            writer.flush()
+            assert [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)] == expected
+        process.communicate()
+
+
 @pytest.mark.parametrize(
     "raw",
     [
