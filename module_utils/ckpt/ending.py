@@ -131,11 +131,6 @@ class Container:
             "\0"
         )
 
-    def is_cleaned_by(self, process: Process) -> bool:
-        """Whether a process is podman's own clean-up, which the container's monitor starts when the container has ended."""
-        words = read_text(f"/proc/{process.pid}/cmdline").split("\0")
-        return process.comm == "podman" and "cleanup" in words and self.identity in words
-
     def cgroups(self) -> list[str]:
         """Folders of the container's cgroups in every hierarchy, innermost first."""
         folders = (folder for folder, _, _ in os.walk(CGROUPS, topdown=False))

@@ -255,7 +255,7 @@ class PodmanRuntime(Runtime):
         if container.exists:
             self._unmount()
             self._sweep(container)
-            self._bring_up_to_date(container.details["container_id"])
+            self._bring_up_to_date()
 
     def remove(self) -> None:
         container = self._last_seen()
@@ -327,18 +327,16 @@ class PodmanRuntime(Runtime):
             self.commands.run([runtime, "delete", "--force", identity], PODMAN_LIMIT_S)
         ending.Container(identity).remove_cgroups()
 
-    def _bring_up_to_date(self, identity: str) -> None:
+    def _bring_up_to_date(self) -> None:
         """Let podman know that the container has ended, and what is mounted, where nobody has told it.
 
         A monitor that was killed leaves no exit status, and podman waits for one without end. A podman that was killed has not
-        noted that it unmounted the container's root. A clean-up that the monitor began would undo a restore that follows.
+        noted that it unmounted the container's root.
         """
-        late = ending.Container(identity).is_cleaned_by
-        if not ending.wait_ended(late, ending.LIMIT_S):
-            ending.end_all(late)
         container = self.instance()
         if not container.exists:
             return
+        identity = container.details["container_id"]
         if container.details["status"] in NOT_ENDED:
             os.makedirs(EXITS, exist_ok=True)
             Path(EXITS, identity).write_text(str(128 + signal.SIGKILL), encoding="ascii")
