@@ -18,7 +18,7 @@ from world import World, ok, wait_until
 Trial = Callable[[World], None]
 # how long a victim takes part in an operation of the small server, from its first sight (s): moments are drawn from it
 SPANS = {"module": 1.0, "server": 0.6, "podman": 0.4, "conmon": 0.3, "runc": 0.2, "criu": 0.12}
-STOPPED_LIMIT_S = 5
+STOPPED_LIMIT_S = 10
 SPARE_BYTES = 8 << 20
 DAMAGED = ("images_damaged", "images_missing", "images_truncated")
 
@@ -32,9 +32,11 @@ def victims(world: World, victim: str, running: Any) -> list[int]:
     return list(node.named(victim))
 
 
-def strike_at_random(world: World, operation: str, victim: str, signal_number: int) -> dict[str, Any] | None:
+def strike_at_random(
+    world: World, operation: str, victim: str, signal_number: int, **options: Any
+) -> dict[str, Any] | None:
     """Run an operation and send a signal to a victim at a random moment; the result of the operation."""
-    running = world.begin(operation)
+    running = world.begin(operation, **options)
     seen: float | None = None
     delay = world.rng.uniform(0.0, SPANS[victim])
 
@@ -57,7 +59,7 @@ def kill(operation: str, victim: str) -> Trial:
     def trial(world: World) -> None:
         world.prepare(serving=operation == "checkpoint")
         result = strike_at_random(world, operation, victim, signal.SIGKILL)
-        world.audit_result(operation, result)
+        world.audit_result(operation, result, killed_later=victim == "server")
         world.audit_stop()
         world.audit_checkpoint()
 
@@ -68,9 +70,8 @@ def stop_criu(operation: str) -> Trial:
     """CRIU is stopped and never goes on: the operation ends within its limit."""
 
     def trial(world: World) -> None:
-        world.server["health_timeout_s"] = STOPPED_LIMIT_S
         world.prepare(serving=operation == "checkpoint")
-        result = strike_at_random(world, operation, "criu", signal.SIGSTOP)
+        result = strike_at_random(world, operation, "criu", signal.SIGSTOP, deadline_s=STOPPED_LIMIT_S)
         world.audit_result(operation, result)
         world.audit_stop()
         world.audit_checkpoint()

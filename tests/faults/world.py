@@ -126,11 +126,16 @@ class World:
         if node.listens(self.port):
             self.outcome.left.append(f"{what}: port {self.port} is taken")
 
-    def audit_result(self, operation: str, result: dict[str, Any] | None) -> None:
-        """A success must be one, a failure must leave no process of a restored server."""
+    def audit_result(self, operation: str, result: dict[str, Any] | None, killed_later: bool = False) -> None:
+        """A success must be one, a failure must leave no process of a restored server.
+
+        :param killed_later: whether the server may have been killed after it had proved itself.
+        """
         self.outcome.said = message(result)
-        if ok(result) and operation == "restore" and self.memory() != self.digest:
-            self.outcome.wrong.append("the restore says ok, and the server's memory differs or it does not answer")
+        if ok(result) and operation == "restore":
+            memory = self.memory()
+            if memory != self.digest and not (killed_later and not memory):
+                self.outcome.wrong.append("the restore says ok, and the server's memory differs or it does not answer")
         if result is not None and not ok(result) and operation == "restore":
             self.ended("a failed restore")
 
@@ -148,7 +153,8 @@ class World:
         """The good checkpoint, or a newer one, brings the server's memory back."""
         result = self.perform("restore")
         if not ok(result) or self.memory() != self.digest:
-            self.outcome.lost.append(f"the checkpoint is not restored: {message(result)}")
+            log = " | ".join((result or {}).get("log_lines") or [])
+            self.outcome.lost.append(f"the checkpoint is not restored: {message(result)} {log}")
 
     def clean(self) -> None:
         """Remove server and checkpoint with our own module, and look what stays."""
