@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a benchmark run becomes on the controller: validated records, a database, statistics and reports.
+"""What a benchmark run becomes on the controller: validated records, statistics and reports.
 
 This package reads records and manifests only; it knows nothing of Ansible's inside (``console`` starts it, no more).
 """

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The commands of ``gpuckpt`` that read results: also ``python -m gpuckpt_report``, as plays call them.
 
-Commands import what they need themselves: pandas and SQLAlchemy take half a second, and to take records in needs neither.
+Commands import what they need themselves: to take records in needs neither statistics nor templates nor SQLAlchemy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -37,9 +38,17 @@ EXIT_UNSOUND = 6
 
 
 def ingest(arguments: argparse.Namespace) -> int:
-    """Validate and append what the nodes sent; exit 3 if something was refused (the rest is stored all the same)."""
+    """Validate and append what the nodes sent; exit 3 if something was refused (the rest is stored all the same).
+
+    A database that --database or the environment names is then loaded with the whole run.
+    """
     run = _run(arguments)
     result = run.ingest(arguments.files)
+    url = arguments.database or os.environ.get(DATABASE_URL_VARIABLE)
+    if url:
+        from gpuckpt_report import database
+
+        database.load(database.open_database(url), run)
     print(f"{run.path}: {result.added} records added, {result.known} known, {len(result.rejected)} rejected")
     for reason in result.rejected:
         print(f"rejected: {reason}", file=sys.stderr)
@@ -194,11 +203,10 @@ def publish_run(arguments: argparse.Namespace) -> int:
 
 def readme_table(arguments: argparse.Namespace) -> int:
     """Rewrite the headline section of README, and the reports of all published runs, from their records."""
-    from gpuckpt_report import analysis, database, publish
+    from gpuckpt_report import analysis, publish
 
     folders = sorted(path.parent for path in arguments.published.glob("*/manifest.json"))
-    engine = database.open_database("sqlite://")
-    analyses = {folder: analysis.analyse(engine, RunFolder(folder)) for folder in folders}
+    analyses = {folder: analysis.analyse(RunFolder(folder)) for folder in folders}
     publish.update_readme(arguments.readme, analyses)
     publish.render_anew(analyses)
     print(f"{arguments.readme}: headline of {len(folders)} published runs; their reports are rendered anew")
@@ -267,10 +275,9 @@ def _allowed(text: str) -> list[str]:
 
 
 def _analyse(arguments: argparse.Namespace, run: RunFolder) -> RunAnalysis:
-    from gpuckpt_report import analysis, database
+    from gpuckpt_report import analysis
 
-    url = arguments.database or database.default_url(run.path.parent)
-    return analysis.analyse(database.open_database(url), run)
+    return analysis.analyse(run)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -279,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gpuckpt {VERSION}")
     top.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs (default: %(default)s)")
     top.add_argument(
-        "--database", help=f"database URL (default: ${DATABASE_URL_VARIABLE}, else runs.sqlite with the runs)"
+        "--database", help=f"URL of a database that `ingest` loads, too (default: ${DATABASE_URL_VARIABLE}, else none)"
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     made = {name: _command(commands, name, action) for name, action in COMMANDS.items()}

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From the database to figures: lanes, phases, sizes, floors, failures of one run."""
+"""From records to figures: lanes, phases, sizes, floors, failures of one run."""
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-from sqlalchemy import Engine
-
-from gpuckpt_report import database, stats
+from gpuckpt_report import stats
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.schema import MEASURED_KINDS, Lane, RunManifest
+from gpuckpt_report.schema import MEASURED_KINDS, MOMENTS, Lane, Metric, Quantity, Record, Request, RunManifest
 from gpuckpt_report.store import RunFolder
 
 UNATTRIBUTED = "unattributed"
@@ -170,38 +167,46 @@ class RunAnalysis:
         return sum(len(host.failures) for host in self.hosts)
 
 
-def analyse(engine: Engine, run: RunFolder) -> RunAnalysis:
-    """Load a run into the database and compute its figures.
+def analyse(run: RunFolder, hosts: Collection[str] | None = None) -> RunAnalysis:
+    """Compute the figures of a run from its records.
 
-    :raises ReportError: if the run has no records yet
+    :param hosts: names of the hosts to look at; None for all, whose records are then in memory at once
+    :raises ReportError: if the run has no records yet, or knows none of these hosts
     """
     manifest = run.manifest()
-    database.load(engine, run)
-    tables = (database.RECORDS, *database.DETAILS)
-    frames = {table.name: database.read(engine, table, manifest.run_id) for table in tables}
-    records = frames["records"]
-    if records.empty:
+    by_host: dict[str, list[Record]] = {host: [] for host in manifest.hosts_asked}
+    fake, empty = manifest.fake, True
+    for record in run.stream():
+        fake, empty = fake or record.fake, False
+        kept = by_host.setdefault(record.host, [])
+        if hosts is None or record.host in hosts:
+            kept.append(record)
+    if empty:
         raise ReportError(f"run {manifest.run_id} has no records yet: `gpuckpt ingest` adds them")
-    hosts = [
-        _Host(manifest, host, {name: frame[frame["host"] == host] for name, frame in frames.items()}).analysis()
-        for host in sorted({*records["host"], *manifest.hosts_asked})
-    ]
-    return RunAnalysis(manifest, hosts, manifest.fake or bool(records["fake"].any()))
+    for host in hosts or ():
+        if host not in by_host:
+            raise ReportError(f"run {manifest.run_id} has no host {host!r}; it has: {_named(sorted(by_host))}")
+    chosen = sorted(by_host if hosts is None else hosts)
+    return RunAnalysis(manifest, [host_analysis(manifest, host, by_host[host]) for host in chosen], fake)
+
+
+def host_analysis(manifest: RunManifest, host: str, records: Sequence[Record]) -> HostAnalysis:
+    """Compute the figures of one host from its records, in whatever order these are."""
+    return _Host(manifest, host, sorted(records, key=lambda record: (record.seq, record.kind))).analysis()
 
 
 class _Host:
-    """The frames of one host, and what is computed from them."""
+    """The records of one host in the order of the run, and what is computed from them."""
 
-    def __init__(self, manifest: RunManifest, host: str, frames: dict[str, pd.DataFrame]) -> None:
+    def __init__(self, manifest: RunManifest, host: str, records: Sequence[Record]) -> None:
         self.manifest = manifest
         self.host = host
-        self.frames = frames
-        self.records = frames["records"]
+        self.records = records
         self.floors = self._floor_medians()
 
     def analysis(self) -> HostAnalysis:
         lanes = self._lanes()
-        missing = self._missing(lanes)
+        missing = missing_of(self.manifest, lanes)
         return HostAnalysis(
             host=self.host,
             lanes=lanes,
@@ -211,118 +216,80 @@ class _Host:
             floors=self.floors,
             failures=self._failures(),
             missing=missing,
-            lost=bool(missing) and (self.manifest.finished_at is not None or self.records.empty),
+            lost=bool(missing) and (self.manifest.finished_at is not None or not self.records),
         )
 
-    def _missing(self, lanes: Sequence[LaneResult]) -> dict[str, tuple[int, int]]:
-        measured = {lane.name: len(lane.samples) for lane in lanes}
-        wanted = {lane.name: lane.iterations or self.manifest.iterations for lane in self.manifest.lanes}
-        return {name: (measured.get(name, 0), count) for name, count in wanted.items() if measured.get(name, 0) < count}
-
     def _lanes(self) -> list[LaneResult]:
-        measured = self.records[self.records["kind"].isin(MEASURED_KINDS) & ~self.records["warmup"].astype(bool)]
-        order = [lane.name for lane in self.manifest.lanes]
-        order += sorted(set(measured["lane"]) - set(order))
-        lanes = [self._lane(name, rows) for name in order if not (rows := measured[measured["lane"] == name]).empty]
+        measured: dict[str, list[Record]] = {}
+        for record in self.records:
+            if is_measured(record):
+                measured.setdefault(record.lane, []).append(record)
+        lanes = [self._lane(name, measured[name]) for name in lane_order(self.manifest, measured)]
         baseline = next((lane for lane in lanes if lane.is_baseline), None)
         for lane in lanes:
             if baseline is not None and lane is not baseline and baseline.n and lane.n:
                 lane.speedup = speedup(baseline, lane, pairs_of(lanes))
         return lanes
 
-    def _lane(self, name: str, rows: pd.DataFrame) -> LaneResult:
-        ok = rows[rows["status"] == "ok"]
-        failed = rows[rows["status"] == "failed"]
+    def _lane(self, name: str, records: Sequence[Record]) -> LaneResult:
+        ok = [record for record in records if record.status == "ok"]
         result = LaneResult(
             name=name,
-            kind=str(rows["kind"].iloc[0]),
+            kind=records[0].kind,
             lane=self.manifest.lane(name),
             is_baseline=name == self.manifest.baseline,
-            samples=[
-                Sample(
-                    row["seq"],
-                    row["iteration"],
-                    row[self.manifest.metric] if row["status"] == "ok" else None,
-                    _condition(row, "calibration_s"),
-                    _condition(row, "steal_share"),
-                    _load_share(row),
-                )
-                for row in _dicts(rows)
-            ],
-            failures=Counter(str(reason) for reason in failed["reason"]),
+            samples=[sample_of(record, self.manifest.metric) for record in records],
+            failures=Counter(str(record.reason) for record in records if record.status == "failed"),
             token_gaps=_token_gaps(ok),
-            moments={moment: _median(ok[moment]) for moment in ("T1", "T2", "T3", "T4", "T5")},
-            gpu_bytes=_median(ok["gpu_bytes"]),
-            images_bytes=_median(ok["images_total_bytes"]),
-            gpu_mem_after=_range(rows["gpu_mem_after"]),
+            moments={moment: _median(getattr(record.t, moment) for record in ok) for moment in MOMENTS},
+            gpu_bytes=_median(record.bytes.gpu for record in ok),
+            images_bytes=_median(record.bytes.images_total for record in ok),
+            gpu_mem_after=_range(record.gpu_mem_after for record in records),
         )
         if result.n:
             result.median = stats.median(result.values)
             result.p90 = stats.quantile(result.values, 0.9)
             result.interval = stats.median_interval(result.values)
             result.phases_seq = _nearest(result.samples, result.median)
-            result.phases = self._phases(set(ok["seq"]), result.kind, result.phases_seq)
+            result.phases = _phases(ok, result.phases_seq)
             result.floor = self._floor_of(result.gpu_bytes)
         return result
 
-    def _phases(self, seqs: set[int], kind: str, shown: int) -> list[Phase]:
-        """The phases of the record nearest the median, as that record has them, with the medians of all ok records."""
-        frame = self.frames["phases"]
-        frame = frame[frame["seq"].isin(seqs) & (frame["kind"] == kind)]
-        medians = (frame["end_s"] - frame["start_s"]).groupby(frame["phase"]).median()
-        rows = frame[frame["seq"] == shown].sort_values(["start_s", "end_s"])
-        return [Phase(row["phase"], row["start_s"], row["end_s"], float(medians[row["phase"]])) for row in _dicts(rows)]
-
     def _checkpoints(self) -> list[CheckpointSize]:
-        taken = self.records[(self.records["kind"] == "checkpoint") & (self.records["status"] == "ok")]
-        images = self.frames["images"]
-        images = images[images["kind"] == "checkpoint"]
-        sizes = []
-        for row in _dicts(taken):
-            kinds = images[images["seq"] == row["seq"]].sort_values("bytes", ascending=False)
-            by_kind = {str(entry["image_kind"]): int(entry["bytes"]) for entry in _dicts(kinds)}
-            total = _integer(row["images_total_bytes"])
-            sizes.append(
-                CheckpointSize(
-                    lane=row["lane"],
-                    images=by_kind,
-                    total=sum(by_kind.values()) if total is None else total,
-                    gpu=_integer(row["gpu_bytes"]),
-                    archive=_integer(row["archive_bytes"]),
-                    dump_s=_number(row["T1"]),
-                )
-            )
-        return sizes
+        taken = [record for record in self.records if record.kind == "checkpoint" and record.status == "ok"]
+        return [_checkpoint_size(record) for record in taken]
 
     def _first_starts(self) -> list[FirstStart]:
-        """Cold starts beside the schedule: warm-up records under the name of a server, which is no lane's."""
-        rows = self.records[(self.records["kind"] == "cold") & (self.records["status"] == "ok")]
-        beside = rows[rows["warmup"].astype(bool) & ~rows["lane"].isin([lane.name for lane in self.manifest.lanes])]
+        """Cold starts outside the schedule: warm-up records under the name of a server, which is no lane's."""
         return [
-            FirstStart(row["lane"], _number(row["T3"]), _number(row["T4"])) for row in _dicts(beside.sort_values("seq"))
+            FirstStart(record.lane, record.t.T3, record.t.T4)
+            for record in self.records
+            if (record.kind, record.status, record.warmup) == ("cold", "ok", True)
+            and self.manifest.lane(record.lane) is None
         ]
 
     def _probes(self) -> list[ProbeResult]:
-        lanes = self.records.loc[self.records["kind"] == "probe", ["seq", "kind", "lane"]]
-        requests = self.frames["requests"].merge(lanes, on=["seq", "kind"])
-        results = []
-        for lane, rows in requests.groupby("lane", sort=False):
-            streamed = rows[rows["duration_s"] > 0]
-            rates = streamed["tokens"] / streamed["duration_s"]
-            ttft = list(rows["ttft_s"])
-            results.append(
-                ProbeResult(str(lane), len(ttft), stats.median(ttft), stats.quantile(ttft, 0.9), _median(rates))
-            )
-        return results
+        asked: dict[str, list[Request]] = {}
+        for record in self.records:
+            if record.kind == "probe" and record.requests:
+                asked.setdefault(record.lane, []).extend(record.requests)
+        return [_probe_result(lane, requests) for lane, requests in asked.items()]
 
     def _failures(self) -> list[dict[str, Any]]:
         """Documents of the failed records of every kind, warm-up included, in the order of the run."""
-        failed = self.records[self.records["status"] == "failed"].sort_values(["started_at", "seq"])
-        return list(failed["document"])
+        failed = [record for record in self.records if record.status == "failed"]
+        failed.sort(key=lambda record: (record.started_at, record.seq))
+        return [record.model_dump(mode="json") for record in failed]
 
     def _floor_medians(self) -> dict[str, tuple[float, str]]:
-        groups = self.frames["floors"].groupby("name")
-        return {str(name): (float(rows["value"].median()), str(rows["unit"].iloc[0])) for name, rows in groups}
+        measured: dict[str, list[Quantity]] = {}
+        for record in self.records:
+            for name, quantity in record.floor.items():
+                measured.setdefault(name, []).append(quantity)
+        return {
+            name: (stats.median([quantity.value for quantity in found]), found[0].unit)
+            for name, found in sorted(measured.items())
+        }
 
     def _floor_of(self, gpu_bytes: float | None) -> float | None:
         """Seconds below which this node cannot restore so many bytes: measured as a whole, or context plus copy."""
@@ -331,6 +298,34 @@ class _Host:
         if gpu_bytes is None or not {CONTEXT_COST, COPY_CEILING} <= self.floors.keys():
             return None
         return self.floors[CONTEXT_COST][0] + gpu_bytes / self.floors[COPY_CEILING][0]
+
+
+def is_measured(record: Record) -> bool:
+    """Whether a record is one of a lane's iterations, good or failed."""
+    return record.kind in MEASURED_KINDS and not record.warmup
+
+
+def lane_order(manifest: RunManifest, measured: Collection[str]) -> list[str]:
+    """Names of the lanes that were measured: those of the manifest as it has them, then the others by name."""
+    known = [lane.name for lane in manifest.lanes]
+    return [name for name in known if name in measured] + sorted(set(measured) - set(known))
+
+
+def missing_of(manifest: RunManifest, lanes: Sequence[LaneResult]) -> dict[str, tuple[int, int]]:
+    """Lanes with fewer records than the manifest asks for: iterations measured, and wanted."""
+    measured = {lane.name: len(lane.samples) for lane in lanes}
+    wanted = {lane.name: lane.iterations or manifest.iterations for lane in manifest.lanes}
+    return {name: (measured.get(name, 0), count) for name, count in wanted.items() if measured.get(name, 0) < count}
+
+
+def sample_of(record: Record, metric: Metric) -> Sample:
+    """One iteration of a lane as its record has it."""
+    value = getattr(record.t, metric) if record.status == "ok" else None
+    conditions = record.conditions
+    if conditions is None:
+        return Sample(record.seq, record.iteration, value)
+    load = conditions.load_before / conditions.processors
+    return Sample(record.seq, record.iteration, value, conditions.calibration_s, conditions.steal_share, load)
 
 
 def pairs_of(lanes: Sequence[LaneResult]) -> int:
@@ -358,43 +353,50 @@ def _nearest(samples: Sequence[Sample], value: float) -> int:
     return min(measured)[1]
 
 
-def _dicts(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+def _phases(ok: Sequence[Record], shown: int) -> list[Phase]:
+    """The phases of one record, by its number, as it has them, with the medians of all ok records."""
+    durations: dict[str, list[float]] = {}
+    for record in ok:
+        for name, span in record.phases.items():
+            durations.setdefault(name, []).append(span.end - span.start)
+    spans = next(record.phases for record in ok if record.seq == shown)
+    phases = [Phase(name, span.start, span.end, stats.median(durations[name])) for name, span in spans.items()]
+    return sorted(phases, key=lambda phase: (phase.start, phase.end, phase.name))
 
 
-def _median(column: pd.Series[Any]) -> float | None:
-    present = [float(value) for value in column.dropna()]
+def _checkpoint_size(record: Record) -> CheckpointSize:
+    sizes = record.bytes
+    images = dict(sorted(sizes.images.items(), key=lambda item: (-item[1], item[0])))
+    total = sum(images.values()) if sizes.images_total is None else sizes.images_total
+    return CheckpointSize(record.lane, images, total, sizes.gpu, sizes.archive, record.t.T1)
+
+
+def _probe_result(lane: str, requests: Sequence[Request]) -> ProbeResult:
+    ttft = [request.ttft_s for request in requests]
+    rates = [request.tokens / request.duration_s for request in requests if request.duration_s > 0]
+    return ProbeResult(lane, len(ttft), stats.median(ttft), stats.quantile(ttft, 0.9), _median(rates))
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
     return stats.median(present) if present else None
 
 
-def _range(column: pd.Series[Any]) -> tuple[int, int] | None:
-    present = column.dropna()
-    return (int(present.min()), int(present.max())) if len(present) else None
+def _range(values: Iterable[int | None]) -> tuple[int, int] | None:
+    present = [value for value in values if value is not None]
+    return (min(present), max(present)) if present else None
 
 
-def _token_gaps(rows: pd.DataFrame) -> list[float]:
+def _token_gaps(records: Iterable[Record]) -> list[float]:
     """Seconds from one token to the next of each record's canary, the first token left out."""
     found = []
-    for row in _dicts(rows):
-        tokens = len((row["document"].get("canary") or {}).get("tokens") or [])
-        if tokens > 1 and not pd.isna(row["T4"]) and not pd.isna(row["T5"]):
-            found.append((row["T5"] - row["T4"]) / (tokens - 1))
+    for record in records:
+        tokens, first, last = len(record.canary.tokens), record.t.T4, record.t.T5
+        if tokens > 1 and first is not None and last is not None:
+            found.append((last - first) / (tokens - 1))
     return found
 
 
-def _condition(row: dict[str, Any], name: str) -> float | None:
-    return (row["document"].get("conditions") or {}).get(name)
-
-
-def _load_share(row: dict[str, Any]) -> float | None:
-    """Load before the entry for each processor."""
-    load, processors = (_condition(row, name) for name in ("load_before", "processors"))
-    return None if load is None or not processors else load / processors
-
-
-def _number(value: Any) -> float | None:
-    return None if pd.isna(value) else float(value)
-
-
-def _integer(value: Any) -> int | None:
-    return None if pd.isna(value) else int(value)
+def _named(names: Sequence[str], limit: int = 12) -> str:
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

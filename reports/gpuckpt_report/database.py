@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The database: loaded from records.jsonl, as often as one likes, and never the truth itself.
 
-SQLite by default, PostgreSQL by a URL. Statistics and reports read it through pandas.
+SQLite by default, PostgreSQL by a URL. It is there for queries: statistics and reports are made of the records.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -34,12 +32,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gpuckpt_report import DATABASE_URL_VARIABLE
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.schema import Record, RunManifest
+from gpuckpt_report.schema import MOMENTS, SIZES, Record, RunManifest
 from gpuckpt_report.store import RunFolder
 
 METADATA = MetaData()
-MOMENTS = ("T1", "T2", "T3", "T4", "T5")
-SIZES = ("images_total", "gpu", "read", "mapped", "archive")
+# So many are in memory while a run is loaded.
+RECORDS_AT_ONCE = 500
 _KEY = ("run_id", "host", "seq", "kind")
 
 
@@ -105,11 +103,6 @@ FLOORS = _detail_table(
 DETAILS = (PHASES, IMAGES, REQUESTS, FLOORS)
 
 
-def default_url(runs_path: Path) -> str:
-    """The URL of the environment variable GPUCKPT_DATABASE_URL, else a SQLite file beside the runs."""
-    return os.environ.get(DATABASE_URL_VARIABLE) or f"sqlite:///{(runs_path / 'runs.sqlite').resolve()}"
-
-
 def open_database(url: str) -> Engine:
     """Connect and make the tables where they are missing.
 
@@ -132,22 +125,23 @@ def _with_driver(url: str) -> str:
 
 def load(engine: Engine, run: RunFolder) -> None:
     """Make the database say what the run's folder says, replacing what it said of this run before."""
-    manifest, records = run.manifest(), run.records()
-    rows = {table: _rows(table, records) for table in (RECORDS, *DETAILS)}
+    manifest, records = run.manifest(), run.stream()
     with engine.begin() as connection:
         for table in (*DETAILS, RECORDS, RUNS):
             connection.execute(delete(table).where(table.c.run_id == manifest.run_id))
         connection.execute(insert(RUNS), _run_row(manifest))
-        for table, values in rows.items():
-            if values:
-                connection.execute(insert(table), values)
+        while some := list(itertools.islice(records, RECORDS_AT_ONCE)):
+            for table in (RECORDS, *DETAILS):
+                rows = _rows(table, some)
+                if rows:
+                    connection.execute(insert(table), rows)
 
 
-def read(engine: Engine, table: Table, run_id: str) -> pd.DataFrame:
+def read(engine: Engine, table: Table, run_id: str) -> list[dict[str, Any]]:
     """All rows of one run, ordered by primary key."""
     query = select(table).where(table.c.run_id == run_id).order_by(*table.primary_key.columns)
     with engine.connect() as connection:
-        return pd.read_sql(query, connection)
+        return [dict(row) for row in connection.execute(query).mappings()]
 
 
 def _run_row(manifest: RunManifest) -> dict[str, Any]:

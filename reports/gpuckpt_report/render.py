@@ -17,10 +17,9 @@ from markupsafe import Markup
 from gpuckpt_report import noise, stats, svg, tables
 from gpuckpt_report.advisor import Advice, advise
 from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, RunAnalysis
-from gpuckpt_report.database import MOMENTS, SIZES
 from gpuckpt_report.headline import headline
 from gpuckpt_report.noise import Noise
-from gpuckpt_report.schema import Record
+from gpuckpt_report.schema import MOMENTS, SIZES, Record
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.units import human_bytes, human_seconds, quantity
 

@@ -21,6 +21,8 @@ Bytes = Annotated[int, Field(ge=0)]
 
 Kind = Literal["cold", "restore", "checkpoint", "probe", "floor"]
 MEASURED_KINDS = ("cold", "restore")
+MOMENTS = ("T1", "T2", "T3", "T4", "T5")
+SIZES = ("images_total", "gpu", "read", "mapped", "archive")
 Metric = Literal["T4", "T1"]
 Slimming = Literal["none", "sleep1", "sleep2", "kv-drop", "staged"]
 Source = Literal["store", "disk", "tar", "tar.gz", "tar.zst"]

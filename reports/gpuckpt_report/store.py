@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -68,10 +69,15 @@ class RunFolder:
 
         :raises ReportError: if a line is invalid, naming it
         """
-        if not self.records_path.is_file():
-            return []
-        lines = _lines(self.records_path.read_bytes())
-        return [parse(Record, line, f"{self.records_path}:{number}") for number, line in enumerate(lines, start=1)]
+        return list(self.stream())
+
+    def stream(self) -> Iterator[Record]:
+        """Read one record after another, in the order in which they arrived; a fleet's do not fit into memory.
+
+        :raises ReportError: if a line is invalid, naming it
+        """
+        for _, record in self._placed_records():
+            yield record
 
     def append(self, records: Iterable[Record]) -> Ingested:
         """Append those records that are not there yet, durably, before returning.
@@ -82,51 +88,78 @@ class RunFolder:
         result = Ingested()
         with self._locked():
             self._set_torn_line_aside()
-            known = {record.key: record for record in self.records()}
-            fresh = []
-            for record in records:
-                present = known.get(record.key)
-                if present is None:
-                    known[record.key] = record
-                    fresh.append(record)
-                elif present == record:
-                    result.known += 1
-                else:
-                    result.rejected.append(
-                        f"{_describe(record)} differs from the one already stored; the first one is kept"
-                    )
-            self._write(fresh)
-            result.added = len(fresh)
+            stored = {record.key: place for place, record in self._placed_records()}
+            arriving = iter(records)
+            first = next(arriving, None)
+            if first is not None:
+                self._add(itertools.chain([first], arriving), stored, result)
         return result
 
     def ingest(self, extra_files: Iterable[Path] = ()) -> Ingested:
         """Validate what the nodes sent (incoming/<host>/*.json, *.jsonl) and any extra files, and append it.
 
-        What is invalid is copied to rejected/<host>/ with its reasons beside it, never lost and never counted.
+        What is invalid is copied to rejected/<host>/ with its reasons next to it, never lost and never counted. One host
+        is in memory at a time.
         """
-        manifest = self.manifest()
-        accepted: list[Record] = []
         rejected: list[str] = []
-        files = [(path.parent.name, path) for path in sorted(self.incoming_path.glob("*/*.json*"))]
-        for host, path in files + [(None, path) for path in extra_files]:
-            good, errors = _fitting_records(path, manifest, host)
-            accepted += good
-            if errors:
-                self._set_aside(path, host, errors)
-                rejected += errors
-        accepted.sort(key=lambda record: (record.host, record.seq, record.started_at))
-        result = self.append(accepted)
+        result = self.append(self._incoming_records(self.manifest(), extra_files, rejected))
         result.rejected = rejected + result.rejected
         return result
 
-    def _write(self, records: list[Record]) -> None:
-        if not records:
+    def _incoming_records(
+        self, manifest: RunManifest, extra_files: Iterable[Path], rejected: list[str]
+    ) -> Iterator[Record]:
+        """Yield what fits the run, host by host, each in the order of its run; what does not is set aside and told."""
+        sent = sorted(self.incoming_path.glob("*/*.json*"))
+        batches: list[tuple[str | None, list[Path]]] = [
+            (host, list(paths)) for host, paths in itertools.groupby(sent, key=lambda path: path.parent.name)
+        ]
+        for host, paths in [*batches, (None, list(extra_files))]:
+            accepted: list[Record] = []
+            for path in paths:
+                good, errors = _fitting_records(path, manifest, host)
+                accepted += good
+                if errors:
+                    self._set_aside(path, host, errors)
+                    rejected += errors
+            yield from sorted(accepted, key=lambda record: (record.host, record.seq, record.started_at))
+
+    def _placed_records(self) -> Iterator[tuple[int, Record]]:
+        """Yield each record with the place of its line in the file."""
+        if not self.records_path.is_file():
             return
-        lines = "".join(record.model_dump_json() + "\n" for record in records)
-        with self.records_path.open("ab") as file:
-            file.write(lines.encode())
+        place = 0
+        with self.records_path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield place, parse(Record, line.removesuffix(b"\n"), f"{self.records_path}:{number}")
+                place += len(line)
+
+    def _add(self, records: Iterable[Record], stored: dict[tuple[str, str, int, str], int], result: Ingested) -> None:
+        """Append what is not stored yet, and count what is.
+
+        :param stored: keys of the records that are there → places of their lines
+        """
+        with self.records_path.open("a+b") as file:
+            end = file.seek(0, os.SEEK_END)
+            for record in records:
+                line = record.model_dump_json().encode() + b"\n"
+                place = stored.setdefault(record.key, end)
+                if place == end:
+                    end += file.write(line)
+                    result.added += 1
+                elif self._is_stored(file, place, line, record):
+                    result.known += 1
+                else:
+                    result.rejected.append(
+                        f"{_describe(record)} differs from the one already stored; the first one is kept"
+                    )
             file.flush()
             os.fsync(file.fileno())
+
+    def _is_stored(self, file: BinaryIO, place: int, line: bytes, record: Record) -> bool:
+        file.seek(place)
+        stored = file.readline()
+        return stored == line or parse(Record, stored, str(self.records_path)) == record
 
     def _set_torn_line_aside(self) -> None:
         """Keep aside the half line that a crash or a full disk leaves: the next record gets a line of its own."""

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 import pytest
 import synthetic
 
-from gpuckpt_report import database
+from gpuckpt_report import DATABASE_URL_VARIABLE, database
+from gpuckpt_report import __main__ as cli
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.schema import Record
 from gpuckpt_report.store import RunFolder, find_run
@@ -155,9 +156,41 @@ def test_loading_twice_gives_the_same_database(fake_run):
     first = {table.name: database.read(engine, table, "fake-run") for table in (database.RECORDS, *database.DETAILS)}
     database.load(engine, run)
     for table in (database.RECORDS, *database.DETAILS):
-        assert database.read(engine, table, "fake-run").equals(first[table.name])
+        assert database.read(engine, table, "fake-run") == first[table.name]
     assert len(first["records"]) == 29
     assert len(first["requests"]) == 5
+
+
+def test_taking_records_in_loads_the_database_that_is_named_and_no_other(fake_run, tmp_path, monkeypatch):
+    run = fake_run()
+    assert cli.main(["ingest", str(run.path)]) == 0
+    assert not list(run.path.parent.glob("*.sqlite"))
+    monkeypatch.setenv(DATABASE_URL_VARIABLE, f"sqlite:///{tmp_path}/a.sqlite")
+    assert cli.main(["ingest", str(run.path)]) == 0
+    engine = database.open_database(f"sqlite:///{tmp_path}/a.sqlite")
+    assert len(database.read(engine, database.RECORDS, "fake-run")) == 29
+
+
+def test_records_of_hosts_that_arrive_in_turns_are_kept_in_order(fake_run):
+    run = fake_run([synthetic.record(1, "cold", 1, 5.0, host=host) for host in ("b", "a")])
+    for host in ("a", "b"):
+        lines = [json.dumps(synthetic.record(seq, "cold", seq, 5.0, host=host)) for seq in (3, 2, 1)]
+        (run.incoming_path / host / "000009-cold.jsonl").write_text("\n".join(lines) + "\n")
+    result = run.ingest()
+    assert (result.added, result.known, result.rejected) == (4, 4, [])
+    assert [(record.host, record.seq) for record in run.records()] == [
+        *(("a", 1), ("b", 1)),
+        *(("a", 2), ("a", 3), ("b", 2), ("b", 3)),
+    ]
+
+
+def test_a_known_record_written_otherwise_is_the_same_one(fake_run):
+    """What an older release stored lacks fields that have a default now."""
+    run = fake_run([synthetic.record(1, "cold", 1, 5.0)])
+    stored = json.loads(run.records_path.read_text())
+    run.records_path.write_text(json.dumps({name: stored[name] for name in stored if name != "conditions"}) + "\n")
+    result = run.ingest()
+    assert (result.added, result.known, result.rejected) == (0, 1, [])
 
 
 def test_a_bad_database_url_is_one_message():
