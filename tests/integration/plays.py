@@ -24,6 +24,8 @@ OTHER_IMAGES = ("localhost/gpuckpt-molecule", "<none>")
 IMAGE_NAMES = ("podman", "images", "--format", "{{.Repository}}:{{.Tag}}")
 # The first container with a network of its own makes podman mount this folder upon itself, for good.
 PODMANS_OWN = "/run/netns"
+# A play that takes so long hangs, on a busy machine, too.
+HANGS_S = 1200
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -40,7 +42,7 @@ class Played:
         return sum(int(match[3]) for match in RECAP.finditer(self.output))
 
 
-def play(playbook: str, *arguments: str, timeout_s: int = 400, check: bool = True, **variables: Any) -> Played:
+def play(playbook: str, *arguments: str, timeout_s: int = HANGS_S, check: bool = True, **variables: Any) -> Played:
     """Run a playbook on the default inventory with extra variables.
 
     :raises AssertionError: with the end of its output, when it fails and ``check`` is set
@@ -50,7 +52,7 @@ def play(playbook: str, *arguments: str, timeout_s: int = 400, check: bool = Tru
     return done
 
 
-def perform(command: Sequence[object], timeout_s: float) -> Played:
+def perform(command: Sequence[object], timeout_s: float = HANGS_S) -> Played:
     """Run a command in the project's folder; return how it ended and all that it said."""
     done = subprocess.run(
         [str(word) for word in command],

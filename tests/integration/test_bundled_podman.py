@@ -33,7 +33,7 @@ def on_node(root: Path, scratch: Path, script: str, bundle: Path) -> str:
     (scratch / "root-upper/bundle").parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(bundle, scratch / "root-upper/bundle", dirs_exist_ok=True)
     node = [str(HERE / "bare_node.sh"), str(root), str(scratch), str(ROOT), f"{sys.base_prefix}:{sys.prefix}"]
-    done = perform([*node, "bash", "-euc", script], 400)
+    done = perform([*node, "bash", "-euc", script])
     assert done.status == 0, done.output[-6000:]
     return done.output
 

@@ -21,7 +21,7 @@ from typing import Any
 import driver_repository
 import pytest
 from driver_repository import DRIVER, NEWER, OTHER_BRANCH, PINNED, Key
-from plays import ANSIBLE_PLAYBOOK, ROOT, Played, content, minimal_root, perform
+from plays import ANSIBLE_PLAYBOOK, HANGS_S, ROOT, Played, content, minimal_root, perform
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +59,7 @@ class GpuNode:
     scratch: Path
     repository: Repository
 
-    def run(self, *command: str, timeout_s: int = 200) -> Played:
+    def run(self, *command: str, timeout_s: int = HANGS_S) -> Played:
         """Run a command beside the node."""
         argv = [str(HERE / "gpu_node.sh"), str(self.root), str(self.scratch), str(self.repository.folder), *command]
         return perform(argv, timeout_s)
