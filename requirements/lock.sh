@@ -9,7 +9,7 @@ python3 -m venv "$tool"
 "$tool/bin/python" -m pip install -qq uv
 
 compile() { "$tool/bin/uv" pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links --no-header "$@"; }
-for name in controller dev; do
+for name in controller parquet dev; do
     compile --universal --python-version 3.11 --output-file "$name.txt" "$name.in"
 done
 # one wheel for every interpreter: see fetch_collections.py

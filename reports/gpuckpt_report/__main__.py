@@ -14,10 +14,12 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT, VERSION
 from gpuckpt_report.errors import ReportError
+from gpuckpt_report.export import FORMATS
+from gpuckpt_report.schema import Metric
 from gpuckpt_report.store import RunFolder, find_run, started_at
 
 Action = Callable[[argparse.Namespace], int]
@@ -35,6 +37,7 @@ EXIT_REJECTED = 3
 EXIT_WORSE = 4
 EXIT_UNDECIDED = 5
 EXIT_UNSOUND = 6
+EXIT_CHANGED = 7
 
 
 def ingest(arguments: argparse.Namespace) -> int:
@@ -118,30 +121,73 @@ def summary(arguments: argparse.Namespace) -> int:
 
 
 def history(arguments: argparse.Namespace) -> int:
-    """Show a lane's median over all runs, oldest first. Runs differ by more than their intervals tell: see `compare`."""
-    from gpuckpt_report import overview
+    """Show a lane over all runs, oldest first, with the changes found and those that were accepted.
 
+    Exit status with --check: 7 if there is a change that no accepted shift explains, or if the newest run has no good
+    record of the lane; else 0.
+    """
+    from gpuckpt_report import history as lanes
+
+    path = arguments.accepted or arguments.runs / lanes.ACCEPTED_FILE
+    accepted = lanes.read_accepted(path)
     folders = [RunFolder(path.parent) for path in sorted(arguments.runs.glob("*/manifest.json"), key=started_at)]
-    analyses = [_analyse(arguments, run) for run in folders if run.records_path.is_file()]
-    entries = overview.history(analyses, arguments.lane)
-    if not entries:
+    runs = []
+    for run in (folder for folder in folders if folder.records_path.is_file()):
+        try:
+            runs.append((run, _analyse(arguments, run)))
+        except ReportError as error:
+            print(f"gpuckpt: left out, as it cannot be read: {str(error).splitlines()[0]}", file=sys.stderr)
+    found = lanes.histories(runs, arguments.lane, accepted, arguments.host, arguments.allow, arguments.metric)
+    if not found:
+        where = f" on {arguments.host}" if arguments.host else ""
         raise ReportError(
-            f"no run in {arguments.runs} has a lane {arguments.lane!r}: `gpuckpt show RUN` lists a run's lanes"
+            f"no run in {arguments.runs} has a lane {arguments.lane!r}{where}: `gpuckpt show RUN` lists a run's lanes"
         )
-    _print_either(arguments, overview.history_table(entries), [entry.document() for entry in entries])
-    return 0
+    for line in lanes.unused(accepted, found):
+        print(f"gpuckpt: {line}; see {path}", file=sys.stderr)
+    if arguments.json:
+        _print_json([lanes.document(one) for one in found])
+    else:
+        sentences = [line for one in found for line in lanes.sentences(one, path)]
+        lines = [line if "\n" in line else textwrap.fill(line, WIDTH, break_on_hyphens=False) for line in sentences]
+        print(lanes.table(found).plain(WIDTH), *lines, sep="\n")
+    return EXIT_CHANGED if arguments.check and any(one.alarms for one in found) else 0
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Print a run's records: as CSV, a row each, or as JSON lines."""
-    from gpuckpt_report import render
+    """Print a run for other programs: records as CSV, JSON or Parquet, the lanes' figures as OpenMetrics text."""
+    from gpuckpt_report.export import replace_file
 
-    records = _run(arguments).records()
-    if arguments.format == "csv":
-        print(render.records_csv(records), end="")
+    content = _exported(arguments)
+    if arguments.output is not None:
+        replace_file(arguments.output, content)
     else:
-        print(*(record.model_dump_json() for record in records), sep="\n")
+        sys.stdout.buffer.write(content)
     return 0
+
+
+def _exported(arguments: argparse.Namespace) -> bytes:
+    if arguments.timestamps and arguments.format != "openmetrics":
+        raise ReportError("--timestamps belongs to --format openmetrics")
+    run = _run(arguments)
+    if arguments.format == "openmetrics":
+        from gpuckpt_report.export import openmetrics
+
+        return openmetrics.text(_analyse(arguments, run), arguments.timestamps)
+    if arguments.format == "parquet":
+        from gpuckpt_report.export import parquet
+
+        if arguments.output is None:
+            raise ReportError("a Parquet file is not for a terminal: name it with --output FILE")
+        return parquet.content(run.manifest(), run.records())
+    if arguments.format == "csv":
+        from gpuckpt_report import render
+
+        return render.records_csv(run.records()).encode()
+    lines = [record.model_dump_json() for record in run.records()]
+    if arguments.format == "jsonl":
+        return "".join(f"{line}\n" for line in lines).encode()
+    return ("[\n" + ",\n".join(lines) + "\n]\n").encode()
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -299,8 +345,8 @@ def parser() -> argparse.ArgumentParser:
     made["ingest"].add_argument("files", nargs="*", type=Path, help="more .json or .jsonl files")
     made["render"].add_argument("--summary", action="store_true", help="print the summary instead of the files' paths")
     made["render"].add_argument("--finished", action="store_true", help="note in the manifest that the run ends now")
-    made["history"].add_argument("lane")
-    made["export"].add_argument("--format", choices=["csv", "jsonl"], default="csv", help="default: %(default)s")
+    _add_history_options(made["history"])
+    _add_export_options(made["export"])
     made["publish"].add_argument("name", help="folder to make in reports/published")
     made["native-tables"].add_argument(
         "samples", nargs="+", type=Path, help=".jsonl file of bench_restore.py or gpu_bench.py"
@@ -317,6 +363,33 @@ def _command(commands: Commands, name: str, action: Action) -> argparse.Argument
     return command
 
 
+def _add_history_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("lane")
+    command.add_argument("--host", help="this host alone")
+    command.add_argument("--metric", choices=get_args(Metric), help="default: what the newest run measures")
+    command.add_argument("--check", action="store_true", help="exit 7 on a change that nobody accepted")
+    command.add_argument(
+        "--accepted", type=Path, metavar="FILE", help="accepted shifts (default: accepted-shifts.yml of the runs)"
+    )
+    _add_allow(command, "gpu, machine, server, weights, lanes")
+
+
+def _add_allow(command: argparse.ArgumentParser, kinds: str) -> None:
+    command.add_argument("--allow", metavar="KIND,…", type=_allowed, default=[], help=f"what may differ: {kinds}")
+
+
+def _add_export_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--format", choices=FORMATS, default="csv", help="default: %(default)s")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="replace this file, as a whole, instead of printing"
+    )
+    command.add_argument(
+        "--timestamps",
+        action="store_true",
+        help="OpenMetrics: samples with the time of the run, for `promtool tsdb create-blocks-from openmetrics`",
+    )
+
+
 def _add_compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("after", nargs="?", help="the later run; runs of a side are joined by commas")
     command.add_argument("--control", metavar="LANE", help="a lane that did not change between the sides")
@@ -327,13 +400,7 @@ def _add_compare_options(command: argparse.ArgumentParser) -> None:
         type=_lane_pair,
         help="compare two lanes of one run, as old and new",
     )
-    command.add_argument(
-        "--allow",
-        metavar="KIND,…",
-        type=_allowed,
-        default=[],
-        help="what may differ: gpu, machine, server, weights, lanes, gone",
-    )
+    _add_allow(command, "gpu, machine, server, weights, lanes, gone")
     command.add_argument("--junit", type=Path, metavar="FILE", help="write the result as JUnit XML, too")
 
 

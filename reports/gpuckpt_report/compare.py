@@ -399,12 +399,56 @@ def _build_digests(side: _Side, lane: Lane | None) -> list[str | None]:
     """Digests of the build that a restore lane uses, over the runs of a side; nothing for cold starts."""
     if lane is None or lane.start == "cold":
         return []
-    digests = []
-    for manifest, host in zip(side.manifests, side.hosts):
-        builds = ((manifest.hosts.get(host.host) or {}).get("criu") or {}).get("builds") or {}
-        used = [build for build in builds.values() if lane.build in (build.get("names") or [])]
-        digests += [(build.get("manifest") or {}).get("digest") for build in used]
+    digests = [
+        digest
+        for manifest, host in zip(side.manifests, side.hosts)
+        for digest in _digests_of(manifest, host.host, lane.build)
+    ]
     return sorted(set(digests), key=str)
+
+
+def _digests_of(manifest: RunManifest, host: str, build: str) -> list[str | None]:
+    """Digests of the CRIU that a build's name stands for on a host."""
+    builds = ((manifest.hosts.get(host) or {}).get("criu") or {}).get("builds") or {}
+    used = [known for known in builds.values() if build in (known.get("names") or [])]
+    return [(known.get("manifest") or {}).get("digest") for known in used]
+
+
+def unlike(old: RunManifest, new: RunManifest, host: str, lane: str, allowed: Sequence[str] = ()) -> list[str]:
+    """Why a lane of two runs on a host must not be compared, in words: other GPUs, servers, weights, another definition.
+
+    :param allowed: of ``ALLOWABLE``, what may differ
+    """
+    found = [
+        text
+        for key, text in _differing(old, new, host).items()
+        if (kind := key.partition(":")[0]) in ALLOWABLE and kind not in allowed
+    ]
+    redefined = _redefined(old.lane(lane), new.lane(lane))
+    if redefined and "lanes" not in allowed:
+        found.append(f"lane defined otherwise: {redefined}")
+    return found
+
+
+def changed_beside(old: RunManifest, new: RunManifest, host: str, lane: str) -> list[str]:
+    """What may explain a change of a lane between two runs on a host, in words: commit, build, driver, kernel, packages."""
+    shas = [(manifest.git.sha or "unknown")[:12] for manifest in (old, new)]
+    found = [f"commit: {shas[0]} → {shas[1]}"] if shas[0] != shas[1] else []
+    defined = new.lane(lane)
+    if defined is not None and defined.start == "restore":
+        digests = [_short(_digests_of(manifest, host, defined.build)) for manifest in (old, new)]
+        found += [f"CRIU: {digests[0]} → {digests[1]}"] if digests[0] != digests[1] else []
+    return found + list(_differing(old, new, host).values())
+
+
+def _differing(old: RunManifest, new: RunManifest, host: str) -> dict[str, str]:
+    """What differs of that on which a time depends, in words, by the keys of ``_conditions``."""
+    sides = [_conditions(manifest, host) for manifest in (old, new)]
+    return {
+        key: f"{key.partition(':')[2] or key}: {_short(value)} → {_short(sides[1][key])}"
+        for key, value in sides[0].items()
+        if sides[1][key] != value
+    }
 
 
 def _redefined(old: Lane | None, new: Lane | None) -> str:

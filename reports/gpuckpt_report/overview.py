@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs as lists and documents: what ``gpuckpt runs``, ``show`` and ``history`` print."""
+"""Runs as lists and documents: what ``gpuckpt runs`` and ``show`` print."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from typing import Any
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.headline import headline
-from gpuckpt_report.stats import Interval
 from gpuckpt_report.store import RunFolder, started_at
 from gpuckpt_report.tables import Table
-from gpuckpt_report.units import seconds
 
 
 @dataclass(frozen=True)
@@ -28,23 +26,6 @@ class RunEntry:
     records: int
     failed: int
     state: str
-
-    def document(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class LaneEntry:
-    """A lane in one run on one host; times in seconds."""
-
-    run_id: str
-    host: str
-    commit: str
-    median: float | None
-    interval: Interval | None
-    n: int
-    failed: int
 
     def document(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,31 +62,6 @@ def runs_table(entries: Sequence[RunEntry]) -> Table:
         for entry in entries
     ]
     return Table(["run", "started", "hosts", "lanes", "records", "failed", "state"], rows)
-
-
-def history(analyses: Sequence[RunAnalysis], lane: str) -> list[LaneEntry]:
-    """What each run says of a lane, in the order given."""
-    return [
-        LaneEntry(run.manifest.run_id, host.host, (run.manifest.git.sha or "")[:12], *_figures(found))
-        for run in analyses
-        for host in run.hosts
-        for found in host.lanes
-        if found.name == lane
-    ]
-
-
-def _figures(lane: LaneResult) -> tuple[float | None, Interval | None, int, int]:
-    return lane.median, lane.interval, lane.n, lane.n_failed
-
-
-def history_table(entries: Sequence[LaneEntry]) -> Table:
-    """A lane over runs as a table."""
-    rows = []
-    for entry in entries:
-        bounds = "–" if entry.interval is None else f"{seconds(entry.interval.low)}–{seconds(entry.interval.high)}"
-        figures = [seconds(entry.median), bounds, str(entry.n), str(entry.failed)]
-        rows.append([entry.run_id, entry.host, entry.commit or "–", *figures])
-    return Table(["run", "host", "commit", "median s", "interval", "n", "failed"], rows)
 
 
 def facts(run: RunAnalysis) -> Iterator[str]:

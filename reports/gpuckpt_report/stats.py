@@ -7,6 +7,7 @@ it would hold the median in 94 % of cases only. The values are shown instead.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,6 +183,7 @@ def trend(groups: Sequence[Sequence[tuple[float, float]]]) -> LogEstimate | None
     return LogEstimate(slope * length, error * length, degrees)
 
 
+@functools.cache
 def student_quantile(probability: float, degrees: int) -> float:
     """The quantile of Student's t distribution; of the libraries only SciPy has it, 35 MB for this one number.
 
