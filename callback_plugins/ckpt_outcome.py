@@ -10,7 +10,7 @@ name: ckpt_outcome
 type: notification
 short_description: Tells what came of each measurement while a benchmark runs
 description:
-  - Prints the C(outcome) of modules that measured something (M(ckpt_start), M(ckpt_restore)), one line each.
+  - Prints the C(outcome) of modules that measured something (M(ckpt_start), M(ckpt_restore), M(ckpt_probe)), one line each.
   - A task of its own for that line would cost each measurement a process on the controller.
 author: gpuckpt contributors
 requirements:
@@ -38,3 +38,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         outcome = result.result.get("outcome")
         if outcome:
             self._display.display(f"  {outcome}")
+
+    def v2_runner_item_on_ok(self, result: CallbackTaskResult) -> None:
+        """The same for a turn of a loop."""
+        self.v2_runner_on_ok(result)

@@ -83,6 +83,10 @@ options:
         description: Whether the measurement is a warm-up, which statistics leave out.
         type: bool
         default: false
+      bill:
+        description: Whether a start is the first part of a bill, for the sake of the probes that follow it.
+        type: bool
+        default: false
   record_path:
     description: File on the node that the record is written to (mode 0600) before the module returns.
     type: path

@@ -1,6 +1,6 @@
 # Copyright: gpuckpt contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The order in which a benchmark visits its lanes; see ckpt_schedule.yml."""
+"""The order in which a benchmark visits its lanes; see ckpt_schedule.yml and ckpt_bill.yml."""
 
 from __future__ import annotations
 
@@ -42,6 +42,54 @@ def ckpt_schedule(
     counts = _iterations_by_lane(lanes, iterations, warmup)
     planned = _plan(counts, int(warmup), seed)
     return _remaining(planned, _places_of(done or []))
+
+
+def ckpt_bill(
+    lanes: list[Any],
+    rounds: int,
+    moments_s: list[float],
+    seed: Any,
+    first_seq: int,
+    first_probe_seq: int,
+    done: list[dict[str, Any]] | None = None,
+) -> list[Entry]:
+    """Return the rounds of the bill that are still to be measured: a schedule's entries, each with its ``moments``.
+
+    Every round holds each lane once, whatever iterations it has in the schedule. Entries are marked as warm-up, so that
+    their starts enter no figure; each moment is ``{at_s, seq}``, the number being that of its probe.
+
+    :param lanes: lanes with ``name``, or their names
+    :param rounds: number of rounds, 0 for none
+    :param moments_s: seconds after a start at which its server is measured
+    :param seed: as for ``ckpt_schedule``
+    :param first_seq: number of the first start
+    :param first_probe_seq: number of the first probe
+    :param done: records that exist; an entry whose start is among them is left out
+    :raises AnsibleFilterError: on bad arguments
+    """
+    if not _is_count(rounds, 0):
+        raise AnsibleFilterError(f"ckpt_bill: rounds must be a whole number of at least 0, not {rounds!r:.80}")
+    if int(rounds) == 0:
+        return []
+    names = [lane["name"] if isinstance(lane, dict) and "name" in lane else lane for lane in lanes]
+    billed = [{**record, "warmup": False, "bill": None} for record in done or [] if record.get("bill")]
+    entries = ckpt_schedule(names, rounds, f"{seed}/bill", 0, billed)
+    try:
+        moments = sorted(float(moment) for moment in moments_s)
+    except (TypeError, ValueError):
+        raise AnsibleFilterError(f"ckpt_bill: moments_s must be a list of seconds, not {moments_s!r:.80}") from None
+    return [
+        {
+            **entry,
+            "seq": int(first_seq) + position,
+            "warmup": True,
+            "moments": [
+                {"at_s": moment, "seq": int(first_probe_seq) + position * len(moments) + number}
+                for number, moment in enumerate(moments)
+            ],
+        }
+        for position, entry in enumerate(entries)
+    ]
 
 
 def _iterations_by_lane(lanes: Any, iterations: Any, warmup: Any) -> dict[str, int]:
@@ -117,9 +165,11 @@ def _draw(seed: Any, number: int, name: str) -> str:
 
 
 def _places_of(done: Any) -> dict[tuple[str, int, bool], int]:
-    """Which entry each record that exists is of, and its number."""
+    """Which entry each record that exists is of, and its number. Starts of the bill are none of the schedule's."""
     try:
-        scheduled = [record for record in done if record.get("kind", "restore") in SCHEDULED_KINDS]
+        scheduled = [
+            record for record in done if record.get("kind", "restore") in SCHEDULED_KINDS and not record.get("bill")
+        ]
         return {_key(record): int(record["seq"]) for record in scheduled}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise AnsibleFilterError(
@@ -146,4 +196,4 @@ class FilterModule:
     """Register the filter with Ansible."""
 
     def filters(self) -> dict[str, Any]:
-        return {"ckpt_schedule": ckpt_schedule}
+        return {"ckpt_schedule": ckpt_schedule, "ckpt_bill": ckpt_bill}

@@ -11,8 +11,10 @@ DOCUMENTATION = r"""
 module: ckpt_probe
 short_description: Wait for an inference server and send it completions
 description:
-  - Polls the server's health every 5 ms, then sends the canary prompt a number of times, one after another, each on a
-    connection of its own that is closed again, and measures time to first token and duration.
+  - Polls the server's health every 5 ms, then sends completions, each on a connection of its own that is closed again,
+    and measures time to first token and duration.
+  - By default they are the canary, one after another. With O(concurrency), O(max_tokens) or O(bill) each has a prompt of
+    its own, the record notes when it was sent, and vLLM is told to answer at full length.
   - Changes nothing but the server's request counter.
 author: gpuckpt contributors
 extends_documentation_fragment:
@@ -31,6 +33,30 @@ options:
     description: Number of completions.
     type: int
     default: 5
+  concurrency:
+    description: Number of completions that are under way at a time.
+    type: int
+    default: 1
+  max_tokens:
+    description: Tokens of each answer; those of the canary if it is left out.
+    type: int
+  bill:
+    description: The start whose bill this is a part of; goes into the record.
+    type: dict
+    suboptions:
+      started:
+        description: What brought the server up.
+        type: str
+        choices: [cold, restore]
+        required: true
+      up_at_s:
+        description: The C(up_at_s) that C(ckpt_start) or C(ckpt_restore) returned.
+        type: float
+        required: true
+      at_s:
+        description: Seconds after O(bill.up_at_s) at which the requests begin; later if that moment has passed.
+        type: float
+        required: true
   timeout_s:
     description: How long to wait for the server's health, in seconds; C(server.health_timeout_s) if it is left out.
     type: float
@@ -42,6 +68,17 @@ EXAMPLES = r"""
     runtime: podman
     server: "{{ inference_server_spec }}"
     requests: 5
+
+- name: Measure throughput a minute after a restore
+  ckpt_probe:
+    runtime: podman
+    server: "{{ inference_server_spec }}"
+    requests: 8
+    concurrency: 8
+    max_tokens: 128
+    bill: {started: restore, up_at_s: "{{ restored.up_at_s }}", at_s: 60}
+    record: {run_id: "{{ run_id }}", host: "{{ inventory_hostname }}", seq: 9, lane: podman-mapped, iteration: 1}
+    record_path: "/var/lib/gpuckpt/runs/{{ run_id }}/records/000009-probe.json"
 """
 
 RETURN = r"""
@@ -53,6 +90,11 @@ record:
   returned: always, null where nothing was attempted
   type: dict
   sample: {"kind": "probe", "status": "ok", "t": {"T0": 0.0, "T1": 0.35, "T2": null, "T3": 0.36, "T4": 0.39, "T5": 0.43}}
+outcome:
+  description: What came of it in one line, for a reader who waits.
+  returned: when O(bill) and O(record) are given
+  type: str
+  sample: "podman-mapped, bill 1: 812 tokens/s, 9.6 ms a token, 60.0 s after it was up"
 reason:
   description: Why it failed, from a closed list; null after a success.
   returned: always
@@ -73,26 +115,35 @@ log_lines:
 from typing import Any
 
 from ansible.module_utils.ckpt import flows, probe
-from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.module import run_module
+from ansible.module_utils.ckpt.record import MEASURED_KINDS
 
 OPTIONS: dict[str, Any] = {
     "requests": {"type": "int", "default": 5},
+    "concurrency": {"type": "int", "default": 1},
+    # no secret, whatever its name suggests
+    "max_tokens": {"type": "int", "no_log": False},
+    "bill": {
+        "type": "dict",
+        "options": {
+            "started": {"type": "str", "choices": list(MEASURED_KINDS), "required": True},
+            "up_at_s": {"type": "float", "required": True},
+            "at_s": {"type": "float", "required": True},
+        },
+    },
     "timeout_s": {"type": "float"},
 }
 
 
 def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
     """Run the flow; returns what the result holds beside the record."""
-    if params["requests"] < 1:
-        raise CkptError("bad_input", "requests must be 1 or more.")
     probe.run(operation, params)
     return {}
 
 
 def main() -> None:
     """Entry point."""
-    run_module("probe", OPTIONS, flow)
+    run_module("probe", OPTIONS, flow, probe.begin)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ outcome:
   returned: when O(record) is given
   type: str
   sample: "cold, iteration 1: first token after 0.386 s"
+up_at_s:
+  description: >-
+    When the command had returned and the canary was answered whole, in seconds on the node's monotonic clock; the
+    option C(bill.up_at_s) of C(ckpt_probe) takes it. Null after a failure.
+  returned: always
+  type: float
+  sample: 81234.567
 reason:
   description: Why it failed, from a closed list; null after a success.
   returned: always

@@ -39,6 +39,10 @@ options:
     type: list
     elements: path
     default: []
+  keep_container:
+    description: Only stop it, and keep the container that checkpoints in place are restored into.
+    type: bool
+    default: false
   run_id:
     description:
       - The run that wants it. Fails, and stops nothing, if another play has claimed the node meanwhile.
@@ -108,6 +112,7 @@ OPTIONS: dict[str, Any] = {
     "server": {"type": "dict", "required": True},
     "left_behind": {"type": "bool", "default": False},
     "checkpoints": {"type": "list", "elements": "path", "default": []},
+    "keep_container": {"type": "bool", "default": False},
     "run_id": {"type": "str"},
 }
 
@@ -123,7 +128,12 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[
             f"{', '.join(foreign)} holds no checkpoint; nothing was stopped or deleted. Name folders of checkpoints.",
         )
     with exclusive("ckpt_stop", params["run_id"]):
-        present = runtime.instance().exists
+        found = runtime.instance()
+        if params["keep_container"]:
+            if not check_mode:
+                runtime.stop()
+            return [params["server"]["name"]] if found.running else [], found.running
+        present = found.exists
         if present and not check_mode:
             runtime.remove()
         traces = [path for folder in params["checkpoints"] for path in replacement.traces(folder)]
@@ -151,7 +161,9 @@ def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: boo
 def main() -> None:
     """Entry point."""
     module = ServerModule(
-        argument_spec=OPTIONS, mutually_exclusive=[("left_behind", "checkpoints")], supports_check_mode=True
+        argument_spec=OPTIONS,
+        mutually_exclusive=[("left_behind", "checkpoints", "keep_container")],
+        supports_check_mode=True,
     )
     supervise(lambda: run(module))
 

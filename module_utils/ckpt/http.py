@@ -37,9 +37,13 @@ class Completion:
     first_token: float
     last_token: float
 
-    def as_request(self) -> dict[str, Any]:
-        """For a record: time to first token and duration in seconds, and the number of tokens."""
-        return {
+    def as_request(self, since: float | None = None) -> dict[str, Any]:
+        """For a record: time to first token and duration in seconds, and the number of tokens.
+
+        :param since: T0 on the monotonic clock (s); with it the moment of the request is noted, too
+        """
+        moment = {} if since is None else {"requested_s": round(self.requested - since, 6)}
+        return moment | {
             "ttft_s": self.first_token - self.requested,
             "duration_s": self.last_token - self.requested,
             "tokens": len(self.tokens),

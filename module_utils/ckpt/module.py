@@ -24,6 +24,7 @@ RECORD_OPTIONS: dict[str, Any] = {
     "lane": {"type": "str", "required": True},
     "iteration": {"type": "int", "default": 0},
     "warmup": {"type": "bool", "default": False},
+    "bill": {"type": "bool", "default": False},
 }
 RECORDING_OPTIONS: dict[str, Any] = {
     "record": {"type": "dict", "options": RECORD_OPTIONS},
@@ -159,7 +160,9 @@ def _note_failure(
 def _keep_record(module: AnsibleModule, operation: Measurement, result: dict[str, Any]) -> None:
     result["actions"] = operation.commands.actions
     result["record"] = operation.record.as_dict(operation.commands.actions)
+    if operation.record.kind in MEASURED_KINDS:
+        result["up_at_s"] = None if operation.record.failure else operation.record.up_at
     if module.params.get("record"):
-        if operation.record.kind in MEASURED_KINDS:
+        if operation.record.kind in MEASURED_KINDS or operation.record.bill:
             result["outcome"] = outcome(result["record"])
         write_record(module.params["record_path"], result["record"])

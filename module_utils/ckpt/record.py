@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from ansible.module_utils.ckpt import private
@@ -68,6 +69,8 @@ class Record:
         self.canary_equal: bool | None = None
         self.counter: dict[str, int | None] = {"before": None, "after": None}
         self.requests: list[dict[str, Any]] = []
+        # the start of the bill that this is or belongs to
+        self.bill: dict[str, Any] | None = {"started": kind} if self.identity.get("bill") else None
         self.build: dict[str, Any] | None = {"name": "current", "digest": None, "version": None}
         self.switches: dict[str, str] = {}
         self.slimming = "none"
@@ -83,6 +86,12 @@ class Record:
     def run_id(self) -> str | None:
         """The run that the measurement belongs to, None for one on its own."""
         return self.identity.get("run_id")
+
+    @property
+    def up_at(self) -> float | None:
+        """When the command had returned and the canary was answered whole, on the monotonic clock in seconds."""
+        returned, answered = self.marks["T1"], self.marks["T5"]
+        return None if returned is None or answered is None else max(returned, answered)
 
     def mark(self, name: str, when: float) -> None:
         """Set T0 … T5, on the monotonic clock in seconds."""
@@ -121,6 +130,7 @@ class Record:
             "canary": {"tokens": self.canary_tokens, "equal": self.canary_equal},
             "counter": self.counter,
             "requests": self.requests,
+            "bill": self.bill,
             "build": self.build,
             "switches": self.switches,
             "slimming": self.slimming,
@@ -149,10 +159,23 @@ class Record:
 
 def outcome(record: Mapping[str, Any]) -> str:
     """What came of a measurement, in one line; times in seconds."""
-    what = f"{record['lane']}, {'warm-up' if record['warmup'] else 'iteration'} {record['iteration']}"
-    if record["status"] == "ok":
-        return f"{what}: first token after {record['t']['T4']:.3f} s"
-    return f"{what}: FAILED ({record['reason']}): {record['message']}"
+    kind = "bill" if record["bill"] else "warm-up" if record["warmup"] else "iteration"
+    what = f"{record['lane']}, {kind} {record['iteration']}"
+    if record["status"] != "ok":
+        return f"{what}: FAILED ({record['reason']}): {record['message']}"
+    if record["kind"] == "probe":
+        return f"{what}: {_load(record['requests'])}, {record['bill']['at_s']:.1f} s after it was up"
+    return f"{what}: first token after {record['t']['T4']:.3f} s"
+
+
+def _load(requests: Sequence[Mapping[str, Any]]) -> str:
+    """Throughput of requests that were under way together, and the median time from token to token."""
+    wall_s = max(one["requested_s"] + one["duration_s"] for one in requests) - min(
+        one["requested_s"] for one in requests
+    )
+    gaps = [(one["duration_s"] - one["ttft_s"]) / (one["tokens"] - 1) for one in requests if one["tokens"] > 1]
+    rate = f"{sum(one['tokens'] for one in requests) / wall_s:.0f} tokens/s"
+    return f"{rate}, {median(gaps) * 1000:.1f} ms a token" if gaps else rate
 
 
 def uncovered(intervals: list[tuple[float, float]], end: float) -> float:

@@ -7,7 +7,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ansible.module_utils.ckpt.errors import CkptError
@@ -28,6 +28,8 @@ COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success
 MEMORY_DIGESTS = {"reference": "/debug/digest"}
 # vLLM joins several tokens into one event now and then; their numbers tell them apart
 CANARY_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"return_token_ids": True}}
+# under load every answer has the same length, also where the model would end it
+LOAD_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"ignore_eos": True}}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,19 @@ class ServerSpec:
     def base_url(self) -> str:
         """Where the server listens."""
         return f"http://{self.host}:{self.port}"
+
+    def load_prompt(self, number: int, max_tokens: int | None) -> Canary:
+        """One of several requests at a time: each has a prompt of its own, the same at every call.
+
+        :param number: which of them
+        :param max_tokens: tokens of the answer; those of the canary if it is None
+        """
+        return replace(
+            self.canary,
+            prompt=f"{self.canary.prompt} {number}",
+            max_tokens=self.canary.max_tokens if max_tokens is None else max_tokens,
+            extra={**self.canary.extra, **LOAD_EXTRAS[self.kind]},
+        )
 
     @property
     def sleep_paths(self) -> list[str]:

@@ -289,6 +289,8 @@ def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
         if host.lanes:
             sentence += "\n" + textwrap.fill(judge(host).sentence, WIDTH)
             sentence += "\n\n" + tables.lanes_narrow(host).plain(WIDTH)
+            if served := [table.plain(WIDTH) for table in tables.served_narrow(host)]:
+                sentence += "\n\n" + "\n\n".join([*served, textwrap.fill(tables.served_note(host), WIDTH)])
         print(sentence, end="\n\n")
     if result.fake:
         print("fake records: nothing here was measured")

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpuckpt_report import stats
+from gpuckpt_report import bill, stats
+from gpuckpt_report.bill import BillSample
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.schema import MEASURED_KINDS, MOMENTS, Lane, Metric, Quantity, Record, Request, RunManifest
 from gpuckpt_report.store import RunFolder
@@ -55,6 +56,7 @@ class LaneResult:
     failures: Counter[str]
     moments: dict[str, float | None]
     token_gaps: list[float] = field(default_factory=list)
+    bill: list[BillSample] = field(default_factory=list)
     median: float | None = None
     interval: stats.Interval | None = None
     p90: float | None = None
@@ -203,6 +205,7 @@ class _Host:
         self.host = host
         self.records = records
         self.floors = self._floor_medians()
+        self.bills = bill.samples(records)
 
     def analysis(self) -> HostAnalysis:
         lanes = self._lanes()
@@ -241,6 +244,7 @@ class _Host:
             samples=[sample_of(record, self.manifest.metric) for record in records],
             failures=Counter(str(record.reason) for record in records if record.status == "failed"),
             token_gaps=_token_gaps(ok),
+            bill=self.bills.get(name, []),
             moments={moment: _median(getattr(record.t, moment) for record in ok) for moment in MOMENTS},
             gpu_bytes=_median(record.bytes.gpu for record in ok),
             images_bytes=_median(record.bytes.images_total for record in ok),
@@ -269,9 +273,10 @@ class _Host:
         ]
 
     def _probes(self) -> list[ProbeResult]:
+        """Requests to warm servers up: those of a bill have a table of their own."""
         asked: dict[str, list[Request]] = {}
         for record in self.records:
-            if record.kind == "probe" and record.requests:
+            if record.kind == "probe" and record.requests and record.bill is None:
                 asked.setdefault(record.lane, []).extend(record.requests)
         return [_probe_result(lane, requests) for lane, requests in asked.items()]
 

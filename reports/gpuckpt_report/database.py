@@ -183,7 +183,10 @@ def _image_rows(record: Record) -> list[dict[str, Any]]:
 
 
 def _request_rows(record: Record) -> list[dict[str, Any]]:
-    return [{"number": number, **request.model_dump()} for number, request in enumerate(record.requests, start=1)]
+    return [
+        {"number": number, **request.model_dump(include={"ttft_s", "duration_s", "tokens"})}
+        for number, request in enumerate(record.requests, start=1)
+    ]
 
 
 def _floor_rows(record: Record) -> list[dict[str, Any]]:

@@ -108,6 +108,7 @@ def _lane_document(lane: LaneResult) -> dict[str, Any]:
         "interval_s": None if lane.interval is None else [lane.interval.low, lane.interval.high],
         "values_s": lane.values,
         "failed": lane.n_failed,
+        "bill": [asdict(sample) for sample in lane.bill],
         "times_faster": None if speedup is None else speedup.value,
         "times_faster_interval": None
         if speedup is None or speedup.interval is None

@@ -26,6 +26,7 @@ STEERING_ACTIONS = (
 LOG_LINES_SHOWN = 5
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SCHEDULE_KEYS = {"seq", "lane", "iteration", "warmup"}
+BILL_KEYS = {*SCHEDULE_KEYS, "moments"}
 
 
 @dataclass
@@ -50,19 +51,27 @@ class LaneProgress:
 
 @dataclass
 class HostProgress:
-    """Lanes of one host, and how much of its schedule is over (warm-up included)."""
+    """Lanes of one host, and how much of its schedule is over (warm-up included).
+
+    ``bills`` are the entries of the bill that are left, each with the seconds that its server runs at least.
+    """
 
     lanes: dict[str, LaneProgress] = field(default_factory=dict)
     total: int = 0
     done: int = 0
     moments: list[float] = field(default_factory=list)
+    bills: dict[tuple[str, int], float] = field(default_factory=dict)
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the schedule is over, as its entries have taken so far; None before two of them."""
+        """Seconds until schedule and bill are over, as entries have taken so far; None before two of them.
+
+        An entry of the bill is one of the schedule, and then the time until the last moment.
+        """
         if len(self.moments) < 2:
             return None
-        return (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1) * (self.total - self.done)
+        entry_s = (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1)
+        return entry_s * (self.total - self.done + len(self.bills)) + sum(self.bills.values())
 
 
 class Progress:
@@ -80,6 +89,8 @@ class Progress:
             "playbook_on_handler_task_start": self._on_task,
             "playbook_on_stats": self._on_stats,
             "runner_on_ok": self._on_ok,
+            "runner_item_on_ok": self._on_item,
+            "runner_item_on_failed": self._on_item,
             "runner_on_failed": self._on_failed,
             "runner_on_unreachable": self._on_failed,
             "error": self._on_text,
@@ -90,7 +101,7 @@ class Progress:
     @property
     def measuring(self) -> bool:
         """Whether a schedule is under way."""
-        return any(host.moments and host.done < host.total for host in self.hosts.values())
+        return any(host.moments and (host.done < host.total or host.bills) for host in self.hosts.values())
 
     def feed(self, event: Event) -> list[str]:
         """Take one event of ansible-runner and return the lines worth logging."""
@@ -113,14 +124,24 @@ class Progress:
         if schedules:
             # A run that is continued sets two: the whole one, and what is left of it.
             self._take_schedule(host, max(schedules, key=len), min(schedules, key=len))
+        for bill in (value for value in (result.get("ansible_facts") or {}).values() if _is_bill(value)):
+            self._take_bill(host, bill)
         measurement = _is_measurement(result.get("record"))
-        if measurement and self._take_record(host, result["record"]):
+        if _is_billed(result.get("record")) and host in self.hosts:
+            yield from self._take_billed(host, result)
+        elif measurement and self._take_record(host, result["record"]):
             progress = self.hosts[host]
             yield f"[{host} {progress.done}/{progress.total}] {result.get('outcome', result['record']['lane'])}"
         elif str(data.get("task_action", "")).endswith("debug") and "msg" in result:
             yield from _debug_lines(result["msg"])
         elif result.get("changed") and not measurement and not self.measuring:
             yield f"    changed: {host}"
+
+    def _on_item(self, _: Event, data: Event) -> Iterator[str]:
+        """One turn of a loop: the probes of the bill are some."""
+        result, host = data.get("res") or {}, data.get("host", "")
+        if _is_billed(result.get("record")) and host in self.hosts:
+            yield from self._take_billed(host, result)
 
     def _on_failed(self, _: Event, data: Event) -> Iterator[str]:
         if data.get("ignore_errors"):
@@ -166,6 +187,21 @@ class Progress:
             progress.lanes[entry["lane"]].before -= not entry["warmup"]
         self.hosts[host] = progress
 
+    def _take_bill(self, host: str, entries: list[Event]) -> None:
+        progress = self.hosts.setdefault(host, HostProgress())
+        for entry in entries:
+            longest = max(moment["at_s"] for moment in entry["moments"])
+            progress.bills[entry["lane"], entry["iteration"]] = longest
+
+    def _take_billed(self, host: str, result: Event) -> Iterator[str]:
+        """Show a start or a probe of the bill; an entry is over with its last probe, or with a start that failed."""
+        record, bills = result["record"], self.hosts[host].bills
+        entry = record["lane"], record["iteration"]
+        asked_s = record["bill"].get("asked_s")
+        if record.get("status") != "ok" or asked_s == bills.get(entry):
+            bills.pop(entry, None)
+        yield f"[{host} bill, {len(bills)} left] {result.get('outcome', record['lane'])}"
+
     def _take_record(self, host: str, record: Event) -> bool:
         """Count a measurement; the answer tells whether it is an entry of the schedule."""
         progress = self.hosts.get(host)
@@ -190,6 +226,15 @@ _RECAP = (("ok", "ok"), ("changed", "changed"), ("failed", "failures"), ("unreac
 def _is_schedule(value: Any) -> bool:
     entries = isinstance(value, list) and bool(value)
     return entries and all(isinstance(entry, dict) and entry.keys() == SCHEDULE_KEYS for entry in value)
+
+
+def _is_bill(value: Any) -> bool:
+    entries = isinstance(value, list) and bool(value)
+    return entries and all(isinstance(entry, dict) and entry.keys() == BILL_KEYS for entry in value)
+
+
+def _is_billed(record: Any) -> bool:
+    return isinstance(record, dict) and isinstance(record.get("bill"), dict) and "lane" in record
 
 
 def _is_measurement(record: Any) -> bool:

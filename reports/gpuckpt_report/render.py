@@ -43,6 +43,8 @@ class HostView:
     analysis: HostAnalysis
     lanes: tables.Table
     bill: tables.Table | None
+    served: tables.Table | None
+    served_note: str
     phases: tables.Table | None
     checkpoints: tables.Table | None
     first_starts: tables.Table | None
@@ -118,6 +120,8 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
         analysis=host,
         lanes=tables.lanes(host),
         bill=tables.bill(host),
+        served=tables.served(host),
+        served_note=tables.served_note(host),
         phases=tables.phases(host),
         checkpoints=tables.checkpoints(host.checkpoints),
         first_starts=tables.first_starts(host.first_starts),

@@ -128,11 +128,26 @@ class Counter(Model):
 
 
 class Request(Model):
-    """One completion request: time to its first token, whole duration, number of tokens."""
+    """One completion request: time to its first token, whole duration, number of tokens; when it was sent, since T0."""
 
+    requested_s: Seconds | None = None
     ttft_s: Seconds
     duration_s: Seconds
     tokens: Annotated[int, Field(ge=0)]
+
+
+class Bill(Model):
+    """What a record has to do with the bill of a start (docs/records.md): the start itself, or its server under load.
+
+    A probe has the moment that was asked for and the one at which its first request was sent, in seconds after the start
+    command had returned and the canary was answered.
+    """
+
+    started: Literal["cold", "restore"]
+    asked_s: Seconds | None = None
+    at_s: Seconds | None = None
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
 class BuildUsed(Model):
@@ -197,6 +212,7 @@ class Record(Model):
     canary: Canary = Canary()
     counter: Counter = Counter()
     requests: list[Request] = []
+    bill: Bill | None = None
     build: BuildUsed | None = None
     switches: dict[SwitchName, SwitchValue] = {}
     slimming: Slimming = "none"
@@ -227,11 +243,23 @@ class Record(Model):
                 errors.append(f"status is ok, yet these checks of the truth gate are false: {', '.join(missed)}")
             if self.kind in MEASURED_KINDS and self.t.T1 is None and self.t.T4 is None:
                 errors.append(f"an ok {self.kind} record needs T4 or at least T1")
+        if self.kind == "probe" and self.status == "ok" and self.bill is not None:
+            errors += _bill_errors(self.bill, self.requests)
+        if self.kind in MEASURED_KINDS and self.bill is not None and not self.warmup:
+            errors.append("a start of the bill is none of the schedule, and must be marked as warm-up")
         if bool(self.floor) != (self.kind == "floor" and self.status == "ok"):
             errors.append("ok records of kind floor, and only they, carry floor quantities")
         if errors:
             raise ValueError("; ".join(errors))
         return self
+
+
+def _bill_errors(bill: Bill, requests: list[Request]) -> list[str]:
+    """What an ok probe of the bill lacks for its figures."""
+    errors = [f"a probe of the bill needs bill.{name}" for name in ("asked_s", "at_s") if getattr(bill, name) is None]
+    if not requests or any(request.requested_s is None for request in requests):
+        errors.append("a probe of the bill needs requests, each with requested_s")
+    return errors
 
 
 class LaneCheckpoint(Model):
@@ -296,6 +324,15 @@ class ScheduleEntry(Model):
     warmup: bool
 
 
+class BillPlan(Model):
+    """How the bill of each lane is taken: rounds, seconds after each start, requests at a time and tokens of each."""
+
+    rounds: Annotated[int, Field(ge=1)]
+    moments_s: Annotated[list[Seconds], Field(min_length=1)]
+    requests: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(ge=2)]
+
+
 class RunManifest(Model):
     """Everything about a run that its records do not say themselves."""
 
@@ -311,6 +348,7 @@ class RunManifest(Model):
     lanes: Annotated[list[Lane], Field(min_length=1)]
     schedule: dict[Name, list[ScheduleEntry | tuple[LaneName, int]]] = {}
     iterations: Annotated[int, Field(ge=1)]
+    bill: BillPlan | None = None
     server: dict[str, Any] = {}
     metric: Metric = "T4"
     description: str | None = None

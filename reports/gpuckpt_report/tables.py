@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gpuckpt_report import bill as bill_of_starts
 from gpuckpt_report import stats
 from gpuckpt_report.analysis import UNATTRIBUTED, CheckpointSize, FirstStart, HostAnalysis, LaneResult, ProbeResult
 from gpuckpt_report.units import human_bytes, seconds, times
@@ -95,6 +96,100 @@ def bill(host: HostAnalysis) -> Table | None:
         rows.append([lane.name, seconds(lane.moments["T4"]), seconds(lane.moments["T5"]), gap, against])
     headings = ["lane", "first token s", "last token s", "ms a further token", "against a cold start (interval)"]
     return Table(headings, rows) if rows else None
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A figure of servers under load: its name in ``bill.FIGURES``, its heading, and how a value is written."""
+
+    name: str
+    heading: str
+    written: Callable[[float], str]
+
+
+SERVED = (
+    _Served("tokens_per_s", "tokens/s", lambda value: f"{value:.0f}"),
+    _Served("token_s", "ms a token", lambda value: f"{value * 1000:.2f}"),
+)
+
+
+def served(host: HostAnalysis) -> Table | None:
+    """Throughput and time per output token of servers under load at each moment, next to a cold start of the same server.
+
+    None where no bill was taken.
+    """
+    lanes, moments = [lane for lane in host.lanes if lane.bill], bill_of_starts.moments(host)
+    if not lanes:
+        return None
+    columns = [(moment, one) for moment in moments for one in SERVED]
+    headings = [[f"{one.heading} {_when(moment)}", "× cold start (interval)"] for moment, one in columns]
+    rows = [
+        [
+            lane.name,
+            *(cell for moment, one in columns for cell in _served_cells(host, lane, moment, one)),
+            _rounds(lane),
+        ]
+        for lane in lanes
+    ]
+    return Table(["lane", *(heading for pair in headings for heading in pair), "rounds"], rows)
+
+
+def served_narrow(host: HostAnalysis) -> list[Table]:
+    """The same for a terminal of 80 columns, a table for each figure; empty where no bill was taken."""
+    lanes, moments = [lane for lane in host.lanes if lane.bill], bill_of_starts.moments(host)
+    tables = []
+    for one in SERVED if lanes else ():
+        rows = []
+        for lane in lanes:
+            cells = []
+            for figure in (bill_of_starts.figure(host, lane, moment, one.name) for moment in moments):
+                ratio = figure.against_cold
+                cells.append("–" if figure.median is None else one.written(figure.median))
+                cells.append("–" if ratio is None else _bare(ratio.value))
+                if ratio is not None and ratio.interval is not None:
+                    cells[-1] += f" ({_bare(ratio.interval.low)}–{_bare(ratio.interval.high)})"
+            rows.append([lane.name, *cells, _rounds(lane)])
+        headings = [heading for moment in moments for heading in (_when(moment), "× cold")]
+        tables.append(Table([one.heading, *headings, "rounds"], rows))
+    return tables
+
+
+def _bare(factor: float) -> str:
+    """A factor whose heading has the sign."""
+    return times(factor).rstrip("×")
+
+
+def _when(moment: float) -> str:
+    return "at once" if moment == 0 else f"after {moment:g} s"
+
+
+def _rounds(lane: LaneResult) -> str:
+    return str(len({sample.round for sample in lane.bill}))
+
+
+def _served_cells(host: HostAnalysis, lane: LaneResult, moment: float, one: _Served) -> list[str]:
+    """The median, or the values where they are too few to be compared; and the ratio to the cold start."""
+    figure = bill_of_starts.figure(host, lane, moment, one.name)
+    if figure.median is None:
+        return ["–", "–"]
+    few = len(figure.values) < stats.LEAST_SAMPLES
+    value = ", ".join(one.written(each) for each in sorted(figure.values)) if few else one.written(figure.median)
+    ratio = figure.against_cold
+    return [value, "–" if ratio is None else f"{times(ratio.value)} ({times_interval(ratio)})"]
+
+
+def served_note(host: HostAnalysis) -> str:
+    """How the servers were loaded, and when their first requests really went out."""
+    samples = [sample for lane in host.lanes for sample in lane.bill]
+    if not samples:
+        return ""
+    sent = [
+        f"{stats.median([sample.at_s for sample in samples if sample.asked_s == moment]):.1f} s"
+        for moment in bill_of_starts.moments(host)
+    ]
+    loads = sorted({(sample.requests, sample.tokens) for sample in samples})
+    load = " or ".join(f"{requests} requests at a time, {tokens} tokens in all" for requests, tokens in loads)
+    return f"{load}; sent {' and '.join(sent)} (medians) after the start had returned and answered the canary."
 
 
 def phases(host: HostAnalysis) -> Table | None:

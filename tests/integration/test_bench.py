@@ -108,7 +108,9 @@ def whole(results: Path, first_part: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def measured(found: list[dict[str, Any]], lanes: set[str]) -> list[dict[str, Any]]:
-    return [record for record in found if record["kind"] in ("cold", "restore") and record["lane"] in lanes]
+    """Records of lanes that count: those of the schedule."""
+    starts = [record for record in found if record["kind"] in ("cold", "restore") and not record["bill"]]
+    return [record for record in starts if record["lane"] in lanes]
 
 
 def test_each_good_lane_is_measured_once_an_iteration_and_is_ok(whole: list[dict[str, Any]]) -> None:
@@ -248,13 +250,47 @@ def test_an_interrupted_run_stops_its_server_keeps_its_records_and_can_be_contin
         assert traces() <= before_the_run
 
         iterations = len(measured_before) + 1
-        bench(tmp_path, gpuckpt_continue=True, **{**settings, "gpuckpt_iterations": iterations})
+        lanes = [{**lane, "iterations": 1} if lane["name"] == "cold" else lane for lane in LANES[:2]]
+        rest = {**settings, "gpuckpt_iterations": iterations, "gpuckpt_lanes": lanes, **BILL}
+        said = bench(tmp_path, gpuckpt_continue=True, **rest).output
         found = records(tmp_path / run_id)
+        check_bill(found, said, tmp_path / run_id)
         assert [record["iteration"] for record in measured(found, {"podman-stock"})] == list(range(1, iterations + 1))
         assert {record["status"] for record in found} == {"ok"}
         assert traces() <= before_the_run
     finally:
         shutil.rmtree(f"/var/lib/gpuckpt/runs/{run_id}", ignore_errors=True)
+
+
+BILL = {
+    "gpuckpt_bill_rounds": 1,
+    "gpuckpt_bill_moments_s": [0, 3],
+    "gpuckpt_bill_requests": 3,
+    "gpuckpt_bill_tokens": 24,
+}
+
+
+def check_bill(found: list[dict[str, Any]], said: str, run_dir: Path) -> None:
+    """Each lane was started once more, proved, and measured under load at both moments; the report has the columns."""
+    starts = [record for record in found if record["kind"] in ("cold", "restore") and record["bill"]]
+    assert {record["lane"]: record["bill"]["started"] for record in starts} == {
+        "cold": "cold",
+        "podman-stock": "restore",
+    }
+    assert all(record["warmup"] and record["iteration"] == 1 for record in starts)
+    probes = [record for record in found if record["kind"] == "probe" and record["bill"]]
+    assert Counter((record["lane"], record["bill"]["asked_s"]) for record in probes) == {
+        (lane, moment): 1 for lane in ("cold", "podman-stock") for moment in (0, 3)
+    }
+    for record in probes:
+        assert record["bill"]["at_s"] >= record["bill"]["asked_s"]
+        assert [request["tokens"] for request in record["requests"]] == [24] * 3
+        assert record["counter"]["after"] == record["counter"]["before"] + 3
+    assert "podman-stock, bill 1: " in said
+    assert json.loads((run_dir / "manifest.json").read_text(encoding="utf-8"))["bill"]["moments_s"] == [0, 3]
+    report = (run_dir / "report.md").read_text(encoding="utf-8")
+    assert "| lane | tokens/s at once | × cold start (interval) | ms a token at once |" in report
+    assert "ms a token after 3 s" in report
 
 
 def interrupted_bench(settings: dict[str, Any], last: str) -> str:

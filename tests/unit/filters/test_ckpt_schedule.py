@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ckpt_schedule import ckpt_schedule
+from ckpt_schedule import ckpt_bill, ckpt_schedule
 
 LANES = ["cold", "podman-stock", "podman-mapped", "process"]
 ORDERS_WITHIN_ROUND = [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
@@ -120,3 +120,37 @@ def test_lanes_must_be_a_list(lanes):
 def test_what_no_run_can_hold_is_refused(options):
     with pytest.raises(AnsibleFilterError, match="ckpt_schedule: "):
         ckpt_schedule(["a", "b"], **{"iterations": 2, "seed": 0, **options})
+
+
+def test_the_bill_visits_every_lane_once_a_round_and_numbers_its_probes():
+    lanes = [{"name": "cold", "iterations": 1}, {"name": "restore"}]
+    entries = ckpt_bill(lanes, 2, [60, 0], 7, 100, 50)
+    assert [entry["seq"] for entry in entries] == [100, 101, 102, 103]
+    assert [entry["iteration"] for entry in entries] == [1, 1, 2, 2]
+    assert all(entry["warmup"] for entry in entries)
+    assert {entry["lane"] for entry in entries[:2]} == {entry["lane"] for entry in entries[2:]} == {"cold", "restore"}
+    assert entries[0]["moments"] == [{"at_s": 0.0, "seq": 50}, {"at_s": 60.0, "seq": 51}]
+    assert [moment["seq"] for entry in entries for moment in entry["moments"]] == list(range(50, 58))
+    assert ckpt_bill(lanes, 0, [0], 7, 100, 50) == []
+
+
+def test_a_bill_goes_on_after_its_last_start():
+    whole = ckpt_bill(LANES, 3, [0, 60], 7, 100, 50)
+    done = [{**entry, "kind": "restore", "bill": {"started": "restore"}, "status": "failed"} for entry in whole[:5]]
+    rest = ckpt_bill(LANES, 3, [0, 60], 7, 200, 90, done)
+    assert [key(entry) for entry in rest] == [key(entry) for entry in whole[5:]]
+    assert rest[0]["moments"][0]["seq"] == 90
+
+
+def test_starts_of_the_bill_are_no_entries_of_the_schedule():
+    whole = ckpt_schedule(LANES, 2, seed=7, warmup=1)
+    bill = [
+        {**entry, "kind": "restore", "bill": {"started": "restore"}} for entry in ckpt_bill(LANES, 1, [0], 7, 100, 50)
+    ]
+    assert ckpt_schedule(LANES, 2, seed=7, warmup=1, done=bill) == whole
+
+
+@pytest.mark.parametrize(("rounds", "moments"), [(-1, [0]), ("x", [0]), (1, "soon"), (1, [None]), (1, 5)])
+def test_a_bill_that_cannot_be_is_refused(rounds, moments):
+    with pytest.raises(AnsibleFilterError, match="ckpt_bill: "):
+        ckpt_bill(LANES, rounds, moments, 7, 1, 1)

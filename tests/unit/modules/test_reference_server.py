@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,8 @@ from typing import Any
 
 import httpx
 import pytest
+from ansible.module_utils.ckpt import probe
+from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.http import Client
 from ansible.module_utils.ckpt.slimming import slim, wake
 from ansible.module_utils.ckpt.spec import parse_server
@@ -174,3 +178,70 @@ def test_it_sleeps_and_wakes_as_vllm_does(url: str, mode: str) -> None:
     digest = httpx.get(f"{url}/debug/digest").json()
     assert digest["equal"]
     assert digest["kv_cache"]
+
+
+def test_a_stream_that_nobody_reads_does_not_hold_up_another(url: str) -> None:
+    """Several requests at a time are served on threads of their own."""
+    address = httpx.URL(url)
+    body = json.dumps({"prompt": "slow", "max_tokens": 4096, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    with socket.socket() as slow:
+        # so little room that the server cannot write the whole answer
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        slow.connect((address.host, address.port))
+        slow.sendall(head.encode() + body)
+        assert slow.recv(16).startswith(b"HTTP/1.1 200")
+        speaker = client(url)
+        assert len(speaker.complete(speaker_canary()).tokens) == 16
+        assert speaker.counter() == 1, "the slow one had ended already, and nothing was shown"
+
+
+def test_several_requests_at_a_time_have_prompts_and_times_of_their_own(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    server = {"name": "n", "kind": "reference", "model": "m", "port": port, "command": ["x"]}
+    up_at_s = time.monotonic() - 5
+    params = {
+        "runtime": "process",
+        "server": server,
+        "requests": 6,
+        "concurrency": 3,
+        "max_tokens": 7,
+        "timeout_s": None,
+        "bill": {"started": "cold", "up_at_s": up_at_s, "at_s": 0.0},
+    }
+    operation = probe.begin("probe", params)
+    probe.run(operation, params)
+    found = operation.record.as_dict([])
+    assert [request["tokens"] for request in found["requests"]] == [7] * 6
+    assert [request["requested_s"] for request in found["requests"]] == sorted(
+        request["requested_s"] for request in found["requests"]
+    )
+    assert found["counter"]["after"] == found["counter"]["before"] + 6
+    assert found["bill"]["at_s"] >= 5
+    assert found["bill"] | {"at_s": 0} == {
+        "started": "cold",
+        "asked_s": 0.0,
+        "at_s": 0,
+        "concurrency": 3,
+        "max_tokens": 7,
+    }
+    spec = operation.spec
+    assert len({spec.load_prompt(number, 7).prompt for number in range(6)}) == 6
+
+
+def test_one_request_of_several_that_fails_fails_the_probe(url: str) -> None:
+    port = int(url.rsplit(":", 1)[1])
+    server = {"name": "n", "kind": "reference", "model": "another", "port": port, "command": ["x"]}
+    params = {"runtime": "process", "server": server, "requests": 4, "concurrency": 2, "max_tokens": 7}
+    params |= {"timeout_s": None, "bill": None}
+    operation = probe.begin("probe", params)
+    with pytest.raises(CkptError, match="the model `another` does not exist"):
+        probe.run(operation, params)
+
+
+@pytest.mark.parametrize("wrong", [{"requests": 0}, {"concurrency": 0}, {"max_tokens": 0}])
+def test_a_probe_of_nothing_is_refused(wrong: dict[str, int]) -> None:
+    server = {"name": "n", "kind": "reference", "model": "m", "port": 1, "command": ["x"]}
+    params = {"runtime": "process", "server": server, "requests": 1, "concurrency": 1, "max_tokens": None, "bill": None}
+    with pytest.raises(CkptError, match="must be 1 or more"):
+        probe.begin("probe", params | wrong)

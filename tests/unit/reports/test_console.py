@@ -164,6 +164,37 @@ def test_a_continued_run_counts_from_where_it_was_and_tells_the_time_left():
     assert "node1: 4 of 6, about 1 min 0 s left" in screen.getvalue()
 
 
+def test_the_bill_is_part_of_the_time_left_and_told_as_it_comes():
+    moments = iter([100.0, 130.0])
+    progress = Progress(clock=lambda: next(moments))
+    progress.feed(ok({"ansible_facts": {"whole": SCHEDULE[2:]}}, "ansible.builtin.set_fact"))
+    entry = {"seq": 9, "lane": "podman-stock", "iteration": 1, "warmup": True}
+    bill = [
+        {**entry, "iteration": number, "moments": [{"at_s": 0.0, "seq": 5}, {"at_s": 60.0, "seq": 6}]}
+        for number in (1, 2)
+    ]
+    progress.feed(ok({"ansible_facts": {"bill": bill}}, "ansible.builtin.set_fact"))
+    progress.feed(measured("podman-stock", 0.5, "stock"))
+    progress.feed(measured("podman-stock", 0.5, "stock"))
+    host = progress.hosts["node1"]
+    assert (host.done, host.total) == (2, 2)
+    assert progress.measuring
+    assert host.left_s == pytest.approx(2 * (30 + 60))
+
+    def billed(kind, number, asked_s, status="ok"):
+        record = {"kind": kind, "lane": "podman-stock", "iteration": number, "status": status, "t": {}}
+        record |= {"warmup": kind != "probe", "bill": {"started": "restore", "asked_s": asked_s}}
+        event = ok({"record": record, "outcome": f"{kind} told"})
+        return progress.feed(event if kind != "probe" else {**event, "event": "runner_item_on_ok"})
+
+    assert billed("restore", 1, None) == ["[node1 bill, 2 left] restore told"]
+    assert billed("probe", 1, 0.0) == ["[node1 bill, 2 left] probe told"]
+    assert billed("probe", 1, 60.0) == ["[node1 bill, 1 left] probe told"]
+    assert billed("restore", 2, None, "failed") == ["[node1 bill, 0 left] restore told"]
+    assert (host.left_s, progress.measuring) == (0.0, False)
+    assert host.lanes["podman-stock"].done == 2, "the bill is not an iteration"
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project with one real play, so that ansible-runner and ansible-playbook really run."""

@@ -9,7 +9,7 @@ from typing import get_args
 import ckpt_lanes
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.ckpt import errors, record
+from ansible.module_utils.ckpt import errors, http, record
 
 from gpuckpt_report import schema
 
@@ -59,6 +59,21 @@ def test_a_record_that_failed_before_it_began_is_valid(kind):
     made = record.Record(kind, IDENTITY)
     made.failure = errors.CkptError("port_taken", "port 18080 is taken: stop what listens there")
     assert parse(made).reason == "port_taken"
+
+
+def test_a_probe_and_a_start_of_the_bill_are_valid(built):
+    built.identity |= {"warmup": True, "bill": True}
+    start = record.Record("restore", built.identity)
+    start.marks = built.marks
+    assert (start.up_at, parse(start).bill.started) == (105.0, "restore")
+    probe = record.Record("probe", IDENTITY)
+    probe.bill = {"started": "restore", "asked_s": 60.0, "at_s": 60.01, "concurrency": 2, "max_tokens": 3}
+    completion = http.Completion(["a", "b", "c"], 100.5, 100.6, 100.8)
+    probe.requests = [completion.as_request(100.0)] * 2
+    parsed = parse(probe)
+    assert parsed.requests[0].requested_s == 0.5
+    said = record.outcome(probe.as_dict([]))
+    assert said == "podman-stock, bill 1: 20 tokens/s, 100.0 ms a token, 60.0 s after it was up"
 
 
 def test_the_list_of_reasons_is_one():
