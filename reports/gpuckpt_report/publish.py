@@ -8,10 +8,11 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from gpuckpt_report import PROJECT, render
+from gpuckpt_report import PROJECT, render, subject
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.headline import headline
+from gpuckpt_report.markdown import Markdown, escaped
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.tables import INTERVAL_OR_VALUES, Table, interval_or_values, times_interval
 from gpuckpt_report.units import human_seconds, times
@@ -119,14 +120,14 @@ def _choose(ordered: list[Published], names: list[str]) -> tuple[list[Published]
 def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:
     place = folder.relative_to(root).as_posix()
     commit = (analysis.manifest.git.sha or "")[:12]
-    title = analysis.manifest.description or folder.name
+    title = escaped(analysis.manifest.description or folder.name)
     source = f"[records]({place}/records.jsonl) · [report]({place}/report.md) · [manifest]({place}/manifest.json)"
     heading = f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"
     parts = [heading]
     for host in analysis.hosts:
-        sentence = textwrap.fill(headline(host, analysis.metric_name), width=PROSE_WIDTH)
+        sentence = textwrap.fill(escaped(headline(host, analysis.metric_name)), width=PROSE_WIDTH)
         table = _table(host, analysis, f"{place}/records.jsonl").markdown()
-        parts += [_node(analysis, host.host), sentence, table]
+        parts += [escaped(_node(analysis, host.host)), sentence, table]
     return "\n\n".join(parts)
 
 
@@ -137,13 +138,9 @@ def _has_gpu(analysis: RunAnalysis) -> bool:
 def _node(analysis: RunAnalysis, name: str) -> str:
     """One line on where the figures are from, of what the manifest knows."""
     known = analysis.manifest.hosts.get(name, {})
-    host, gpu = known.get("host") or {}, known.get("gpu") or {}
-    parts = [one["name"] for one in gpu.get("gpus", [])]
-    parts += [f"driver {gpu['driver']['version']}"] if gpu else []
-    parts += [f"{host['cpu']['count']} cores", host["os"], f"Linux {host['kernel']}"] if host else []
     packages = known.get("packages") or {}
-    parts += [f"{package} {packages[package]}" for package in ("vllm", "torch") if package in packages]
-    return f"{name}: " + (", ".join(parts) or "the manifest does not describe it") + "."
+    parts = [subject.machine(known)] + [f"{one} {packages[one]}" for one in ("vllm", "torch") if one in packages]
+    return f"{name}: " + (", ".join(part for part in parts if part) or "the manifest does not describe it") + "."
 
 
 def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
@@ -155,7 +152,7 @@ def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
 
 def _row(lane: LaneResult, records: str, with_floor: bool) -> list[str]:
     name = f"{lane.name} (baseline)" if lane.is_baseline else lane.name
-    median = "–" if lane.median is None else f"[{human_seconds(lane.median)}]({records})"
+    median = "–" if lane.median is None else Markdown(f"[{human_seconds(lane.median)}]({records})")
     row = [
         name,
         median,

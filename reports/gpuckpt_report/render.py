@@ -14,11 +14,20 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from gpuckpt_report import noise, stats, svg, tables
+from gpuckpt_report import charts, noise, stats, subject, tables
 from gpuckpt_report.advisor import Advice, advise
-from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, RunAnalysis
+from gpuckpt_report.analysis import (
+    CONTEXT_COST,
+    COPY_CEILING,
+    RESTORE_FLOOR,
+    HostAnalysis,
+    LaneResult,
+    RunAnalysis,
+)
 from gpuckpt_report.headline import headline
+from gpuckpt_report.markdown import escaped
 from gpuckpt_report.noise import Noise
+from gpuckpt_report.phase_classes import glossary
 from gpuckpt_report.schema import MOMENTS, SIZES, Record
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.units import human_bytes, human_seconds, quantity
@@ -36,6 +45,27 @@ FLOORS = {
 CSV_IDENTITY = ("run_id", "host", "seq", "lane", "kind", "iteration", "warmup", "status", "reason")
 
 
+# What a reader may take from the folder of the report, in words.
+FILES = {
+    "records.jsonl": "all records (JSON lines)",
+    "records.csv": "records as CSV",
+    "manifest.json": "manifest",
+    "report.md": "report as Markdown",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A lane that every reader asks for, in figures."""
+
+    role: str
+    lane: str
+    median: str
+    bounds: str
+    n: int
+    failed: int
+
+
 @dataclass
 class HostView:
     """One host as the templates show it."""
@@ -50,6 +80,7 @@ class HostView:
     first_starts: tables.Table | None
     probes: tables.Table | None
     advice: Advice | None
+    answers: list[Answer]
     headline: str
     noise: Noise
     floors: list[tuple[str, str]]
@@ -65,7 +96,13 @@ def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
     context = {
         "run": analysis,
         "manifest": analysis.manifest,
+        "title": subject.title(analysis),
+        "compared": subject.compared(analysis.manifest),
+        "facts": subject.facts(analysis),
+        "files": FILES,
+        "n_ok": sum(lane.n for host in analysis.hosts for lane in host.lanes),
         "hosts": [_view(host, analysis) for host in analysis.hosts],
+        "all_phases": glossary(part.name for host in analysis.hosts for lane in host.lanes for part in lane.phases),
         "sections": _manifest_sections(analysis),
         "least_samples": stats.LEAST_SAMPLES,
     }
@@ -77,7 +114,7 @@ def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"human_bytes": human_bytes, "human_seconds": human_seconds}
+    environment.filters |= {"human_bytes": human_bytes, "human_seconds": human_seconds, "md": escaped}
     outputs = {
         "report.html": environment.get_template("report.html.j2").render(context),
         "report.md": environment.get_template("report.md.j2").render(context),
@@ -114,8 +151,7 @@ def _csv_row(record: Record, phase_names: Sequence[str]) -> dict[str, Any]:
 
 
 def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
-    colours = svg.colours_of(phase.name for lane in host.lanes for phase in lane.phases)
-    kinds = svg.colours_of(kind for checkpoint in host.checkpoints for kind in checkpoint.images)
+    lanes = tables.ranked(host.lanes)
     return HostView(
         analysis=host,
         lanes=tables.lanes(host),
@@ -127,26 +163,51 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
         first_starts=tables.first_starts(host.first_starts),
         probes=tables.probes(host.probes),
         advice=advise(host),
+        answers=_answers(lanes),
         headline=headline(host, analysis.metric_name),
         noise=noise.judge(host),
         floors=[(FLOORS.get(name, name), quantity(value, unit)) for name, (value, unit) in host.floors.items()],
         provenance=_flatten(analysis.manifest.hosts.get(host.host, {})),
-        distribution_svg=Markup(svg.distribution(f"distribution-{host.host}", host.lanes, analysis.metric_name)),
-        phase_svgs=_phase_charts(host, colours),
-        sizes_svg=Markup(svg.sizes(f"sizes-{host.host}", host.checkpoints, kinds)),
-        drift_svg=Markup(svg.drift(f"drift-{host.host}", noise.residuals(host))),
+        distribution_svg=Markup(charts.distribution(f"distribution-{host.host}", lanes, analysis.metric_name)),
+        phase_svgs=_phase_charts(host.host, lanes),
+        sizes_svg=Markup(charts.sizes(f"sizes-{host.host}", host.checkpoints)),
+        drift_svg=Markup(charts.drift(f"drift-{host.host}", noise.residuals(host))),
     )
 
 
-def _phase_charts(host: HostAnalysis, colours: dict[str, int]) -> list[tuple[str, Markup]]:
+def _answers(ranked: Sequence[LaneResult]) -> list[Answer]:
+    """The lane that the headline names, the baseline, and the fastest cold start; each once."""
+    sound = [lane for lane in ranked if lane.n and not lane.n_failed]
+    asked = [
+        ("Lowest median", sound),
+        ("Baseline", [lane for lane in ranked if lane.is_baseline]),
+        ("Cold start", [lane for lane in ranked if lane.kind == "cold"]),
+    ]
+    roles: dict[str, tuple[list[str], LaneResult]] = {}
+    for role, found in asked:
+        if found:
+            roles.setdefault(found[0].name, ([], found[0]))[0].append(role)
+    return [_answer(" · ".join(names), lane) for names, lane in roles.values()]
+
+
+def _answer(role: str, lane: LaneResult) -> Answer:
+    median = "no good start" if lane.median is None else human_seconds(lane.median)
+    kind = "95 % interval" if lane.interval is not None else "values"
+    bounds = f"{kind} {tables.interval_or_values(lane, human_seconds)}" if lane.n else ""
+    return Answer(role, lane.name, median, bounds, lane.n, lane.n_failed)
+
+
+def _phase_charts(host: str, lanes: Sequence[LaneResult]) -> list[tuple[str, Markup]]:
     """A captioned chart for each kind of start and each order of magnitude."""
-    charts = []
+    drawn = []
     for title, kind in (("Restores", "restore"), ("Cold starts", "cold")):
-        groups = svg.scale_groups([lane for lane in host.lanes if lane.kind == kind])
+        groups = charts.scale_groups([lane for lane in lanes if lane.kind == kind])[::-1]
         for number, group in enumerate(groups, start=1):
-            chart = svg.phases(f"phases-{kind}-{number}-{host.host}", group, colours)
-            charts.append((title if number == 1 else f"{title}, the faster ones", Markup(chart)))
-    return charts
+            chart = charts.phases(f"phases-{kind}-{number}-{host}", group)
+            medians = [human_seconds(lane.median) for lane in (group[0], group[-1]) if lane.median is not None]
+            span = f"{title}, {' to '.join(dict.fromkeys(medians))}"
+            drawn.append((title if len(groups) == 1 else span, Markup(chart)))
+    return drawn
 
 
 def _manifest_sections(analysis: RunAnalysis) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from gpuckpt_report import bill as bill_of_starts
 from gpuckpt_report import stats
 from gpuckpt_report.analysis import UNATTRIBUTED, CheckpointSize, FirstStart, HostAnalysis, LaneResult, ProbeResult
+from gpuckpt_report.contents import PARTS, contents
+from gpuckpt_report.markdown import Markdown, escaped
+from gpuckpt_report.phase_classes import named
 from gpuckpt_report.units import human_bytes, seconds, times
 
 
@@ -21,8 +24,9 @@ class Table:
 
     def markdown(self) -> str:
         """The table as GitHub renders it."""
-        lines = [self.headings, ["---", *["---:"] * (len(self.headings) - 1)], *self.rows]
-        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        rule: list[str] = [Markdown("---"), *[Markdown("---:")] * (len(self.headings) - 1)]
+        lines = [self.headings, rule, *self.rows]
+        return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in lines)
 
     def plain(self, width: int | None = None) -> str:
         """The table for a terminal, aligned by spaces.
@@ -51,13 +55,27 @@ def _ending(name: str, room: int) -> str:
 INTERVAL_OR_VALUES = "95 % interval, or the values"
 
 
+def ranked(lanes: Sequence[LaneResult]) -> list[LaneResult]:
+    """The lanes by their medians, fastest first; those without one last."""
+    return sorted(lanes, key=lambda lane: (lane.median is None, lane.median or 0.0))
+
+
 def lanes(host: HostAnalysis) -> Table:
-    """Median, p90, n, failures and ratio to the baseline of every lane."""
+    """Median, p90, n, failures and ratio to the baseline of every lane, fastest first."""
     baseline = host.baseline
-    headings = ["lane", "median s", INTERVAL_OR_VALUES, "p90 s", "n", "failed", "× faster", "interval"]
+    headings = [
+        "lane",
+        "median s",
+        INTERVAL_OR_VALUES,
+        "p90 s",
+        "n",
+        "failed",
+        "× faster than baseline",
+        "its interval",
+    ]
     optional = [column for column in _OPTIONAL_LANE_COLUMNS if any(column.value(lane) != "–" for lane in host.lanes)]
     rows = []
-    for lane in host.lanes:
+    for lane in ranked(host.lanes):
         name = f"{lane.name} (baseline)" if lane is baseline else lane.name
         speed, interval = _speedup(lane)
         row = [name, seconds(lane.median), interval_or_values(lane, seconds), seconds(lane.p90), str(lane.n)]
@@ -69,7 +87,7 @@ def lanes(host: HostAnalysis) -> Table:
 def lanes_narrow(host: HostAnalysis) -> Table:
     """What a terminal of 80 columns has room for: medians and ratios to the baseline, with their intervals."""
     rows = []
-    for lane in host.lanes:
+    for lane in ranked(host.lanes):
         median, ratio = seconds(lane.median), "–" if lane.speedup is None else f"{times(lane.speedup.value)}"
         if lane.interval is not None:
             median += f" ({seconds(lane.interval.low)}–{seconds(lane.interval.high)})"
@@ -193,26 +211,28 @@ def served_note(host: HostAnalysis) -> str:
 
 
 def phases(host: HostAnalysis) -> Table | None:
-    """Median seconds of each phase, a column per lane; None where no lane has phases."""
-    columns = [lane for lane in host.lanes if lane.phases]
+    """Median seconds of each phase, a column per lane, fastest first; None where no lane has phases."""
+    columns = [lane for lane in ranked(host.lanes) if lane.phases]
     if not columns:
         return None
-    distinct = dict.fromkeys(phase.name for lane in columns for phase in lane.phases)
+    distinct = dict.fromkeys(part.name for lane in columns for part in lane.phases)
     names = sorted(distinct, key=lambda name: name == UNATTRIBUTED)
-    medians = {lane.name: {phase.name: phase.median for phase in lane.phases} for lane in columns}
-    rows = [[name, *(seconds(medians[lane.name].get(name)) for lane in columns)] for name in names]
+    medians = {lane.name: {part.name: part.median for part in lane.phases} for lane in columns}
+    rows = [[named(name).title, *(seconds(medians[lane.name].get(name)) for lane in columns)] for name in names]
     return Table(["phase", *(lane.name for lane in columns)], rows)
 
 
 def checkpoints(sizes: Sequence[CheckpointSize]) -> Table | None:
-    """Size of every checkpoint by kind of image; None where none was taken."""
+    """Size of every checkpoint, and what it holds; None where none was taken."""
     if not sizes:
         return None
-    kinds = list(dict.fromkeys(kind for size in sizes for kind in size.images))
-    headings = ["checkpoint", "dump s", "total", "GPU memory", "archive", *kinds]
+    held = [kind for kind in PARTS if any(contents(size)[kind] for size in sizes)]
+    archive = any(size.archive for size in sizes)
+    headings = ["checkpoint", "dump s", "total", *(PARTS[kind] for kind in held), *["archive"] * archive]
     rows = [
-        [size.lane, seconds(size.dump_s), human_bytes(size.total), _bytes(size.gpu), _bytes(size.archive)]
-        + [_bytes(size.images.get(kind)) for kind in kinds]
+        [size.lane, seconds(size.dump_s), human_bytes(size.total)]
+        + [human_bytes(contents(size)[kind]) for kind in held]
+        + [_bytes(size.archive)] * archive
         for size in sizes
     ]
     return Table(headings, rows)
