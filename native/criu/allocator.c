@@ -51,8 +51,7 @@ bool allocator_owns_process(struct pstree_item *t)
 			vpid(t));
 		return true;
 	}
-	list_for_each_entry(vma, &rsti(t)->vmas.h, list)
-	{
+	list_for_each_entry(vma, &rsti(t)->vmas.h, list) {
 		const char *name = mapped_file_name(vma);
 
 		if (name && is_allocator(name)) {

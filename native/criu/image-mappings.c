@@ -326,7 +326,9 @@ static int write_bases(struct pstree_item *item, const struct vm_area_list *vmas
 	struct vma_area *vma;
 	int ret = 0;
 
-	list_for_each_entry(vma, &vmas->h, list) if (!ret && vma->image) ret = list_kept_ranges(vma->image, &list);
+	list_for_each_entry(vma, &vmas->h, list)
+		if (!ret && vma->image)
+			ret = list_kept_ranges(vma->image, &list);
 	if (!ret && list.ranges_n) {
 		bases_in_use = true;
 		ret = base_list_write(vpid(item), &list);
@@ -373,10 +375,10 @@ int image_mappings_finish(struct pstree_item *item, struct vm_area_list *vmas)
 
 	if (write_bases(item, vmas))
 		return -1;
-	list_for_each_entry(vma, &vmas->h, list) while (vma->list.next != &vmas->h && joins(vma, vma_next(vma)))
-		join_next(vma, vmas);
 	list_for_each_entry(vma, &vmas->h, list)
-	{
+		while (vma->list.next != &vmas->h && joins(vma, vma_next(vma)))
+			join_next(vma, vmas);
+	list_for_each_entry(vma, &vmas->h, list) {
 		free_image(vma->image);
 		vma->image = NULL;
 	}

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/compiler.h"
+#include "copy-team.h"
 #include "log.h"
 #include "span.h"
 #include "switches.h"
@@ -48,7 +49,7 @@ static int load_number(const char *name, unsigned long min, unsigned long max, u
 	errno = 0;
 	number = strtoul(value, &end, 10);
 	if (errno || *end || value[0] == '-' || number < min || number > max) {
-		pr_err("%s=%s is not a number from %lu to %lu; mend it or unset it\n", name, value, min, max);
+		pr_err("%s=%s is not a number from %lu to %lu; fix it or unset it\n", name, value, min, max);
 		return -1;
 	}
 	*out = number;
@@ -68,7 +69,9 @@ static int load_word(const char *name, const char *const words[], unsigned n, un
 			return 0;
 		}
 	}
-	pr_err("%s=%s is none of %s, %s; mend it or unset it\n", name, value, words[0], words[1]);
+	pr_err("%s=%s is not known; fix it or unset it. Known are:\n", name, value);
+	for (i = 0; i < n; i++)
+		pr_err("  %s=%s\n", name, words[i]);
 	return -1;
 }
 
@@ -110,6 +113,11 @@ int switches_load(void)
 	ret |= load_number("CRIU_FREEZE_POLL_MS", 1, DEFAULT_FREEZE_POLL_MS, &poll_ms);
 	if (ret)
 		return -1;
+
+	if (!COPY_TEAM_HAS_THREADS && threads > 1) {
+		pr_warn("CRIU_RESTORE_THREADS=%lu: one thread reads on this processor's architecture\n", threads);
+		threads = 1;
+	}
 
 	loaded.mapped_restore = mapped;
 	loaded.mapped_scope = scope;

@@ -5,11 +5,11 @@
 #include "cr_options.h"
 
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "cuda-ranges.h"
 #include "gpuckpt_cuda_ranges.h"
 
 #undef LOG_PREFIX
@@ -22,7 +22,7 @@ static FILE *open_ranges(pid_t pid, int flags, const char *mode)
 	FILE *file;
 	int fd;
 
-	snprintf(name, sizeof(name), "cuda-ranges-%ld.txt", proc_status_number(pid, "NSpid"));
+	snprintf(name, sizeof(name), CUDA_RANGES_FILE, (int)proc_status_number(pid, "NSpid"));
 	fd = openat(criu_get_image_dir(), name, flags | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return NULL;
@@ -47,7 +47,8 @@ int cuda_ranges_write(pid_t pid, const struct range_list *ranges)
 		return -1;
 	}
 	for (size_t n = 0; n < ranges->count; n++)
-		fprintf(file, "%" PRIx64 "-%" PRIx64 "\n", ranges->ranges[n].start, ranges->ranges[n].end);
+		fprintf(file, CUDA_RANGES_LINE "\n", (unsigned long)ranges->ranges[n].start,
+			(unsigned long)ranges->ranges[n].end);
 	written = !ferror(file);
 	written = !fclose(file) && written;
 	if (!written) {
@@ -76,12 +77,12 @@ uint64_t cuda_ranges_record(pid_t pid, const struct range_list *before)
 bool cuda_ranges_read(pid_t pid, uint64_t *bytes)
 {
 	FILE *file = opts.stream ? NULL : open_ranges(pid, O_RDONLY, "r");
-	uint64_t start, end;
+	unsigned long start, end;
 
 	*bytes = 0;
 	if (!file)
 		return false;
-	while (fscanf(file, "%" SCNx64 "-%" SCNx64, &start, &end) == 2)
+	while (fscanf(file, CUDA_RANGES_LINE, &start, &end) == 2)
 		*bytes += end - start;
 	fclose(file);
 	return true;

@@ -1,9 +1,16 @@
-/* SPDX-License-Identifier: GPL-2.0-only */
-#ifndef GPUCKPT_MEMORY_PLAN_PIE_H
-#define GPUCKPT_MEMORY_PLAN_PIE_H
-
+// SPDX-License-Identifier: GPL-2.0-only
 /* The restorer's half of the memory plan: no libc, every address is the restored task's. */
+#include <errno.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+
+#include "types.h"
+#include <compel/plugins/std/log.h>
+#include <compel/plugins/std/syscall.h>
 #include "copy-team.h"
+#include "log.h"
+#include "memory-plan-restorer.h"
 #include "restorer.h"
 #include "span.h"
 
@@ -121,8 +128,7 @@ static int memory_plan_read_in_parallel(struct task_restore_args *args)
 	return 0;
 }
 
-/* Maps what the plan maps, and reads the rest if several threads shall; else that is left to the caller. */
-static int memory_plan_restore(struct task_restore_args *args)
+int memory_plan_restore(struct task_restore_args *args)
 {
 	struct memory_plan *plan = &args->memory;
 
@@ -139,7 +145,7 @@ static int memory_plan_restore(struct task_restore_args *args)
 	return 0;
 }
 
-static void memory_plan_report(const struct memory_plan *plan)
+void memory_plan_report(const struct memory_plan *plan)
 {
 	if (!plan->active)
 		return;
@@ -147,5 +153,3 @@ static void memory_plan_report(const struct memory_plan *plan)
 	pr_info("gpuckpt: memory pid=%d mapped_bytes=%lu read_bytes=%lu maps=%u threads=%u\n", plan->pid,
 		plan->mapped_bytes, plan->read_bytes, plan->runs_n, plan->threads);
 }
-
-#endif
