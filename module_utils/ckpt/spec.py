@@ -21,7 +21,7 @@ ALL_CAPABILITIES = "all"
 # vLLM's switch for /sleep, /wake_up and /collective_rpc
 DEV_MODE = "VLLM_SERVER_DEV_MODE"
 # what stands in the address of a request
-HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]")
+HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]|(?=[^\[\]]*:)[0-9a-fA-F:.]+")
 PATH = re.compile(r"/(?!/)[!-~]*")
 COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success_total"}
 # where a server tells a digest of its memory
@@ -87,8 +87,9 @@ class ServerSpec:
 
     @property
     def base_url(self) -> str:
-        """Where the server listens."""
-        return f"http://{self.host}:{self.port}"
+        """Where the server listens; an IPv6 address stands in brackets there."""
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"http://{host}:{self.port}"
 
     def load_prompt(self, number: int, max_tokens: int | None) -> Canary:
         """One of several requests at a time: each has a prompt of its own, the same at every call.
@@ -178,7 +179,7 @@ def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
     if values.get("name") and not NAME.fullmatch(str(values["name"])):
         errors.append("server.name must be letters, digits, `_`, `.` or `-`")
     if "host" in values and not HOST.fullmatch(str(values["host"])):
-        errors.append("server.host must be a host's name or address (an IPv6 address in brackets)")
+        errors.append("server.host must be a host's name or address")
     for key in ("health_path", "completions_path", "counter_path"):
         if key in values and not PATH.fullmatch(str(values[key])):
             errors.append(f"server.{key} must be the path of an address, such as {getattr(ServerSpec, key)}")

@@ -19,6 +19,7 @@ import mmap
 import os
 import random
 import signal
+import socket
 import sys
 import threading
 import time
@@ -442,6 +443,10 @@ class Server(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
+    def __init__(self, address, handler):
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
 
 def parse_arguments(arguments):
     """The command line; argparse ends the process with a message when it is wrong."""
@@ -472,10 +477,12 @@ def parse_arguments(arguments):
 def serve(options):
     """Listen, load, serve until SIGTERM. Returns the exit status."""
     Handler.engine = Engine(Model(options.weights, options.kv_mib), options.model)
+    host = options.host.strip("[]")
+    place = f"[{host}]:{options.port}" if ":" in host else f"{host}:{options.port}"
     try:
-        server = Server((options.host, options.port), Handler)
+        server = Server((host, options.port), Handler)
     except OSError as error:
-        print(f"cannot listen on {options.host}:{options.port}: {error.strerror}", file=sys.stderr)
+        print(f"cannot listen on {place}: {error.strerror}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     listener = threading.Thread(target=server.serve_forever, daemon=True)
@@ -485,7 +492,7 @@ def serve(options):
     except (OSError, ValueError) as error:
         print(f"cannot load the model: {error}", file=sys.stderr)
         return 1
-    print(f"ready on http://{options.host}:{options.port}", file=sys.stderr, flush=True)
+    print(f"ready on http://{place}", file=sys.stderr, flush=True)
     listener.join()
     return 0
 

@@ -27,6 +27,24 @@ def test_podman_round_trip(call: Call, podman_server: Result, store: Path, sourc
     round_trip(call, podman_server, store, source, flags)
 
 
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_a_server_on_ipv6(call: Call, server: Result, store: Path, host: str) -> None:
+    """Health, canary, counter, checkpoint, restore and the port's end; an address on IPv4 answers nobody."""
+    options = server["server"]
+    options |= {"host": host, "command": [*options["command"], f"--host={host}"]}
+    round_trip(call, server, store, "store", ["--keep"] if server["runtime"] == "podman" else [])
+    call("ckpt_stop", **server)
+    call("ckpt_start", **server)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{options['port']}/health")
+    assert httpx.get(f"http://[::1]:{options['port']}/health").status_code == 200
+    other = {**options, "name": f"{options['name']}-other"}
+    taken = call("ckpt_start", runtime=server["runtime"], server=other)
+    call("ckpt_stop", runtime=server["runtime"], server=other)
+    assert taken["reason"] == "port_taken"
+    assert f"port {options['port']} of this node is in use by python3 (pid " in taken["msg"]
+
+
 CONNECTED_TO_ITSELF = """
 import os, socket, sys
 listener = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)

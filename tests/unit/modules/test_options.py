@@ -72,7 +72,7 @@ def test_a_wrong_key_is_named(change: dict[str, Any], word: str | None) -> None:
         parse_server({**SERVER, **change}, "process")
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]", "::1"])
 def test_the_development_interface_listens_on_loopback(host: str) -> None:
     assert parse_server({**SERVER, "host": host}, "process").host == host
 
@@ -82,6 +82,7 @@ def test_the_development_interface_listens_on_loopback(host: str) -> None:
     [
         {"host": "0.0.0.0"},
         {"host": "[::]"},
+        {"host": "::"},
         {"host": "192.0.2.1"},
         {"host": "example.org"},
         {"command": ["a", "--host", "0.0.0.0"]},
@@ -396,3 +397,16 @@ def test_a_build_whose_description_is_damaged(tmp_path: Path) -> None:
         with pytest.raises(CkptError, match=r"BUILD\.json") as caught:
             criu.require(Commands())
         assert caught.value.reason == "criu_missing"
+
+
+@pytest.mark.parametrize(
+    ("host", "place"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]"), ("localhost", "localhost")]
+)
+def test_requests_go_to_an_address_in_brackets_where_it_is_of_ipv6(host: str, place: str) -> None:
+    assert parse_server({**SERVER, "host": host, "port": 18080}, "process").base_url == f"http://{place}:18080"
+
+
+@pytest.mark.parametrize("host", ["[::1", "::1]", "[]", "a:b:c/", "::1%lo", "[localhost]"])
+def test_what_is_no_address_of_ipv6_is_refused(host: str) -> None:
+    with pytest.raises(CkptError, match=r"server\.host"):
+        parse_server({**SERVER, "host": host}, "process")
