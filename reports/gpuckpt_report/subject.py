@@ -19,7 +19,7 @@ def title(run: RunAnalysis) -> str:
     engine = _engine(run.manifest)
     model = server.get("model")
     what = f"{model} in {engine}" if model and server.get("kind") != "reference" else engine
-    where = _counted([_processor(known) for known in run.manifest.hosts.values()])
+    where = _hosts([_processor(known) for known in run.manifest.hosts.values()])
     starts = {lane.start for lane in run.manifest.lanes}
     asked = " and ".join(words for start, words in (("cold", "cold start"), ("restore", "restore")) if start in starts)
     return f"{asked.capitalize()}: {what}" + (f", {where}" if where else "")
@@ -30,7 +30,7 @@ def facts(run: RunAnalysis) -> list[tuple[str, str]]:
     manifest = run.manifest
     server = _server(manifest)
     rows = [("Server", server)] if server else []
-    machines = _counted([machine(known) for known in manifest.hosts.values()])
+    machines = _hosts([machine(known) for known in manifest.hosts.values()])
     label = "Machine" if len(run.hosts) == 1 else f"{len(run.hosts)} machines"
     return [*rows, (label, machines or "not described")]
 
@@ -98,6 +98,12 @@ def _at(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
+
+
+def _hosts(described: list[str]) -> str:
+    """Each distinct description of hosts once, with how many hosts it is of where there are several."""
+    counts = Counter(words for words in described if words)
+    return "; ".join(words if count == 1 else f"{count} hosts with {words}" for words, count in counts.items())
 
 
 def _counted(names: list[str]) -> str:

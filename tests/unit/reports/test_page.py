@@ -13,7 +13,7 @@ import pytest
 import synthetic
 from markdown_it import MarkdownIt
 
-from gpuckpt_report import render
+from gpuckpt_report import render, subject
 from gpuckpt_report.charts.canvas import CHARACTER, LAYOUTS
 from gpuckpt_report.markdown import escaped
 from gpuckpt_report.phase_classes import CLASSES, PHASES, SCRIPT, named
@@ -252,3 +252,10 @@ def test_paper_has_no_pages_of_digests():
     assert ".manifest" in hidden[0]
     assert "svg.narrow" not in rules("print")
     assert re.search(r"@media screen and \(max-width: \d+px\) \{\n  svg\.wide", CSS)
+
+
+def test_a_fleet_is_counted_by_hosts_and_gpus(fake_run, analyse):
+    host = {"gpu": {"gpus": [{"name": "NVIDIA H200"}] * 2}}
+    run = analyse(fake_run(hosts={"node1": host, "node2": host, "node3": {"gpu": "not told", "packages": ["x"]}}))
+    assert subject.title(run).endswith(", 2 hosts with 2 × NVIDIA H200")
+    assert subject.machine({"host": {"cpu": 3}, "gpu": [1]}) == "no GPU"
