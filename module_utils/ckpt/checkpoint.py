@@ -196,7 +196,7 @@ def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, ma
 def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, result: Result) -> None:
     record, runtime = operation.record, operation.runtime
     evidence = runtime.evidence("dump", layout)
-    record.stats["criu"] = dict(evidence.stats)
+    record.stats["criu"] = {**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)}
     record.stats["podman"] = runtime.command_stats(result)
     flows.add_phases(operation, evidence, result, criu_log.DUMP_PHASES)
     record.checks["exit_zero"] = result.rc == 0

@@ -191,6 +191,7 @@ SIGNATURES = (
         "take the checkpoint on a node like this one, or restore it on one like that",
     ),
 )
+KERNEL_CACHE = re.compile(r"(?P<loaded>Loaded kdat cache from )|(?:File|Stale) \S*criu\.kdat")
 # CRIU logs these as errors and goes on; a restore that shows them is sound.
 HARMLESS = (r"RLIMIT_NOFILE", r"Can't keep kdat cache")
 # What a success must not show, although CRIU exits 0: a resume hook that failed, a plugin that gave up.
@@ -289,6 +290,15 @@ def classify(text: str) -> Signature | None:
             if re.search(signature.pattern, line, re.IGNORECASE):
                 return signature
     return None
+
+
+def kernel_cache(text: str) -> str | None:
+    """What CRIU did about its notes of the kernel's features (/run/criu.kdat); None if the log does not tell.
+
+    `loaded`, or `probed` where there were none, or another build's.
+    """
+    found = KERNEL_CACHE.search(text)
+    return None if found is None else "loaded" if found["loaded"] else "probed"
 
 
 def start_of_log(last_write: float, lines: Sequence[Line]) -> float | None:

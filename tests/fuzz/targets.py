@@ -140,6 +140,7 @@ def log_of_criu(data: bytes) -> None:
     for plan in (criu_log.DUMP_PHASES, criu_log.RESTORE_PHASES):
         criu_log.phases(lines, plan)
     criu_log.script_phases(lines)
+    criu_log.kernel_cache(text)
     json.dumps(criu_log.spans(text), allow_nan=False)
     criu_log.silent_failures(text)
     flows.explain(Evidence(text), "", "criu_failed", "it failed")

@@ -190,3 +190,16 @@ def test_start_of_log_is_on_the_monotonic_clock() -> None:
     start = criu_log.start_of_log(time.time(), lines)
     assert start == pytest.approx(time.monotonic() - 2, abs=0.05)
     assert criu_log.start_of_log(time.time(), []) is None
+
+
+@pytest.mark.parametrize(
+    ("log", "found"),
+    [
+        ("(00.000046) Loaded kdat cache from /run/criu.kdat", "loaded"),
+        ("(00.000077) File /run/criu.kdat does not exist", "probed"),
+        ("(00.000080) Warn  (criu/kerndat.c:1250): Stale /run/criu.kdat file", "probed"),
+        ("", None),
+    ],
+)
+def test_whether_criu_probed_the_kernel_is_told(log, found):
+    assert criu_log.kernel_cache(log) == found
