@@ -58,6 +58,13 @@ def test_a_number_that_a_dead_process_holds_is_blamed_on_its_parent() -> None:
     assert number_in_use(child.pid).endswith("is in use; restore again.")
 
 
+def test_port_holder_on_ipv6_alone() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        port = listener.getsockname()[1]
+        assert f"(pid {os.getpid()})" in str(procfs.port_holder(port))
+    assert procfs.port_holder(port) is None
+
+
 def test_port_holder_and_open_connections() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
