@@ -41,7 +41,8 @@ def ckpt_schedule(
     """
     counts = _iterations_by_lane(lanes, iterations, warmup)
     planned = _plan(counts, int(warmup), seed)
-    return _remaining(planned, _places_of(done or []))
+    places = _places_of(done or [])
+    return _remaining(planned, places, {*places.values(), *_bill_numbers(done or [])})
 
 
 def ckpt_bill(
@@ -181,10 +182,14 @@ def _key(entry: dict[str, Any]) -> tuple[str, int, bool]:
     return str(entry["lane"]), int(entry["iteration"]), bool(entry.get("warmup", False))
 
 
-def _remaining(planned: list[Entry], seq_of: dict[tuple[str, int, bool], int]) -> list[Entry]:
+def _bill_numbers(done: Any) -> set[int]:
+    """Numbers that starts of the bill have: they are no entries of the schedule, and no entry may have them again."""
+    return {int(record["seq"]) for record in done if record.get("bill") and record.get("kind") in SCHEDULED_KINDS}
+
+
+def _remaining(planned: list[Entry], seq_of: dict[tuple[str, int, bool], int], used: set[int]) -> list[Entry]:
     """Failed records count as done: a failure belongs to the statistics and is not tried away."""
     remaining = [entry for entry in planned if _key(entry) not in seq_of]
-    used = set(seq_of.values())
     if any(entry["seq"] in used for entry in remaining):
         # Lanes or iterations changed since those records were made: number on after them.
         first = max(used) + 1

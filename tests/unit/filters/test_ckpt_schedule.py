@@ -154,3 +154,15 @@ def test_starts_of_the_bill_are_no_entries_of_the_schedule():
 def test_a_bill_that_cannot_be_is_refused(rounds, moments):
     with pytest.raises(AnsibleFilterError, match="ckpt_bill: "):
         ckpt_bill(LANES, rounds, moments, 7, 1, 1)
+
+
+def test_more_iterations_after_a_bill_take_none_of_its_numbers():
+    # two rounds of three lanes, the start of a server, and the bill of two rounds behind them
+    done = [{**entry, "kind": "restore"} for entry in ckpt_schedule(["a", "b", "c"], 2, "s", 1)]
+    done += [
+        {**entry, "kind": "restore", "bill": {"started": "restore"}}
+        for entry in ckpt_bill(["a", "b", "c"], 2, [0, 3], "s", 13, 53)
+    ]
+    continued = ckpt_schedule(["a", "b", "c"], 5, "s", 1, done)
+    assert len(continued) == 9
+    assert not {entry["seq"] for entry in continued} & {record["seq"] for record in done}
