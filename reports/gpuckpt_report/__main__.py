@@ -25,6 +25,7 @@ from gpuckpt_report.store import RunFolder, find_run, started_at
 Action = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
     from gpuckpt_report.analysis import RunAnalysis
+    from gpuckpt_report.fleet import Fleet
     from gpuckpt_report.tables import Table
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 RUNS = PROJECT / "reports" / "runs"
 PUBLISHED = PROJECT / "reports" / "published"
 WIDTH = 80
+HOSTS_TOLD = 12
 EXIT_BAD_INPUT = 1
 EXIT_REJECTED = 3
 EXIT_WORSE = 4
@@ -68,19 +70,37 @@ def native_tables(arguments: argparse.Namespace) -> int:
 
 
 def render_run(arguments: argparse.Namespace) -> int:
-    """Write report.html, report.md and records.csv."""
-    from gpuckpt_report import render
+    """Write report.html, report.md and records.csv; of many hosts also pages in hosts/. With --host, that page alone."""
+    from gpuckpt_report import fleet_page, render
 
     run = _run(arguments)
     if arguments.finished:
         run.finish(datetime.now(UTC))
-    result = _analyse(arguments, run)
-    paths = render.write(run, result)
-    if arguments.summary:
-        _print_summary(run, result)
+    if arguments.host:
+        print(_write_host(run, arguments.host))
+        return 0
+    fleet = _fleet(arguments, run)
+    if fleet is not None:
+        paths = fleet_page.write(run, fleet)
+        if arguments.summary:
+            _print_fleet(run, fleet)
     else:
+        result = _analyse(arguments, run)
+        paths = render.write(run, result)
+        if arguments.summary:
+            _print_summary(run, result)
+    if not arguments.summary:
         print(*paths, sep="\n")
     return 0
+
+
+def _write_host(run: RunFolder, host: str) -> Path:
+    from gpuckpt_report import fleet_page
+
+    records = [record for record in run.stream() if record.host == host]
+    if not records:
+        raise ReportError(f"run {run.path.name} has no records of host {host!r}: `gpuckpt show RUN` names its hosts")
+    return fleet_page.write_host(run, run.manifest(), host, records)
 
 
 def list_runs(arguments: argparse.Namespace) -> int:
@@ -93,11 +113,14 @@ def list_runs(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Show what a run measured, where, and what came of it: headline, lanes, failures."""
+    """Show what a run measured, where, and what came of it: headline, lanes, failures. Of many hosts, see --host."""
     from gpuckpt_report import overview
 
     run = _run(arguments)
-    result = _analyse(arguments, run)
+    fleet = _fleet(arguments, run)
+    if fleet is not None:
+        return _show_fleet(arguments, run, fleet)
+    result = _analyse(arguments, run, arguments.host)
     if arguments.json:
         _print_json(overview.document(result))
         return 0
@@ -108,11 +131,14 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def summary(arguments: argparse.Namespace) -> int:
-    """Print the headline and the table of lanes of each host."""
+    """Print the headline and the table of lanes; of many hosts, those of all together."""
     from gpuckpt_report import overview
 
     run = _run(arguments)
-    result = _analyse(arguments, run)
+    fleet = _fleet(arguments, run)
+    if fleet is not None:
+        return _show_fleet(arguments, run, fleet)
+    result = _analyse(arguments, run, arguments.host)
     if arguments.json:
         _print_json(overview.document(result)["hosts"])
     else:
@@ -194,8 +220,10 @@ def check(arguments: argparse.Namespace) -> int:
     """Say which hosts were lost, and which lanes have no good record; exit 6 if there are any."""
     from gpuckpt_report.headline import problems
 
-    result = _analyse(arguments, _run(arguments))
-    found = [problem for host in result.hosts for problem in problems(host)]
+    run = _run(arguments)
+    fleet = _fleet(arguments, run)
+    hosts = _analyse(arguments, run).hosts if fleet is None else fleet.hosts
+    found = [problem for host in hosts for problem in problems(host)]
     print(*found, sep="\n", end="\n" if found else "")
     return EXIT_UNSOUND if found else 0
 
@@ -204,7 +232,7 @@ def validate(arguments: argparse.Namespace) -> int:
     """Check manifest and records of a run against the schema."""
     run = _run(arguments)
     manifest = run.manifest()
-    print(f"{run.path}: manifest of {manifest.run_id} and {len(run.records())} records are valid")
+    print(f"{run.path}: manifest of {manifest.run_id} and {sum(1 for _ in run.stream())} records are valid")
     return 0
 
 
@@ -299,6 +327,39 @@ def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
         print(f"report: {report}")
 
 
+def _show_fleet(arguments: argparse.Namespace, run: RunFolder, fleet: Fleet) -> int:
+    from gpuckpt_report import fleet_text, overview
+
+    if arguments.json:
+        _print_json(fleet_text.document(fleet))
+        return 0
+    if arguments.command == "show":
+        print(*(textwrap.fill(line, WIDTH) for line in overview.facts(fleet)), sep="\n", end="\n\n")
+    _print_fleet(run, fleet)
+    return 0
+
+
+def _print_fleet(run: RunFolder, fleet: Fleet) -> None:
+    """The headline, the lanes, and the hosts that need a look."""
+    from gpuckpt_report import fleet_text
+
+    headline = f"{len(fleet.hosts)} hosts: {fleet_text.loss(fleet)} {fleet_text.headline(fleet)}"
+    print(textwrap.fill(headline, WIDTH))
+    print(textwrap.fill(fleet_text.noisy(fleet), WIDTH), end="\n\n")
+    print(fleet_text.lanes_narrow(fleet).plain(WIDTH), end="\n\n")
+    looked_at = fleet_text.look(fleet)
+    for host, text in looked_at[:HOSTS_TOLD]:
+        print(textwrap.fill(f"{host}: {text}", WIDTH, subsequent_indent="  "))
+    if len(looked_at) > HOSTS_TOLD:
+        print(f"and {len(looked_at) - HOSTS_TOLD} more hosts: see the report, or `gpuckpt show RUN --json`")
+    print("one host: `gpuckpt show RUN --host HOST`")
+    if fleet.fake:
+        print("fake records: nothing here was measured")
+    report = run.path / "report.html"
+    if report.is_file():
+        print(f"report: {report}")
+
+
 def _analyse_all(arguments: argparse.Namespace, names: str) -> list[RunAnalysis]:
     """The runs of one side, given by names that commas join; each counts once."""
     folders = {run.path.resolve(): run for run in (find_run(name, arguments.runs) for name in names.split(","))}
@@ -322,10 +383,19 @@ def _allowed(text: str) -> list[str]:
     return kinds
 
 
-def _analyse(arguments: argparse.Namespace, run: RunFolder) -> RunAnalysis:
+def _analyse(arguments: argparse.Namespace, run: RunFolder, host: str | None = None) -> RunAnalysis:
+    """The figures of all hosts, or of one alone."""
     from gpuckpt_report import analysis
 
-    return analysis.analyse(run)
+    return analysis.analyse(run, [host] if host else None)
+
+
+def _fleet(arguments: argparse.Namespace, run: RunFolder) -> Fleet | None:
+    """The figures of all hosts together; None for a run on one host, or where --host names one."""
+    from gpuckpt_report import fleet
+
+    alone = getattr(arguments, "host", None) or not fleet.has_many_hosts(run.manifest())
+    return None if alone else fleet.survey(run)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -340,6 +410,8 @@ def parser() -> argparse.ArgumentParser:
     made = {name: _command(commands, name, action) for name, action in COMMANDS.items()}
     for name in ("ingest", "render", "show", "summary", "check", "validate", "compare", "publish", "export"):
         made[name].add_argument("run", help="run id, folder of a run, or `latest`")
+    for name in ("show", "summary", "render"):
+        made[name].add_argument("--host", help="look at this host alone, of a run on several")
     for name in ("runs", "show", "summary", "compare", "history"):
         made[name].add_argument("--json", action="store_true", help="print JSON instead of text")
     for name in ("publish", "readme-table"):

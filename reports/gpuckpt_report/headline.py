@@ -22,18 +22,19 @@ def headline(host: HostAnalysis, metric_name: str) -> str:
     :param metric_name: what the seconds are, in words
     """
     measured = [lane for lane in host.lanes if lane.samples]
-    told = [_loss(host)] if host.lost else []
+    told = [loss(host)] if host.lost else []
     return " ".join(told + (_measured(measured, host, metric_name) if measured else ["No lane has been measured."]))
 
 
 def problems(host: HostAnalysis) -> list[str]:
     """Why the run is no success on this host, in words: it was lost, or a lane that was measured never passed."""
-    found = [f"{host.host}: {_loss(host)}".rstrip(".")] if host.lost else []
+    found = [f"{host.host}: {loss(host)}".rstrip(".")] if host.lost else []
     bad = [lane for lane in host.lanes if lane.samples and not lane.n]
     return found + [f"{host.host}: no good record of lane {lane.name} ({_failed(lane)})" for lane in bad]
 
 
-def _loss(host: HostAnalysis) -> str:
+def loss(host: HostAnalysis) -> str:
+    """What is missing of a host that was lost, in a sentence or two."""
     if not any(lane.samples for lane in host.lanes):
         return (
             "LOST: no measurement of this host arrived; it was never reached, or was lost with its records. "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -44,6 +45,15 @@ class Noise:
 
 def judge(host: HostAnalysis) -> Noise:
     """Grade a host by the fixed loop, by load, by stolen time, and by the drift of its lanes."""
+    return dataclasses.replace(_graded(host), could_find=_could_find(host))
+
+
+def grade(host: HostAnalysis) -> str:
+    """The grade alone, which needs no lanes to be compared."""
+    return _graded(host).grade
+
+
+def _graded(host: HostAnalysis) -> Noise:
     reasons, alarms = [], []
     samples = [sample for lane in host.lanes for sample in lane.samples]
     turns = [sample.calibration_s for sample in samples if sample.calibration_s]
@@ -71,8 +81,7 @@ def judge(host: HostAnalysis) -> Noise:
         else:
             reasons.append(f"times drifted by {math.expm1(trend.value):+.0%} over the run ({bounds})")
             alarms.append(True)
-    grade = NOISY if any(alarms) else CALM if known else UNKNOWN
-    return Noise(grade, reasons, interval, _could_find(host))
+    return Noise(NOISY if any(alarms) else CALM if known else UNKNOWN, reasons, interval, None)
 
 
 def drift(host: HostAnalysis) -> stats.LogEstimate | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
+from gpuckpt_report.fleet import Fleet
 from gpuckpt_report.headline import headline
 from gpuckpt_report.store import RunFolder, started_at
 from gpuckpt_report.tables import Table
@@ -40,14 +42,16 @@ def runs(folder: Path) -> list[RunEntry]:
 
 def _entry(run: RunFolder) -> RunEntry:
     try:
-        manifest, records = run.manifest(), run.records()
+        manifest = run.manifest()
+        statuses = Counter(record.status for record in run.stream())
     except ReportError as error:
         return RunEntry(run.path.name, "", 0, 0, 0, 0, f"unreadable: {str(error).splitlines()[0]}")
-    failed = sum(record.status == "failed" for record in records)
     state = "unfinished" if manifest.finished_at is None else "finished"
     hosts = {*manifest.hosts, *manifest.hosts_asked}
     started = f"{manifest.started_at:%Y-%m-%d %H:%M}"
-    return RunEntry(manifest.run_id, started, len(hosts), len(manifest.lanes), len(records), failed, state)
+    return RunEntry(
+        manifest.run_id, started, len(hosts), len(manifest.lanes), statuses.total(), statuses["failed"], state
+    )
 
 
 def runs_table(entries: Sequence[RunEntry]) -> Table:
@@ -64,7 +68,7 @@ def runs_table(entries: Sequence[RunEntry]) -> Table:
     return Table(["run", "started", "hosts", "lanes", "records", "failed", "state"], rows)
 
 
-def facts(run: RunAnalysis) -> Iterator[str]:
+def facts(run: RunAnalysis | Fleet) -> Iterator[str]:
     """What was measured, when and where, a line each."""
     manifest = run.manifest
     yield f"run {manifest.run_id}" + (f": {manifest.description}" if manifest.description else "")

@@ -8,7 +8,7 @@ import shutil
 import textwrap
 from pathlib import Path
 
-from gpuckpt_report import PROJECT, render, subject
+from gpuckpt_report import PROJECT, fleet_page, subject
 from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.headline import headline
@@ -42,7 +42,7 @@ def publish(run: RunFolder, analysis: RunAnalysis, name: str, published: Path) -
     target.mkdir(parents=True)
     for file in TRUTH:
         shutil.copyfile(run.path / file, target / file)
-    render.write(RunFolder(target), analysis)
+    fleet_page.write_report(RunFolder(target), analysis)
     return target
 
 
@@ -52,7 +52,7 @@ def render_anew(analyses: dict[Path, RunAnalysis]) -> None:
     :param analyses: published folder → what it says
     """
     for folder, analysis in analyses.items():
-        render.write(RunFolder(folder), analysis)
+        fleet_page.write_report(RunFolder(folder), analysis)
 
 
 def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from gpuckpt_report.headline import headline
 from gpuckpt_report.markdown import escaped
 from gpuckpt_report.noise import Noise
 from gpuckpt_report.phase_classes import glossary
-from gpuckpt_report.schema import MOMENTS, SIZES, Record
+from gpuckpt_report.schema import MOMENTS, SIZES, Record, RunManifest
 from gpuckpt_report.store import RunFolder
 from gpuckpt_report.units import human_bytes, human_seconds, quantity
 
@@ -93,19 +94,28 @@ class HostView:
 
 def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
     """Write report.html, report.md and records.csv into the run's folder, and return their paths."""
-    context = {
-        "run": analysis,
-        "manifest": analysis.manifest,
-        "title": subject.title(analysis),
-        "compared": subject.compared(analysis.manifest),
-        "facts": subject.facts(analysis),
-        "files": FILES,
-        "n_ok": sum(lane.n for host in analysis.hosts for lane in host.lanes),
-        "hosts": [_view(host, analysis) for host in analysis.hosts],
-        "all_phases": glossary(part.name for host in analysis.hosts for lane in host.lanes for part in lane.phases),
-        "sections": _manifest_sections(analysis),
-        "least_samples": stats.LEAST_SAMPLES,
+    context = _context(analysis)
+    outputs = {
+        "report.html": templates().get_template("report.html.j2").render(context),
+        "report.md": templates().get_template("report.md.j2").render(context),
+        "records.csv": records_csv(run.records()),
     }
+    for name, content in outputs.items():
+        (run.path / name).write_text(content, encoding="utf-8", newline="")
+    return [run.path / name for name in outputs]
+
+
+def page(analysis: RunAnalysis, folder: str = "") -> str:
+    """The HTML of a run, or of one of its hosts.
+
+    :param folder: where the run's folder lies from the page, such as ``../``
+    """
+    return templates().get_template("report.html.j2").render(_context(analysis, folder))
+
+
+@functools.cache
+def templates() -> jinja2.Environment:
+    """The templates, with what they call."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -115,20 +125,30 @@ def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
         keep_trailing_newline=True,
     )
     environment.filters |= {"human_bytes": human_bytes, "human_seconds": human_seconds, "md": escaped}
-    outputs = {
-        "report.html": environment.get_template("report.html.j2").render(context),
-        "report.md": environment.get_template("report.md.j2").render(context),
-        "records.csv": records_csv(run.records()),
+    return environment
+
+
+def _context(analysis: RunAnalysis, folder: str = "") -> dict[str, Any]:
+    files = {f"{folder}{name}": words for name, words in FILES.items()}
+    return {
+        "run": analysis,
+        "manifest": analysis.manifest,
+        "title": subject.title(analysis),
+        "compared": subject.compared(analysis.manifest),
+        "facts": subject.facts(analysis),
+        "files": {f"{folder}report.html": "all hosts"} | files if folder else files,
+        "n_ok": sum(lane.n for host in analysis.hosts for lane in host.lanes),
+        "hosts": [_view(host, analysis) for host in analysis.hosts],
+        "all_phases": glossary(part.name for host in analysis.hosts for lane in host.lanes for part in lane.phases),
+        "sections": manifest_sections(analysis.manifest),
+        "least_samples": stats.LEAST_SAMPLES,
     }
-    for name, content in outputs.items():
-        (run.path / name).write_text(content, encoding="utf-8", newline="")
-    return [run.path / name for name in outputs]
 
 
 def records_csv(records: Sequence[Record]) -> str:
     """One row per record: identity, verdict, moments, sizes, and a column of seconds for every phase."""
     phase_names = list(dict.fromkeys(name for record in records for name in record.phases))
-    rows = [_csv_row(record, phase_names) for record in records]
+    rows = [csv_row(record, phase_names) for record in records]
     file = StringIO()
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -136,7 +156,8 @@ def records_csv(records: Sequence[Record]) -> str:
     return file.getvalue()
 
 
-def _csv_row(record: Record, phase_names: Sequence[str]) -> dict[str, Any]:
+def csv_row(record: Record, phase_names: Sequence[str]) -> dict[str, Any]:
+    """A record as a row of records.csv, with a column for each of these phases."""
     durations = {name: span.end - span.start for name, span in record.phases.items()}
     return (
         {name: getattr(record, name) for name in CSV_IDENTITY}
@@ -210,8 +231,8 @@ def _phase_charts(host: str, lanes: Sequence[LaneResult]) -> list[tuple[str, Mar
     return drawn
 
 
-def _manifest_sections(analysis: RunAnalysis) -> list[tuple[str, list[tuple[str, str]]]]:
-    manifest = analysis.manifest
+def manifest_sections(manifest: RunManifest) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What the manifest says of controller, server and lanes, as titled rows."""
     return [
         ("Controller", _flatten(manifest.controller)),
         ("Server under test", _flatten(manifest.server)),

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 RESAMPLES = 2_000
+# Values of a bootstrap that are in memory at once.
+DRAWN_AT_ONCE = 500_000
 POWER = 0.9
 LEAST_SAMPLES = 6
 CONFIDENCE = 0.95
@@ -148,6 +150,29 @@ def paired_ratio(rounds: Sequence[tuple[float | None, float | None]], seed: int 
     middle = np.median if present.all() else np.nanmedian
     medians = middle(table[drawn[whole]], axis=1)
     return _estimated(value, medians[:, 0] / medians[:, 1], least, comparisons, paired=True)
+
+
+def clustered_ratio(ratios: Sequence[float], seed: int = 0, comparisons: int = 1) -> Ratio:
+    """Median of ratios that clusters, such as hosts, yield one each; clusters are drawn, never what they are made of.
+
+    A cluster's ratio varies from cluster to cluster with all that its few samples add, so nothing has to be drawn within.
+
+    :param comparisons: number of ratios that are looked at together; so many intervals hold all together with 95 %
+    :raises ValueError: without a ratio, or if one is not positive
+    """
+    if min(ratios) <= 0:
+        raise ValueError("a ratio needs a positive median on both sides")
+    logs = np.log(np.asarray(ratios, dtype=float))
+    value = float(np.exp(np.median(logs)))
+    if len(logs) < LEAST_SAMPLES:
+        return Ratio(value, None, paired=True)
+    generator = np.random.default_rng(seed)
+    at_once = max(1, DRAWN_AT_ONCE // len(logs))
+    drawn = [
+        np.median(logs[generator.integers(len(logs), size=(min(at_once, RESAMPLES - start), len(logs)))], axis=1)
+        for start in range(0, RESAMPLES, at_once)
+    ]
+    return _estimated(value, np.exp(np.concatenate(drawn)), len(logs), comparisons, paired=True)
 
 
 def change_of_means(before: Sequence[float], after: Sequence[float]) -> LogEstimate:

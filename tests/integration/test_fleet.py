@@ -170,9 +170,10 @@ def test_a_fleet_is_measured_and_its_results_are_gathered(fleet: Fleet) -> None:
     expected = {(node, lane["name"], 1): "ok" for node in fleet.nodes for lane in LANES}
     assert restores(run_dir) == expected
     report = (run_dir / "report.md").read_text()
+    assert "2 hosts: " in said
     for node in fleet.nodes:
-        assert f"{node}: process-mapped" in said
-        assert f"## {node}" in report
+        assert f"| {node} |" in report
+        assert (run_dir / "hosts" / f"{node}.html").is_file()
 
 
 def test_a_node_that_is_lost_takes_no_other_with_it(fleet: Fleet) -> None:
@@ -192,5 +193,5 @@ def test_a_node_that_is_lost_takes_no_other_with_it(fleet: Fleet) -> None:
     assert {key: status for key, status in kept.items() if key[0] == "node-b"} == {
         ("node-b", lane["name"], iteration): "ok" for lane in LANES for iteration in (1, 2, 3)
     }
-    assert "## node-b" in (run_dir / "report.md").read_text()
-    assert "1 of 2 hosts lost: node-a" in (run_dir / "report.html").read_text()
+    assert "| node-b |" in (run_dir / "report.md").read_text()
+    assert "1 of 2 hosts is LOST: node-a" in (run_dir / "report.html").read_text()

@@ -147,3 +147,28 @@ def write_run(path: Path, records: list[dict[str, Any]], **manifest_changes: Any
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{entry['seq']:06}-{entry['kind']}.json").write_text(json.dumps(entry))
     return path
+
+
+def on_host(records: list[dict[str, Any]], host: str, factor: float = 1.0, seed: int = 0) -> list[dict[str, Any]]:
+    """The same records of another host, which takes so many times as long, give or take 3 % a start."""
+    draw = random.Random(f"{host}/{seed}")
+    moved = []
+    for entry in records:
+        share = factor * draw.lognormvariate(0, 0.03)
+        times = {name: seconds * share for name, seconds in entry["t"].items()}
+        phases = {name: {edge: place * share for edge, place in span.items()} for name, span in entry["phases"].items()}
+        moved.append(entry | {"host": host, "t": times, "phases": phases})
+    return moved
+
+
+def fleet_records(names: list[str], iterations: int = 5, spread: float = 0.05) -> list[dict[str, Any]]:
+    """Records of many hosts, which differ by this standard deviation of their logarithms."""
+    draw = random.Random(len(names))
+    alike = run_records(iterations, failures=0)
+    return [entry for name in names for entry in on_host(alike, name, draw.lognormvariate(0, spread))]
+
+
+def fleet_manifest(names: list[str], **changes: Any) -> dict[str, Any]:
+    """What the manifest of a run on many hosts says differently; half of them have another kernel."""
+    known = {name: {"kernel": f"6.{number % 2}-fake", "cpu": "Fake CPU"} for number, name in enumerate(names)}
+    return {"hosts": known, "hosts_asked": names} | changes
