@@ -49,7 +49,7 @@ test-molecule: deps setup-dev ## every scenario of every role
 
 .PHONY: test-faults
 test-faults: deps setup-dev ## kills, damage and full stores on a node of its own (ARGS: see docs/faults.md)
-	@tests/integration/own_node.sh build/node 'ansible-playbook provision.yml -e gpuckpt_weights_mib=64' tests/faults/run.py $(ARGS)
+	@tests/integration/own_node.sh build/node 'ansible-playbook provision.yml -e gpuckpt_weights_mib=64 -e inference_server_port=18079' tests/faults/run.py $(ARGS)
 
 .PHONY: fuzz
 SECONDS ?= 600

@@ -119,7 +119,8 @@ def all_checks() -> list[Check]:
     bundled = ("tests/integration/test_bundled_podman.py", "tests/integration/test_fleet.py")
     driver, modules = "tests/integration/test_driver_install.py", "tests/integration/modules"
     apart = [f"--ignore={path}" for path in (*bundled, driver, modules)]
-    provision = "ansible-playbook provision.yml -e gpuckpt_weights_mib=64"
+    # It has this machine's network meanwhile, where `integration` has a server at the usual port.
+    provision = "ansible-playbook provision.yml -e gpuckpt_weights_mib=64 -e inference_server_port=18079"
     # what is the same every time; moments drawn at random are tried by hand
     certain = "^(damage|generations|full|traced|serving|two)"
     faults = (PYTHON, "tests/faults/run.py", "--seed", "1", "--kinds", certain, "--trials", "30", "--seconds", "150")
