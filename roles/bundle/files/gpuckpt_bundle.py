@@ -20,6 +20,7 @@ What is unpacked is data: files, folders, and links within the tree, with rights
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import io
 import json
@@ -464,12 +465,23 @@ def unpack(bundle: Path, name: str, dest: Path, digest: str = "") -> bool:
         scratch.chmod(0o755)
         old = Path(tempfile.mkdtemp(prefix=f".{dest.name}-old-", dir=dest.parent))
         if dest.exists():
-            dest.replace(old)
+            set_aside(dest, old)
         scratch.replace(dest)
         shutil.rmtree(old)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return True
+
+
+def set_aside(folder: Path, place: Path) -> None:
+    """Move a folder that is about to be replaced, or remove it where it cannot be moved."""
+    try:
+        folder.replace(place)
+    except OSError as error:
+        # what lies in a lower layer of an overlay, such as a container's root
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.rmtree(folder)
 
 
 def main() -> int:
