@@ -11,6 +11,21 @@
 
 #define COPY_TEAM_STACK (32 << 10)
 
+static void team_work(struct copy_team *team)
+{
+	unsigned item;
+	int ret;
+
+	while (!__atomic_load_n(&team->error, __ATOMIC_RELAXED)) {
+		item = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
+		if (item >= team->items)
+			return;
+		ret = team->work(team, item);
+		if (ret < 0)
+			__atomic_store_n(&team->error, ret, __ATOMIC_RELAXED);
+	}
+}
+
 #ifdef __x86_64__
 
 static long team_syscall6(long nr, long a, long b, long c, long d, long e, long f)
@@ -78,53 +93,6 @@ long team_madvise(unsigned long addr, unsigned long len, int advice)
 	return team_syscall6(__NR_madvise, addr, len, advice, 0, 0, 0);
 }
 
-#else /* one worker, the caller, on architectures without an entry stub above */
-
-struct clone_args;
-static long team_clone(struct clone_args *args, void (*entry)(struct copy_team *), struct copy_team *team)
-{
-	return -1;
-}
-static void team_exit(void)
-{
-}
-static void team_wait_until_zero(int *word)
-{
-}
-static long team_mmap(unsigned long len)
-{
-	return -1;
-}
-static void team_munmap(long addr, unsigned long len)
-{
-}
-long team_madvise(unsigned long addr, unsigned long len, int advice)
-{
-	return -1;
-}
-/* Nothing is read by a team where there are no threads: see switches_load(). */
-static long team_preadv(int fd, const struct iovec *iovs, int n, unsigned long off)
-{
-	return -ENOSYS;
-}
-
-#endif
-
-static void team_work(struct copy_team *team)
-{
-	unsigned item;
-	int ret;
-
-	while (!__atomic_load_n(&team->error, __ATOMIC_RELAXED)) {
-		item = __atomic_fetch_add(&team->next, 1, __ATOMIC_RELAXED);
-		if (item >= team->items)
-			return;
-		ret = team->work(team, item);
-		if (ret < 0)
-			__atomic_store_n(&team->error, ret, __ATOMIC_RELAXED);
-	}
-}
-
 static void team_entry(struct copy_team *team)
 {
 	team_work(team);
@@ -166,7 +134,7 @@ int copy_team_run(struct copy_team *team, unsigned threads, unsigned *used)
 	long stacks = -1;
 
 	wanted = threads < team->items ? threads : team->items;
-	wanted = wanted > 1 && COPY_TEAM_HAS_THREADS ? wanted - 1 : 0;
+	wanted = wanted > 1 ? wanted - 1 : 0;
 	if (wanted > COPY_TEAM_MAX)
 		wanted = COPY_TEAM_MAX;
 	if (wanted) {
@@ -209,3 +177,26 @@ int team_read(int fd, struct iovec *iovs, int n, unsigned long off)
 	}
 	return 0;
 }
+
+#else
+
+int copy_team_run(struct copy_team *team, unsigned threads, unsigned *used)
+{
+	team_work(team);
+	*used = 1;
+	return team->error;
+}
+
+/* Never asked for: switches_load() leaves one thread, and then CRIU reads as it always does. */
+int team_read(int fd, struct iovec *iovs, int n, unsigned long off)
+{
+	return -ENOSYS;
+}
+
+/* A hint that is not taken. */
+long team_madvise(unsigned long addr, unsigned long len, int advice)
+{
+	return -ENOSYS;
+}
+
+#endif

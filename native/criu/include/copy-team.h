@@ -10,7 +10,7 @@
 #include <stdbool.h>
 #include <sys/uio.h>
 
-/* Elsewhere the caller works alone: there is no entry stub for another architecture's threads. */
+/* How a thread starts on a stack of its own is written for one architecture. Elsewhere the caller works alone. */
 #ifdef __x86_64__
 #define COPY_TEAM_HAS_THREADS true
 #else
