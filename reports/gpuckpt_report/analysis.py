@@ -146,8 +146,8 @@ class HostAnalysis:
 
 
 @dataclass
-class RunAnalysis:
-    """Everything measured in one run."""
+class RunOfHosts:
+    """A run and its hosts, whether each of them is told of in full or as one of many."""
 
     manifest: RunManifest
     hosts: list[HostAnalysis]
@@ -167,6 +167,10 @@ class RunAnalysis:
     def n_failed(self) -> int:
         """Number of failed records of all hosts and kinds."""
         return sum(len(host.failures) for host in self.hosts)
+
+
+class RunAnalysis(RunOfHosts):
+    """Everything measured in one run."""
 
 
 def analyse(run: RunFolder, hosts: Collection[str] | None = None) -> RunAnalysis:

@@ -18,9 +18,9 @@ import numpy as np
 
 from gpuckpt_report import noise, stats
 from gpuckpt_report.analysis import (
-    METRIC_NAMES,
     HostAnalysis,
     LaneResult,
+    RunOfHosts,
     is_measured,
     lane_order,
     missing_of,
@@ -104,30 +104,12 @@ class Finding:
 
 
 @dataclass
-class Fleet:
+class Fleet(RunOfHosts):
     """Everything a page about many hosts says. ``hosts`` have lanes with samples and medians, and no more."""
 
-    manifest: RunManifest
-    hosts: list[HostAnalysis]
     lanes: list[FleetLane]
-    fake: bool
     phase_names: list[str]
     grades: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def metric_name(self) -> str:
-        """What the headline figure is, in words."""
-        return METRIC_NAMES[self.manifest.metric]
-
-    @property
-    def lost(self) -> list[str]:
-        """Names of the hosts that were never reached, or lost on the way."""
-        return [host.host for host in self.hosts if host.lost]
-
-    @property
-    def n_failed(self) -> int:
-        """Number of failed records of all hosts and kinds."""
-        return sum(len(host.failures) for host in self.hosts)
 
     @property
     def comparisons(self) -> int:
@@ -177,7 +159,7 @@ def of_hosts(
             by_lane.setdefault(lane.name, {})[host.host] = lane
     names = lane_order(manifest, by_lane)
     lanes = [_lane(name, by_lane[name], len(names)) for name in names]
-    fleet = Fleet(manifest, list(hosts), lanes, fake, list(phase_names))
+    fleet = Fleet(manifest, list(hosts), fake, lanes, list(phase_names))
     fleet.grades = {host.host: noise.grade(host) for host in hosts}
     baseline = fleet.baseline
     for one in lanes:

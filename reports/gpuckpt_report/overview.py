@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
+from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis, RunOfHosts
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.fleet import Fleet
 from gpuckpt_report.headline import headline
 from gpuckpt_report.store import RunFolder, started_at
 from gpuckpt_report.tables import Table
@@ -68,7 +67,7 @@ def runs_table(entries: Sequence[RunEntry]) -> Table:
     return Table(["run", "started", "hosts", "lanes", "records", "failed", "state"], rows)
 
 
-def facts(run: RunAnalysis | Fleet) -> Iterator[str]:
+def facts(run: RunOfHosts) -> Iterator[str]:
     """What was measured, when and where, a line each."""
     manifest = run.manifest
     yield f"run {manifest.run_id}" + (f": {manifest.description}" if manifest.description else "")

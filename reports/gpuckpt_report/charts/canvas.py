@@ -90,6 +90,12 @@ class Drawing:
         """A sample."""
         self.elements.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.6" class="{css}">{_tooltip(tooltip)}</circle>')
 
+    def interval(self, low: float, high: float, y: float) -> None:
+        """An interval from low to high, with a cap at each end."""
+        self.line(low, y, high, y, "interval")
+        for x in (low, high):
+            self.line(x, y - 4, x, y + 4, "cap")
+
     def row_name(self, name: str, top: float, middle: float, value: str, *, strong: bool = False) -> None:
         """Name and value of a row: at both sides of the plot, or in a line of their own above it.
 

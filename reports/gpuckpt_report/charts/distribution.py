@@ -61,14 +61,8 @@ def _row(drawing: Drawing, axis: Axis, lane: LaneResult, top: float) -> None:
         tooltip = f"iteration {sample.iteration}: {seconds(sample.value)} s"
         drawing.dot(axis.x(sample.value), y - 2 + (number % 5 - 2) * 3, css, tooltip)
     if lane.interval is not None:
-        _interval(drawing, axis.x(lane.interval.low), axis.x(lane.interval.high), y + 15)
+        drawing.interval(axis.x(lane.interval.low), axis.x(lane.interval.high), y + 15)
     drawing.line(axis.x(lane.median), y - 12, axis.x(lane.median), y + 20, "median")
-
-
-def _interval(drawing: Drawing, low: float, high: float, y: float) -> None:
-    drawing.line(low, y, high, y, "interval")
-    for x in (low, high):
-        drawing.line(x, y - 4, x, y + 4, "cap")
 
 
 def _legend(drawing: Drawing, lanes: Sequence[LaneResult]) -> None:
@@ -79,7 +73,7 @@ def _legend(drawing: Drawing, lanes: Sequence[LaneResult]) -> None:
     if any(lane.kind == "cold" for lane in lanes):
         keys.insert(1, (lambda x, y: drawing.dot(x + 8, y + 6, "sample cold", ""), "one cold start"))
     if any(lane.interval for lane in lanes):
-        keys.append((lambda x, y: _interval(drawing, x + 1, x + 15, y + 6), "95 % interval of the median"))
+        keys.append((lambda x, y: drawing.interval(x + 1, x + 15, y + 6), "95 % interval of the median"))
     if any(lane.floor for lane in lanes):
         keys.append(
             (lambda x, y: drawing.line(x + 8, y - 1, x + 8, y + 13, "floor"), "floor: this node cannot be faster")

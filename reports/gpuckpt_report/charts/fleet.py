@@ -44,7 +44,7 @@ def _draw_times(layout: Layout, chart_id: str, lanes: Sequence[FleetLane], metri
             (lambda x, y: drawing.line(x + 8, y - 1, x + 8, y + 13, "median"), "median of hosts"),
             (lambda x, y: drawing.box(x, y, x + 16, 12, "band"), "middle 80 % of hosts"),
             (lambda x, y: drawing.line(x, y + 6, x + 16, y + 6, "reach"), "fastest to slowest host"),
-            (lambda x, y: _interval(drawing, x + 1, x + 15, y + 6), "95 % interval of the median"),
+            (lambda x, y: drawing.interval(x + 1, x + 15, y + 6), "95 % interval of the median"),
         ]
     )
     return drawing
@@ -67,14 +67,8 @@ def _times_row(drawing: Drawing, axis: Axis, lane: FleetLane, top: float) -> Non
         left, right = (stats.quantile(lane.values, q) for q in (0.1, 0.9))
         drawing.box(axis.x(left), y - 9, axis.x(right), 18, "band", f"{seconds(left)} s to {seconds(right)} s")
     if lane.interval is not None:
-        _interval(drawing, axis.x(lane.interval.low), axis.x(lane.interval.high), y + 15)
+        drawing.interval(axis.x(lane.interval.low), axis.x(lane.interval.high), y + 15)
     drawing.line(axis.x(lane.median), y - 12, axis.x(lane.median), y + 19, "median")
-
-
-def _interval(drawing: Drawing, low: float, high: float, y: float) -> None:
-    drawing.line(low, y, high, y, "interval")
-    for x in (low, high):
-        drawing.line(x, y - 4, x, y + 4, "interval")
 
 
 def _name(drawing: Drawing, lane: FleetLane, top: float, middle: float) -> float:
