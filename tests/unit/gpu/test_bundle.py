@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -80,6 +81,36 @@ def test_an_older_tree_is_replaced_whole(packed: Path, tmp_path: Path) -> None:
     assert bundles.unpack(packed, "thing", dest) is True
     assert sorted(path.name for path in dest.iterdir()) == [bundles.STAMP, "other"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".dest")) == []
+
+
+OVERLAY = """
+mount -t overlay -o lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work overlay $1/root
+$2 $3 unpack $4 thing $1/root/tree
+cat $1/root/tree/.bundle-digest
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root mounts an overlay")
+def test_a_tree_in_a_lower_layer_of_an_overlay_is_replaced(packed: Path, tmp_path: Path) -> None:
+    """It cannot be renamed there (EXDEV)."""
+    for name in ("lower/tree", "upper", "work", "root"):
+        (tmp_path / "o" / name).mkdir(parents=True)
+    (tmp_path / "o/lower/tree" / bundles.STAMP).write_text("older\n")
+    command = [
+        "unshare",
+        "--mount",
+        "bash",
+        "-euc",
+        OVERLAY,
+        "bash",
+        tmp_path / "o",
+        sys.executable,
+        bundles.__file__,
+        packed,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "older" not in done.stdout
 
 
 def test_a_foreign_folder_is_left_alone(packed: Path, tmp_path: Path) -> None:
