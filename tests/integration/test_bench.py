@@ -371,7 +371,8 @@ def test_two_names_of_one_machine_are_refused_and_a_host_out_of_reach_is_in_the_
         assert done.status != 0
         assert [record["status"] for record in measured(records(tmp_path / run_id), {"process-stock"})] == ["ok"]
         report = (tmp_path / run_id / "report.html").read_text(encoding="utf-8")
-        assert "2 of 3 hosts lost: ghost, " in report
+        assert "2 of 3 hosts are LOST: ghost, " in report
+        assert "it was never reached, or was lost with its records. Missing: process-stock" in report
         assert "no failures" not in report
         assert traces() <= before_the_run
     finally:
