@@ -8,7 +8,7 @@ tree=build/types
 mkdir -p "$tree/ansible/module_utils"
 ln -sfn "$PWD/module_utils/ckpt" "$tree/ansible/module_utils/ckpt"
 
-mypy -p gpuckpt_report
+mypy -p gpuckpt_report -p gpuckpt_console
 mypy filter_plugins
 mypy callback_plugins
 MYPYPATH=$tree mypy action_plugins

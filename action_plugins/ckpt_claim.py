@@ -17,7 +17,7 @@ OURS = str(Path(__file__).resolve().parent.parent / "module_utils")
 if OURS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(OURS)
 
-from ansible.module_utils.ckpt.claim import identify, parse_process
+from ansible.module_utils.ckpt.safety.claim import identify, parse_process
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible declares no types

@@ -10,7 +10,8 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 try:
-    from gpuckpt_report import stats, units
+    from gpuckpt_report.analysis import stats
+    from gpuckpt_report.text import units
 except ImportError as error:  # pragma: no cover - only outside the project's environment
     raise ImportError(
         f"{error}; run ansible-playbook from the project's environment, which `make setup` makes"

@@ -120,11 +120,11 @@ checkpoint:
 from dataclasses import asdict
 from typing import Any
 
-from ansible.module_utils.ckpt import checkpoint, flows
-from ansible.module_utils.ckpt.digests import LEVELS
-from ansible.module_utils.ckpt.manifest import SOURCES
+from ansible.module_utils.ckpt.checkpoints.digests import LEVELS
+from ansible.module_utils.ckpt.checkpoints.manifest import SOURCES
+from ansible.module_utils.ckpt.measure import checkpoint, flows
 from ansible.module_utils.ckpt.module import run_module
-from ansible.module_utils.ckpt.slimming import MODES
+from ansible.module_utils.ckpt.server.slimming import MODES
 
 OPTIONS: dict[str, Any] = {
     "checkpoint": {

@@ -101,8 +101,8 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import claim
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
+from ansible.module_utils.ckpt.safety import claim
 
 OPTIONS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["claimed", "free", "released"], "default": "claimed"},

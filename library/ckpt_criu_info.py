@@ -69,8 +69,8 @@ settings:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import criu_builds
-from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.criu import builds as criu_builds
+from ansible.module_utils.ckpt.node.inspection import Node
 
 
 def main() -> None:

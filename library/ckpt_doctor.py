@@ -110,7 +110,7 @@ from ansible.module_utils.ckpt.doctor import GROUPS, Patient, count, examine, ma
 
 # Importing these registers their checks.
 from ansible.module_utils.ckpt.doctor import containers, criu, gpu, host, store  # noqa: F401  # isort: skip
-from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.node.inspection import Node
 
 
 def main() -> None:

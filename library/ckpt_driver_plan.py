@@ -25,7 +25,7 @@ options:
     type: bool
     default: false
   features:
-    description: Features of CUDA checkpoints that the driver must have, by their names in module_utils/ckpt/driver_features.py.
+    description: Features of CUDA checkpoints that the driver must have, by their names in module_utils/ckpt/cuda/features.py.
     type: list
     elements: str
     default: [actions]
@@ -73,8 +73,9 @@ libraries:
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import driver_features, driver_plan
-from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.cuda import driver_plan
+from ansible.module_utils.ckpt.cuda import features as driver_features
+from ansible.module_utils.ckpt.node.inspection import Node
 
 
 def main() -> None:

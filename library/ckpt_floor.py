@@ -87,7 +87,7 @@ log_lines:
 
 from typing import Any
 
-from ansible.module_utils.ckpt import floor
+from ansible.module_utils.ckpt.measure import floor
 from ansible.module_utils.ckpt.module import measure
 
 OPTIONS: dict[str, Any] = {

@@ -74,7 +74,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import images
+from ansible.module_utils.ckpt.criu import images
 
 
 def describe(path: str) -> dict[str, Any]:

@@ -67,10 +67,10 @@ actions:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import leftovers
-from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.locks import EndedEarly, as_failure, exclusive, supervise
+from ansible.module_utils.ckpt.safety import leftovers
+from ansible.module_utils.ckpt.safety.locks import EndedEarly, as_failure, exclusive, supervise
+from ansible.module_utils.ckpt.system.commands import Commands
 
 OPTIONS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["absent", "kept"], "default": "absent"},

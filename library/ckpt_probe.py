@@ -114,9 +114,9 @@ log_lines:
 
 from typing import Any
 
-from ansible.module_utils.ckpt import flows, probe
+from ansible.module_utils.ckpt.measure import flows, probe
+from ansible.module_utils.ckpt.measure.record import MEASURED_KINDS
 from ansible.module_utils.ckpt.module import run_module
-from ansible.module_utils.ckpt.record import MEASURED_KINDS
 
 OPTIONS: dict[str, Any] = {
     "requests": {"type": "int", "default": 5},

@@ -85,8 +85,8 @@ provenance:
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import provenance
-from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.measure import provenance
+from ansible.module_utils.ckpt.node.inspection import Node
 
 
 def main() -> None:

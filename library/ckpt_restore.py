@@ -170,11 +170,11 @@ log_lines:
 
 from typing import Any
 
-from ansible.module_utils.ckpt import flows, restore
-from ansible.module_utils.ckpt.digests import LEVELS
-from ansible.module_utils.ckpt.manifest import SOURCES
+from ansible.module_utils.ckpt.checkpoints.digests import LEVELS
+from ansible.module_utils.ckpt.checkpoints.manifest import SOURCES
+from ansible.module_utils.ckpt.measure import flows, restore
 from ansible.module_utils.ckpt.module import run_module
-from ansible.module_utils.ckpt.slimming import MODES
+from ansible.module_utils.ckpt.server.slimming import MODES
 
 OPTIONS: dict[str, Any] = {
     "checkpoint": {

@@ -87,7 +87,7 @@ log_lines:
 
 from typing import Any
 
-from ansible.module_utils.ckpt import flows, start
+from ansible.module_utils.ckpt.measure import flows, start
 from ansible.module_utils.ckpt.module import run_module
 
 OPTIONS: dict[str, Any] = {"stop_after": {"type": "bool", "default": False}}

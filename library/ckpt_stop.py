@@ -96,16 +96,17 @@ import shutil
 from dataclasses import replace
 from typing import Any
 
-from ansible.module_utils.ckpt import leftovers, replacement
-from ansible.module_utils.ckpt.claim import guard
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import Criu
+from ansible.module_utils.ckpt.checkpoints import replacement
+from ansible.module_utils.ckpt.checkpoints.manifest import is_checkpoint
+from ansible.module_utils.ckpt.criu.choice import Criu
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
-from ansible.module_utils.ckpt.locks import EndedEarly, as_failure, end_holder_of, exclusive, supervise
-from ansible.module_utils.ckpt.manifest import is_checkpoint
 from ansible.module_utils.ckpt.module import ServerModule
 from ansible.module_utils.ckpt.runtimes import RUNTIMES, make_runtime
-from ansible.module_utils.ckpt.spec import parse_server
+from ansible.module_utils.ckpt.safety import leftovers
+from ansible.module_utils.ckpt.safety.claim import guard
+from ansible.module_utils.ckpt.safety.locks import EndedEarly, as_failure, end_holder_of, exclusive, supervise
+from ansible.module_utils.ckpt.server.spec import parse_server
+from ansible.module_utils.ckpt.system.commands import Commands
 
 OPTIONS: dict[str, Any] = {
     "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},

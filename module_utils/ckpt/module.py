@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt import claim, flows, locks
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import BUILDS, DEFAULT_HOME
-from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
-from ansible.module_utils.ckpt.record import MEASURED_KINDS, Record, outcome, write_record
+
+from .criu.choice import BUILDS, DEFAULT_HOME
+from .errors import CkptError, os_errors_explained
+from .measure import flows
+from .measure.record import MEASURED_KINDS, Record, outcome, write_record
+from .safety import claim, locks
+from .system.commands import Commands
 
 # kinds that are results even where they fail, and kinds that leave the node as it was
 RESULT_KINDS = (*MEASURED_KINDS, "floor")

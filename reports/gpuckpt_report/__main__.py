@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT, VERSION
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.export import FORMATS
-from gpuckpt_report.schema import Metric
-from gpuckpt_report.store import RunFolder, find_run, started_at
+from gpuckpt_report.records.schema import Metric
+from gpuckpt_report.records.store import RunFolder, find_run, started_at
 
 Action = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
-    from gpuckpt_report.analysis import RunAnalysis
-    from gpuckpt_report.fleet import Fleet
-    from gpuckpt_report.tables import Table
+    from gpuckpt_report.analysis.fleet import Fleet
+    from gpuckpt_report.analysis.run import RunAnalysis
+    from gpuckpt_report.text.table import Table
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -51,7 +51,7 @@ def ingest(arguments: argparse.Namespace) -> int:
     result = run.ingest(arguments.files)
     url = arguments.database or os.environ.get(DATABASE_URL_VARIABLE)
     if url:
-        from gpuckpt_report import database
+        from gpuckpt_report.export import database
 
         database.load(database.open_database(url), run)
     print(f"{run.path}: {result.added} records added, {result.known} known, {len(result.rejected)} rejected")
@@ -62,7 +62,7 @@ def ingest(arguments: argparse.Namespace) -> int:
 
 def native_tables(arguments: argparse.Namespace) -> int:
     """Print what the native benches measured as Markdown, a table for each size of memory."""
-    from gpuckpt_report import native
+    from gpuckpt_report.show import native
 
     for memory, table in native.tables(native.read(arguments.samples)).items():
         print(f"{memory}:\n\n{table.markdown()}\n")
@@ -71,7 +71,7 @@ def native_tables(arguments: argparse.Namespace) -> int:
 
 def render_run(arguments: argparse.Namespace) -> int:
     """Write report.html, report.md and records.csv; of many hosts also pages in hosts/. With --host, that page alone."""
-    from gpuckpt_report import fleet_page, render
+    from gpuckpt_report.show import fleet_page, render
 
     run = _run(arguments)
     if arguments.finished:
@@ -95,7 +95,7 @@ def render_run(arguments: argparse.Namespace) -> int:
 
 
 def _write_host(run: RunFolder, host: str) -> Path:
-    from gpuckpt_report import fleet_page
+    from gpuckpt_report.show import fleet_page
 
     records = [record for record in run.stream() if record.host == host]
     if not records:
@@ -105,7 +105,7 @@ def _write_host(run: RunFolder, host: str) -> Path:
 
 def list_runs(arguments: argparse.Namespace) -> int:
     """List the runs, newest first: when, how far, and what came of them."""
-    from gpuckpt_report import overview
+    from gpuckpt_report.show import overview
 
     entries = overview.runs(arguments.runs)
     _print_either(arguments, overview.runs_table(entries), [entry.document() for entry in entries])
@@ -114,7 +114,7 @@ def list_runs(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Show what a run measured, where, and what came of it: headline, lanes, failures. Of many hosts, see --host."""
-    from gpuckpt_report import overview
+    from gpuckpt_report.show import overview
 
     run = _run(arguments)
     fleet = _fleet(arguments, run)
@@ -132,7 +132,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 def summary(arguments: argparse.Namespace) -> int:
     """Print the headline and the table of lanes; of many hosts, those of all together."""
-    from gpuckpt_report import overview
+    from gpuckpt_report.show import overview
 
     run = _run(arguments)
     fleet = _fleet(arguments, run)
@@ -152,7 +152,7 @@ def history(arguments: argparse.Namespace) -> int:
     Exit status with --check: 7 if there is a change that no accepted shift explains, or if the newest run has no good
     record of the lane; else 0.
     """
-    from gpuckpt_report import history as lanes
+    from gpuckpt_report.analysis import history as lanes
 
     path = arguments.accepted or arguments.runs / lanes.ACCEPTED_FILE
     accepted = lanes.read_accepted(path)
@@ -207,7 +207,7 @@ def _exported(arguments: argparse.Namespace) -> bytes:
             raise ReportError("a Parquet file is not for a terminal: name it with --output FILE")
         return parquet.content(run.manifest(), run.records())
     if arguments.format == "csv":
-        from gpuckpt_report import render
+        from gpuckpt_report.show import render
 
         return render.records_csv(run.records()).encode()
     lines = [record.model_dump_json() for record in run.records()]
@@ -218,7 +218,7 @@ def _exported(arguments: argparse.Namespace) -> bytes:
 
 def check(arguments: argparse.Namespace) -> int:
     """Say which hosts were lost, and which lanes have no good record; exit 6 if there are any."""
-    from gpuckpt_report.headline import problems
+    from gpuckpt_report.show.headline import problems
 
     run = _run(arguments)
     fleet = _fleet(arguments, run)
@@ -242,7 +242,7 @@ def compare_runs(arguments: argparse.Namespace) -> int:
     Exit status: 0 no lane became slower, and a change of 10 % would have been found; 4 a lane became slower, fails now
     or is gone; 5 it cannot be told; 1 the sides did not measure the same thing.
     """
-    from gpuckpt_report import compare
+    from gpuckpt_report.analysis import compare
 
     if arguments.rerun:
         if arguments.after:
@@ -267,7 +267,7 @@ def compare_runs(arguments: argparse.Namespace) -> int:
 
 def publish_run(arguments: argparse.Namespace) -> int:
     """Copy a finished run of committed code, with its records, manifest and report, to reports/published/NAME."""
-    from gpuckpt_report import publish
+    from gpuckpt_report.show import publish
 
     run = _run(arguments)
     target = publish.publish(run, _analyse(arguments, run), arguments.name, arguments.published)
@@ -277,7 +277,8 @@ def publish_run(arguments: argparse.Namespace) -> int:
 
 def readme_table(arguments: argparse.Namespace) -> int:
     """Rewrite the headline section of README, and the reports of all published runs, from their records."""
-    from gpuckpt_report import analysis, publish
+    from gpuckpt_report.analysis import run as analysis
+    from gpuckpt_report.show import publish
 
     folders = sorted(path.parent for path in arguments.published.glob("*/manifest.json"))
     analyses = {folder: analysis.analyse(RunFolder(folder)) for folder in folders}
@@ -308,9 +309,9 @@ def summaries() -> list[tuple[str, str]]:
 
 
 def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
-    from gpuckpt_report import tables
-    from gpuckpt_report.headline import headline
-    from gpuckpt_report.noise import judge
+    from gpuckpt_report.analysis.noise import judge
+    from gpuckpt_report.show import tables
+    from gpuckpt_report.show.headline import headline
 
     for host in result.hosts:
         sentence = textwrap.fill(f"{host.host}: {headline(host, result.metric_name)}", WIDTH)
@@ -328,7 +329,7 @@ def _print_summary(run: RunFolder, result: RunAnalysis) -> None:
 
 
 def _show_fleet(arguments: argparse.Namespace, run: RunFolder, fleet: Fleet) -> int:
-    from gpuckpt_report import fleet_text, overview
+    from gpuckpt_report.show import fleet_text, overview
 
     if arguments.json:
         _print_json(fleet_text.document(fleet))
@@ -341,7 +342,7 @@ def _show_fleet(arguments: argparse.Namespace, run: RunFolder, fleet: Fleet) -> 
 
 def _print_fleet(run: RunFolder, fleet: Fleet) -> None:
     """The headline, the lanes, and the hosts that need a look."""
-    from gpuckpt_report import fleet_text
+    from gpuckpt_report.show import fleet_text
 
     headline = f"{len(fleet.hosts)} hosts: {fleet_text.loss(fleet)} {fleet_text.headline(fleet)}"
     print(textwrap.fill(headline, WIDTH))
@@ -374,7 +375,7 @@ def _lane_pair(text: str) -> tuple[str, str]:
 
 
 def _allowed(text: str) -> list[str]:
-    from gpuckpt_report.compare import ALLOWABLE
+    from gpuckpt_report.analysis.compare import ALLOWABLE
 
     kinds = text.split(",")
     unknown = [kind for kind in kinds if kind not in ALLOWABLE]
@@ -385,14 +386,14 @@ def _allowed(text: str) -> list[str]:
 
 def _analyse(arguments: argparse.Namespace, run: RunFolder, host: str | None = None) -> RunAnalysis:
     """The figures of all hosts, or of one alone."""
-    from gpuckpt_report import analysis
+    from gpuckpt_report.analysis import run as analysis
 
     return analysis.analyse(run, [host] if host else None)
 
 
 def _fleet(arguments: argparse.Namespace, run: RunFolder) -> Fleet | None:
     """The figures of all hosts together; None for a run on one host, or where --host names one."""
-    from gpuckpt_report import fleet
+    from gpuckpt_report.analysis import fleet
 
     alone = getattr(arguments, "host", None) or not fleet.has_many_hosts(run.manifest())
     return None if alone else fleet.survey(run)

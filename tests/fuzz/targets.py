@@ -19,37 +19,33 @@ from typing import Any
 
 import httpcore
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.ckpt import (
-    archive,
-    claim,
-    criu_log,
-    criu_stats,
-    cuda,
-    flows,
-    gpu_inspection,
-    http,
-    images,
-    inspection,
-    manifest,
-    procfs,
-    remaps,
-)
-from ansible.module_utils.ckpt.commands import Commands, Result
-from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.checkpoints import archive, manifest
+from ansible.module_utils.ckpt.criu import images, remaps
+from ansible.module_utils.ckpt.criu import log as criu_log
+from ansible.module_utils.ckpt.criu import stats as criu_stats
+from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.cuda import processes as cuda
 from ansible.module_utils.ckpt.doctor import containers
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import mounts_at
+from ansible.module_utils.ckpt.measure import flows
+from ansible.module_utils.ckpt.node import gpu as gpu_inspection
+from ansible.module_utils.ckpt.node import inspection
 from ansible.module_utils.ckpt.parsing import FormatError, parse_json
 from ansible.module_utils.ckpt.runtimes import process
 from ansible.module_utils.ckpt.runtimes.base import Evidence
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime
-from ansible.module_utils.ckpt.spec import parse_server
+from ansible.module_utils.ckpt.safety import claim
+from ansible.module_utils.ckpt.server import client as http
+from ansible.module_utils.ckpt.server.spec import parse_server
+from ansible.module_utils.ckpt.system import procfs
+from ansible.module_utils.ckpt.system.commands import Commands, Result
+from ansible.module_utils.ckpt.system.files import mounts_at
 from ckpt_lanes import ckpt_lanes
 from ckpt_schedule import ckpt_schedule
 from mutation import mutate, mutate_document
 
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.store import RunFolder
+from gpuckpt_report.records.store import RunFolder
 
 TESTS = Path(__file__).resolve().parents[1]
 ROOT = TESTS.parent

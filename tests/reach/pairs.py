@@ -29,9 +29,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gpuckpt_report import analysis, noise
-from gpuckpt_report.store import RunFolder
-from gpuckpt_report.tables import Table
+from gpuckpt_report.analysis import noise
+from gpuckpt_report.analysis import run as analysis
+from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.text.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 

@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT / "tests/unit/reports"))
 
 import synthetic  # noqa: E402
 
-from gpuckpt_report.schema import Record  # noqa: E402
-from gpuckpt_report.tables import Table  # noqa: E402
+from gpuckpt_report.records.schema import Record  # noqa: E402
+from gpuckpt_report.text.table import Table  # noqa: E402
 
 ROUNDS = 14  # of four lanes, with what comes before them 61 records a host
 RECORDS_A_HOST = 61

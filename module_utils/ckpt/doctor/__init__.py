@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
-from ansible.module_utils.ckpt import criu_builds, gpu_inspection
-from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.inspection import Node, capabilities, cgroups
+from ..criu import builds as criu_builds
+from ..errors import CkptError
+from ..node import gpu as gpu_inspection
+from ..node.inspection import Node, capabilities, cgroups
 
 STATES = ("ok", "warn", "fail", "skip")
 GROUPS = ("host", "criu", "containers", "store", "server", "gpu")

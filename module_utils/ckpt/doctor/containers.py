@@ -7,9 +7,9 @@ import re
 import tomllib
 from typing import Any
 
-from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
-from ansible.module_utils.ckpt.inspection import open_files_limit, program_version
-from ansible.module_utils.ckpt.parsing import FormatError, parse_json, pick
+from ..node.inspection import open_files_limit, program_version
+from ..parsing import FormatError, parse_json, pick
+from . import Patient, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 ENOSYS = 38

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 
-from ansible.module_utils.ckpt import criu_builds
-from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
-from ansible.module_utils.ckpt.doctor.trial import try_listener
-from ansible.module_utils.ckpt.inspection import program_version, version_tuple
+from ..criu import builds as criu_builds
+from ..node.inspection import program_version, version_tuple
+from . import Patient, Verdict, check, fail, ok, skip, warn
+from .trial import try_listener
 
 WANTED = "4.2.1"
 PROVISION = "ansible-playbook provision.yml"

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 
-from ansible.module_utils.ckpt import driver_features
-from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
-from ansible.module_utils.ckpt.gpu_inspection import (
+from ..cuda import features as driver_features
+from ..node.gpu import (
     cdi_specifications,
     device_users,
     installed_libraries,
@@ -15,7 +14,8 @@ from ansible.module_utils.ckpt.gpu_inspection import (
     library_versions,
     processes_named,
 )
-from ansible.module_utils.ckpt.inspection import thp
+from ..node.inspection import thp
+from . import Patient, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 ELF_MAGIC = b"\x7fELF"

@@ -7,9 +7,9 @@ import importlib.util
 import os
 import sys
 
-from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, warn
-from ansible.module_utils.ckpt.inspection import memory_bytes, open_files_limit, sysctl, thp
-from ansible.module_utils.ckpt.procfs import port_holder
+from ..node.inspection import memory_bytes, open_files_limit, sysctl, thp
+from ..system.procfs import port_holder
+from . import Patient, Verdict, check, fail, ok, warn
 
 OLDEST_PYTHON = (3, 11)
 KERNEL_FILES = {

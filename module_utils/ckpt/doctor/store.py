@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import stat
 
-from ansible.module_utils.ckpt import leftovers
-from ansible.module_utils.ckpt.doctor import Patient, Verdict, check, fail, ok, skip, warn
-from ansible.module_utils.ckpt.inspection import mount_at
+from ..node.inspection import mount_at
+from ..safety import leftovers
+from . import Patient, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 WANTED_OPTIONS = {"nosuid", "nodev", "noexec"}

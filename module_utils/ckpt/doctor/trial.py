@@ -14,9 +14,9 @@ import tempfile
 import time
 from contextlib import suppress
 
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.doctor import Verdict, fail, ok
-from ansible.module_utils.ckpt.procfs import adopt_orphans, wait_gone
+from ..system.commands import Commands
+from ..system.procfs import adopt_orphans, wait_gone
+from . import Verdict, fail, ok
 
 # Answers every connection with one line and closes it; prints its port when it listens.
 LISTENER = """

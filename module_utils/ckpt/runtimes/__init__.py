@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import Criu
-from ansible.module_utils.ckpt.runtimes.base import Runtime
-from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime
-from ansible.module_utils.ckpt.runtimes.process import ProcessRuntime
-from ansible.module_utils.ckpt.spec import ServerSpec
+from ..criu.choice import Criu
+from ..server.spec import ServerSpec
+from ..system.commands import Commands
+from .base import Runtime
+from .podman import PodmanRuntime
+from .process import ProcessRuntime
 
 RUNTIMES: dict[str, type[Runtime]] = {"podman": PodmanRuntime, "process": ProcessRuntime}
 

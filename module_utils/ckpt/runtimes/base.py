@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from ansible.module_utils.ckpt import criu_log, criu_stats, ending, procfs
-from ansible.module_utils.ckpt.commands import Commands, Job, Result
-from ansible.module_utils.ckpt.criu import Criu
-from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.manifest import Layout, Manifest
-from ansible.module_utils.ckpt.spec import ServerSpec
+from ..checkpoints.manifest import Layout, Manifest
+from ..criu import log as criu_log
+from ..criu import stats as criu_stats
+from ..criu.choice import Criu
+from ..errors import CkptError
+from ..server.spec import ServerSpec
+from ..system import ending, procfs
+from ..system.commands import Commands, Job, Result
 
 LOG_POLL_INTERVAL_S = 0.01
 LOG_LIMIT_S = 5.0

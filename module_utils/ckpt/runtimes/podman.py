@@ -13,22 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.ckpt import ending, network_lock, private
-from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Job, Result, tail
-from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import mount_points, mounts_at, read_json, remove
-from ansible.module_utils.ckpt.manifest import Layout
-from ansible.module_utils.ckpt.parsing import FormatError, parse_json, pick
-from ansible.module_utils.ckpt.runtimes.base import (
-    DumpRequest,
-    Evidence,
-    Instance,
-    OpenLog,
-    RestoreRequest,
-    Runtime,
-    criu_traces,
-    read_evidence,
-)
+from ..checkpoints.manifest import Layout
+from ..criu import network_lock
+from ..errors import CkptError
+from ..parsing import FormatError, parse_json, pick
+from ..system import ending, private
+from ..system.commands import SYSTEM_PATH, Job, Result, tail
+from ..system.files import mount_points, mounts_at, read_json, remove
+from .base import DumpRequest, Evidence, Instance, OpenLog, RestoreRequest, Runtime, criu_traces, read_evidence
 
 MANAGED_LABEL = "io.gpuckpt.managed"
 # An image may carry the label above and hand it on to any container; this one is set by `podman run` alone.

@@ -13,24 +13,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ansible.module_utils.ckpt import archive, ending, images, network_lock, private, procfs, remaps
-from ansible.module_utils.ckpt.commands import SYSTEM_PATH, Command, Job, Result, tail
-from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import read_json, read_text, remove, write_json
-from ansible.module_utils.ckpt.manifest import Layout
-from ansible.module_utils.ckpt.parsing import FormatError, pick
-from ansible.module_utils.ckpt.preflight import GHOST_LIMIT_BYTES
-from ansible.module_utils.ckpt.runtimes.base import (
-    DumpRequest,
-    Evidence,
-    Instance,
-    OpenLog,
-    RestoreRequest,
-    Runtime,
-    criu_traces,
-    read_evidence,
-)
-from ansible.module_utils.ckpt.spec import ALL_CAPABILITIES
+from ..checkpoints import archive
+from ..checkpoints.manifest import Layout
+from ..checkpoints.preflight import GHOST_LIMIT_BYTES
+from ..criu import images, network_lock, remaps
+from ..errors import CkptError
+from ..parsing import FormatError, pick
+from ..server.spec import ALL_CAPABILITIES
+from ..system import ending, private, procfs
+from ..system.commands import SYSTEM_PATH, Command, Job, Result, tail
+from ..system.files import read_json, read_text, remove, write_json
+from .base import DumpRequest, Evidence, Instance, OpenLog, RestoreRequest, Runtime, criu_traces, read_evidence
 
 INSTANCES = "/run/gpuckpt/instances"
 DUMP_TIMEOUT_S = 900.0

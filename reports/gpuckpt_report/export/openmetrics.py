@@ -14,8 +14,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from gpuckpt_report import noise
-from gpuckpt_report.analysis import HostAnalysis, LaneResult, RunAnalysis
+from gpuckpt_report.analysis import noise
+from gpuckpt_report.analysis.run import HostAnalysis, LaneResult, RunAnalysis
 
 LANE_LABELS = ("run", "host", "lane", "build", "runtime")
 MOMENT_LABELS = (*LANE_LABELS, "moment")

@@ -9,7 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.schema import MOMENTS, SCHEMA_VERSION, SIZES, Record, RunManifest
+from gpuckpt_report.records.schema import MOMENTS, SCHEMA_VERSION, SIZES, Record, RunManifest
 
 if TYPE_CHECKING:
     import pyarrow

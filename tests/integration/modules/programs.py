@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ansible.module_utils.ckpt import preflight
-from ansible.module_utils.ckpt.criu import Criu
+from ansible.module_utils.ckpt.checkpoints import preflight
+from ansible.module_utils.ckpt.criu.choice import Criu
 
 PATIENCE_S = 30.0
 STOCK = Criu("stock", {"CRIU_MAPPED_RESTORE": "0"})

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import digests, manifest
+from ansible.module_utils.ckpt.checkpoints import digests, manifest
 from ansible.module_utils.ckpt.errors import CkptError
 from support import STOCK, Call, Result
 

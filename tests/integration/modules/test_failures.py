@@ -16,12 +16,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from ansible.module_utils.ckpt import archive, manifest
-from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.checkpoints import archive, manifest
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.system.commands import Commands
 from support import STOCK, Call, Result, identity
 
-from gpuckpt_report.schema import Record
+from gpuckpt_report.records.schema import Record
 
 pytestmark = pytest.mark.integration
 OPEN_IO_URING = """

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import footprint, preflight, procfs
-from ansible.module_utils.ckpt.criu import Criu
+from ansible.module_utils.ckpt.checkpoints import footprint, preflight
+from ansible.module_utils.ckpt.criu.choice import Criu
+from ansible.module_utils.ckpt.system import procfs
 from programs import PATIENCE_S, STOCK, Begin, Program
 from support import Call, Result
 

@@ -17,7 +17,7 @@ import pytest
 from module_call import ModuleCall
 from support import STOCK, Call, Result, identity
 
-from gpuckpt_report.schema import Record
+from gpuckpt_report.records.schema import Record
 
 pytestmark = pytest.mark.integration
 LOCK = Path("/run/gpuckpt/lock")

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from ansible.module_utils.ckpt import ending, procfs
+from ansible.module_utils.ckpt.system import ending, procfs
 from support import STOCK, Call, Result
 
 pytestmark = pytest.mark.integration

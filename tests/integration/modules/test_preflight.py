@@ -8,7 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import preflight, procfs
+from ansible.module_utils.ckpt.checkpoints import preflight
+from ansible.module_utils.ckpt.system import procfs
 from programs import Begin, Program
 from support import STOCK, Call, Result
 

@@ -11,8 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import criu_log, procfs, remaps
+from ansible.module_utils.ckpt.criu import log as criu_log
+from ansible.module_utils.ckpt.criu import remaps
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.system import procfs
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from support import STOCK, Call, Result, identity
 
-from gpuckpt_report.schema import Record
+from gpuckpt_report.records.schema import Record
 
 pytestmark = pytest.mark.integration
 NATIVE_CUDA = Path(__file__).resolve().parents[2] / "native" / "cuda"

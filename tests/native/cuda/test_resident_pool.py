@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import resident_pool
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import Criu
+from ansible.module_utils.ckpt.criu.choice import Criu
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.measure import resident_pool
+from ansible.module_utils.ckpt.system.commands import Commands
 from criu_harness import wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -87,9 +87,9 @@ HOLD = """
 import sys, time
 import ansible.module_utils
 ansible.module_utils.__path__.append(sys.argv[1])
-from ansible.module_utils.ckpt import resident_pool
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import Criu
+from ansible.module_utils.ckpt.measure import resident_pool
+from ansible.module_utils.ckpt.system.commands import Commands
+from ansible.module_utils.ckpt.criu.choice import Criu
 with resident_pool.beside(Criu("patched", home=sys.argv[2]), Commands()):
     print("held", flush=True)
     time.sleep(600)

@@ -4,8 +4,8 @@
 import os
 
 import pytest
-from ansible.module_utils.ckpt.commands import Result
-from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.node.inspection import Node
+from ansible.module_utils.ckpt.system.commands import Result
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import criu_builds, doctor
+from ansible.module_utils.ckpt import doctor
+from ansible.module_utils.ckpt.criu import builds as criu_builds
 from ansible.module_utils.ckpt.doctor import criu  # noqa: F401  registers its checks
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt import doctor
-from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.doctor import containers, criu, gpu, host, store, trial  # noqa: F401  register checks
+from ansible.module_utils.ckpt.system.commands import Commands
 
 
 def finding(patient, group, name):

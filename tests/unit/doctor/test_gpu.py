@@ -7,8 +7,10 @@ zzzhouuu/truenas-nvidia-drivers, with the mismatch that nvidia-smi printed there
 """
 
 import pytest
-from ansible.module_utils.ckpt import doctor, driver_features, gpu_inspection
+from ansible.module_utils.ckpt import doctor
+from ansible.module_utils.ckpt.cuda import features as driver_features
 from ansible.module_utils.ckpt.doctor import gpu
+from ansible.module_utils.ckpt.node import gpu as gpu_inspection
 
 KERNEL_PROPRIETARY = (
     "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.173.02  Tue Jun 23 08:38:17 UTC 2026\n"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
-from ansible.module_utils.ckpt import inspection
+from ansible.module_utils.ckpt.node import inspection
 
 # Debian 12, Linux 6.18, hybrid cgroups: lines of /proc/self/mountinfo of the CPU box.
 MOUNTINFO = """\

@@ -6,7 +6,7 @@ from __future__ import annotations
 import ckpt_plan
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.ckpt import spec
+from ansible.module_utils.ckpt.server import spec
 from ckpt_lanes import ckpt_lanes
 
 SERVER = {"name": "gpuckpt-reference", "command": ["serve"], "env": {"A": "1"}, "port": 18080}

@@ -2,8 +2,8 @@
 """Which driver belongs on a node: decided from observations that were made by hand, each case a real kind of node."""
 
 import pytest
-from ansible.module_utils.ckpt import driver_plan
-from ansible.module_utils.ckpt.driver_plan import Observation, Wish
+from ansible.module_utils.ckpt.cuda import driver_plan
+from ansible.module_utils.ckpt.cuda.driver_plan import Observation, Wish
 
 H100, A100, T4, V100, B200, L4, RTX_3090 = 0x2330, 0x20B0, 0x1EB8, 0x1DB1, 0x2901, 0x27B8, 0x2204
 OPEN_580 = {"version": "580.159.04", "open": True}

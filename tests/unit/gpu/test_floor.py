@@ -12,9 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import floor
+from ansible.module_utils.ckpt.measure import floor
 
-from gpuckpt_report import analysis, schema
+from gpuckpt_report.analysis import run as analysis
+from gpuckpt_report.records import schema
 
 ROOT = Path(__file__).resolve().parents[3]
 CUDA_TESTS = ROOT / "tests" / "native" / "cuda"
@@ -23,7 +24,7 @@ import json, runpy, sys
 import ansible.module_utils
 from ansible.module_utils.testing import patch_module_args
 ansible.module_utils.__path__.append(sys.argv[1])
-from ansible.module_utils.ckpt import claim
+from ansible.module_utils.ckpt.safety import claim
 # this machine may be in use by a benchmark, which these tests do not disturb
 claim.CLAIM_FILE = sys.argv[3]
 with patch_module_args(json.load(sys.stdin)):

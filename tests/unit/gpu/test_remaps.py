@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import remaps
+from ansible.module_utils.ckpt.criu import remaps
 from ansible.module_utils.ckpt.errors import CkptError
 
 

@@ -22,10 +22,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.ckpt import prefetch as prefetch_module
-from ansible.module_utils.ckpt.commands import Commands
-from ansible.module_utils.ckpt.criu import parse_criu
+from ansible.module_utils.ckpt.criu.choice import parse_criu
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.measure import prefetch as prefetch_module
+from ansible.module_utils.ckpt.system.commands import Commands
 
 PLUGIN = Path(__file__).parents[3] / "roles" / "inference_server" / "files" / "vllm_plugin"
 FAKE = Path(__file__).with_name("fake_memory.c")

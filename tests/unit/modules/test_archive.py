@@ -10,9 +10,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import archive, private
-from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.checkpoints import archive
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.system import private
+from ansible.module_utils.ckpt.system.commands import Commands
 
 KINDS = ["tar", "tar.gz", *(["tar.zst"] if shutil.which("zstd") else [])]
 

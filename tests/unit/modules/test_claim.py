@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import claim
-from ansible.module_utils.ckpt.claim import Claim, Known, NodeTakenError, Process, identify
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.safety import claim
+from ansible.module_utils.ckpt.safety.claim import Claim, Known, NodeTakenError, Process, identify
 
 SILENCE_S = 100
 

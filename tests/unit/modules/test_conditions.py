@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import conditions
+from ansible.module_utils.ckpt.measure import conditions
 
-from gpuckpt_report import schema
+from gpuckpt_report.records import schema
 
 PRESSURE = "some avg10=0.16 avg60=0.03 avg300=0.01 total=1234567\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 

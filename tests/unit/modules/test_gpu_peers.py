@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from ansible.module_utils.ckpt import cuda, preflight, procfs
-from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.checkpoints import preflight
+from ansible.module_utils.ckpt.cuda import processes as cuda
+from ansible.module_utils.ckpt.system import procfs
+from ansible.module_utils.ckpt.system.commands import Commands
 
 FIRST, SECOND = "GPU-9d2222a2-148d-e103-899b-a50a0f7fccca", "GPU-00000000-148d-e103-899b-a50a0f7fccca"
 # One line of it from an H200, driver 580.159.04; the others are composed in its form.

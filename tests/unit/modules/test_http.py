@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible.module_utils.ckpt import http, restore
+from ansible.module_utils.ckpt.checkpoints.manifest import Manifest
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.http import Client, metric_total
-from ansible.module_utils.ckpt.manifest import Manifest
-from ansible.module_utils.ckpt.record import Record
-from ansible.module_utils.ckpt.spec import parse_server
+from ansible.module_utils.ckpt.measure import restore
+from ansible.module_utils.ckpt.measure.record import Record
+from ansible.module_utils.ckpt.server import client as http
+from ansible.module_utils.ckpt.server.client import Client, metric_total
+from ansible.module_utils.ckpt.server.spec import parse_server
 
 OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 STREAM = OK + b"Content-Type: text/event-stream\r\n\r\n"

@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import criu_stats, images
-from ansible.module_utils.ckpt.commands import Commands, Result
+from ansible.module_utils.ckpt.criu import images
+from ansible.module_utils.ckpt.criu import stats as criu_stats
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.system.commands import Commands, Result
 
 PAGES_BYTES = 44560384
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import claim, leftovers
-from ansible.module_utils.ckpt.claim import Claim, identify
-from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import write_json
-from ansible.module_utils.ckpt.leftovers import Made
+from ansible.module_utils.ckpt.safety import claim, leftovers
+from ansible.module_utils.ckpt.safety.claim import Claim, identify
+from ansible.module_utils.ckpt.safety.leftovers import Made
+from ansible.module_utils.ckpt.system.commands import Commands
+from ansible.module_utils.ckpt.system.files import write_json
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import ending, prefetch
-from ansible.module_utils.ckpt.commands import Commands
 from ansible.module_utils.ckpt.doctor import trial
 from ansible.module_utils.ckpt.errors import CkptError
+from ansible.module_utils.ckpt.measure import prefetch
+from ansible.module_utils.ckpt.system import ending
+from ansible.module_utils.ckpt.system.commands import Commands
 
 # far more than anything here takes, far less than what would hang
 PATIENCE_S = 60.0

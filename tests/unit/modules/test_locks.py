@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import claim, locks
-from ansible.module_utils.ckpt.criu import Criu, parse_criu
+from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.locks import Holder, exclusive, lane_settings
+from ansible.module_utils.ckpt.safety import claim, locks
+from ansible.module_utils.ckpt.safety.locks import Holder, exclusive, lane_settings
 
 ROOT = Path(__file__).resolve().parents[3]
 FRONT = ROOT / "native" / "front" / "criu"

@@ -12,11 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import footprint, pagecache, procfs
-from ansible.module_utils.ckpt.commands import Commands
+from ansible.module_utils.ckpt.checkpoints import footprint
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.http import event_tokens, metric_total
 from ansible.module_utils.ckpt.runtimes.process import number_in_use
+from ansible.module_utils.ckpt.server.client import event_tokens, metric_total
+from ansible.module_utils.ckpt.system import pagecache, procfs
+from ansible.module_utils.ckpt.system.commands import Commands
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -188,8 +189,8 @@ def test_counters_are_added_up_over_their_labels() -> None:
 
 LOAD_HTTPX = """
 import sys
-from ansible.module_utils.ckpt.http import Client
-from ansible.module_utils.ckpt.spec import parse_server
+from ansible.module_utils.ckpt.server.client import Client
+from ansible.module_utils.ckpt.server.spec import parse_server
 {before}
 server = {{"name": "a", "kind": "reference", "model": "m", "port": 1, "command": ["a"]}}
 client = Client(parse_server(server, "process"))

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.ckpt import criu as criu_module
-from ansible.module_utils.ckpt import procfs, restore
-from ansible.module_utils.ckpt.commands import Commands, Result
-from ansible.module_utils.ckpt.criu import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.checkpoints.manifest import Layout, Manifest, is_checkpoint, load, sealed
+from ansible.module_utils.ckpt.criu import choice as criu_module
+from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.files import mounts_at
-from ansible.module_utils.ckpt.manifest import Layout, Manifest, is_checkpoint, load, sealed
+from ansible.module_utils.ckpt.measure import restore
 from ansible.module_utils.ckpt.runtimes import podman as podman_module
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, with_devices
-from ansible.module_utils.ckpt.spec import parse_server
+from ansible.module_utils.ckpt.server.spec import parse_server
+from ansible.module_utils.ckpt.system import procfs
+from ansible.module_utils.ckpt.system.commands import Commands, Result
+from ansible.module_utils.ckpt.system.files import mounts_at
 
 SERVER: dict[str, Any] = {"name": "reference", "kind": "reference", "model": "m", "port": 18080, "command": ["a"]}
 

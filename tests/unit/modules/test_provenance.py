@@ -4,8 +4,8 @@
 import sys
 from pathlib import Path
 
-from ansible.module_utils.ckpt import provenance
-from ansible.module_utils.ckpt.inspection import Node
+from ansible.module_utils.ckpt.measure import provenance
+from ansible.module_utils.ckpt.node.inspection import Node
 
 
 def test_packages_beside_an_interpreter_are_named(tmp_path: Path) -> None:

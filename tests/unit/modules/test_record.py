@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt.errors import REASONS, CkptError
-from ansible.module_utils.ckpt.record import GATES, Record, outcome, uncovered, write_record
+from ansible.module_utils.ckpt.measure.record import GATES, Record, outcome, uncovered, write_record
 
-from gpuckpt_report import schema
+from gpuckpt_report.records import schema
 
 IDENTITY = {"run_id": "r1", "host": "node1", "seq": 3, "lane": "podman", "iteration": 2, "warmup": False}
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import httpx
 import pytest
-from ansible.module_utils.ckpt import probe
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.http import Client
-from ansible.module_utils.ckpt.slimming import slim, wake
-from ansible.module_utils.ckpt.spec import parse_server
+from ansible.module_utils.ckpt.measure import probe
+from ansible.module_utils.ckpt.server.client import Client
+from ansible.module_utils.ckpt.server.slimming import slim, wake
+from ansible.module_utils.ckpt.server.spec import parse_server
 
 SOURCE = Path(__file__).resolve().parents[3] / "roles/inference_server/files/gpuckpt_reference_server.py"
 

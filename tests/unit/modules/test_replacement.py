@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt import replacement
+from ansible.module_utils.ckpt.checkpoints import replacement
+from ansible.module_utils.ckpt.checkpoints.manifest import Layout, is_complete
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.manifest import Layout, is_complete
 
 
 def make(folder: Path, what: str, complete: bool = True) -> None:

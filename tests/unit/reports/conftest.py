@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gpuckpt_report import analysis
-from gpuckpt_report.store import RunFolder
+from gpuckpt_report.analysis import run as analysis
+from gpuckpt_report.records.store import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
 

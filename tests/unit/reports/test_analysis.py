@@ -4,11 +4,11 @@ from __future__ import annotations
 import pytest
 import synthetic
 
-from gpuckpt_report import tables
-from gpuckpt_report.advisor import advise
-from gpuckpt_report.analysis import CONTEXT_COST, COPY_CEILING
+from gpuckpt_report.analysis.advisor import advise
+from gpuckpt_report.analysis.run import CONTEXT_COST, COPY_CEILING
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.schema import Lane
+from gpuckpt_report.records.schema import Lane
+from gpuckpt_report.show import tables
 
 
 def rounds(lane, values, first_seq=1, **changes):

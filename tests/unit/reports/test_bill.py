@@ -8,7 +8,10 @@ import json
 import pytest
 import synthetic
 
-from gpuckpt_report import __main__, bill, schema, tables
+from gpuckpt_report import __main__
+from gpuckpt_report.analysis import bill
+from gpuckpt_report.records import schema
+from gpuckpt_report.show import tables
 
 LOAD = {"concurrency": 2, "max_tokens": 11}
 

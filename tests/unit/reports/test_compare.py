@@ -9,7 +9,7 @@ import pytest
 import synthetic
 
 from gpuckpt_report import __main__ as cli
-from gpuckpt_report import compare
+from gpuckpt_report.analysis import compare
 from gpuckpt_report.errors import ReportError
 
 LANES = ("podman-stock", "podman-mapped", "sleep1-mapped")

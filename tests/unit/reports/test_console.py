@@ -13,8 +13,9 @@ import pexpect
 import pytest
 from rich.console import Console
 
-from gpuckpt_report import VERSION, console
-from gpuckpt_report.progress import Progress
+from gpuckpt_console import console
+from gpuckpt_console.progress import Progress
+from gpuckpt_report import VERSION
 
 SCHEDULE = [
     {"seq": 1, "lane": "cold", "iteration": 1, "warmup": True},
@@ -278,7 +279,7 @@ def test_a_wrong_second_play_is_refused_before_the_first_runs(project, capfd):
 RUN_CONSOLE = """
 import sys
 from pathlib import Path
-from gpuckpt_report import console
+from gpuckpt_console import console
 console.PROJECT = Path(sys.argv[1])
 console.RUNNER_FILES = console.PROJECT / ".ansible" / "runner"
 sys.exit(console.main(sys.argv[2:]))

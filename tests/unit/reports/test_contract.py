@@ -9,9 +9,11 @@ from typing import get_args
 import ckpt_lanes
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible.module_utils.ckpt import errors, http, record
+from ansible.module_utils.ckpt import errors
+from ansible.module_utils.ckpt.measure import record
+from ansible.module_utils.ckpt.server import client as http
 
-from gpuckpt_report import schema
+from gpuckpt_report.records import schema
 
 IDENTITY = {"run_id": "r1", "host": "node1", "seq": 3, "lane": "podman-stock", "iteration": 1, "warmup": False}
 

@@ -16,7 +16,7 @@ from prometheus_client import parser as prometheus_text
 from prometheus_client.openmetrics import parser as openmetrics_text
 
 from gpuckpt_report import __main__ as cli
-from gpuckpt_report import stats
+from gpuckpt_report.analysis import stats
 from gpuckpt_report.export import openmetrics, parquet
 
 ROOT = Path(__file__).resolve().parents[3]

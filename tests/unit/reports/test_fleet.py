@@ -11,8 +11,9 @@ import pytest
 import synthetic
 
 from gpuckpt_report import __main__ as cli
-from gpuckpt_report import fleet, fleet_page, fleet_text, render, stats
-from gpuckpt_report.store import RunFolder
+from gpuckpt_report.analysis import fleet, stats
+from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.show import fleet_page, fleet_text, render
 
 NAMES = [f"node{number:02}" for number in range(1, 31)]
 SLOW, FAILING, SILENT, LOST, TORN = "node17", "node03", "node05", "node07", "node09"

@@ -8,9 +8,10 @@ import pytest
 import synthetic
 
 from gpuckpt_report import __main__ as cli
-from gpuckpt_report import render, stats
-from gpuckpt_report.analysis import HostAnalysis, LaneResult, Sample
-from gpuckpt_report.headline import headline
+from gpuckpt_report.analysis import stats
+from gpuckpt_report.analysis.run import HostAnalysis, LaneResult, Sample
+from gpuckpt_report.show import render
+from gpuckpt_report.show.headline import headline
 
 NEAR_ONE = [0.97, 1.0, 1.03, 0.98, 1.02, 1.0, 0.99, 1.01, 1.0, 1.0]
 

@@ -11,7 +11,7 @@ import pytest
 import synthetic
 
 from gpuckpt_report import __main__ as cli
-from gpuckpt_report import history
+from gpuckpt_report.analysis import history
 from gpuckpt_report.errors import ReportError
 
 LANE = "podman-mapped"

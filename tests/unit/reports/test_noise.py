@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import synthetic
 
-from gpuckpt_report import noise, render, stats
+from gpuckpt_report.analysis import noise, stats
+from gpuckpt_report.show import render
 
 ROUNDS = 8
 

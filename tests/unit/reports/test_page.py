@@ -13,11 +13,11 @@ import pytest
 import synthetic
 from markdown_it import MarkdownIt
 
-from gpuckpt_report import render, subject
-from gpuckpt_report.charts.canvas import CHARACTER, LAYOUTS
-from gpuckpt_report.markdown import escaped
-from gpuckpt_report.phase_classes import CLASSES, PHASES, SCRIPT, named
-from gpuckpt_report.store import RunFolder
+from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.show import render, subject
+from gpuckpt_report.show.charts.canvas import CHARACTER, LAYOUTS
+from gpuckpt_report.show.phase_classes import CLASSES, PHASES, SCRIPT, named
+from gpuckpt_report.text.markdown import escaped
 
 PROJECT = Path(__file__).resolve().parents[3]
 CSS = (render.TEMPLATES / "report.css").read_text()
@@ -29,7 +29,7 @@ NASTY = "a|b <i>c</i> *d* _e_ `f` [g](h) ~~i~~ $j$ &lt; \\| # k"
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The page of each published run, made anew by this code."""
-    from gpuckpt_report import analysis
+    from gpuckpt_report.analysis import run as analysis
 
     pages = {}
     for manifest in sorted((PROJECT / "reports/published").glob("*/manifest.json")):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpuckpt_report import database
+from gpuckpt_report.export import database
 
 PROGRAMS = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), reverse=True)), None)
 pytestmark = pytest.mark.skipif(PROGRAMS is None, reason="PostgreSQL's server is not installed")

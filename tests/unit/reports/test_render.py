@@ -10,9 +10,9 @@ import pytest
 import synthetic
 
 from gpuckpt_report import __main__ as cli
-from gpuckpt_report import publish, render
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.units import human_bytes, human_seconds, seconds, times
+from gpuckpt_report.show import publish, render
+from gpuckpt_report.text.units import human_bytes, human_seconds, seconds, times
 
 VOID = {"meta", "br", "link", "img"}
 

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from pydantic import ValidationError
 
-from gpuckpt_report.schema import Record, RunManifest, explain
+from gpuckpt_report.records.schema import Record, RunManifest, explain
 
 
 def errors_of(model, document):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from gpuckpt_report import stats
+from gpuckpt_report.analysis import stats
 
 SAMPLES = [3.1, 2.9, 3.6, 3.0, 3.3, 3.2]
 

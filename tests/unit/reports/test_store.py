@@ -11,11 +11,12 @@ from datetime import UTC, datetime
 import pytest
 import synthetic
 
-from gpuckpt_report import DATABASE_URL_VARIABLE, database
+from gpuckpt_report import DATABASE_URL_VARIABLE
 from gpuckpt_report import __main__ as cli
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.schema import Record
-from gpuckpt_report.store import RunFolder, find_run
+from gpuckpt_report.export import database
+from gpuckpt_report.records.schema import Record
+from gpuckpt_report.records.store import RunFolder, find_run
 
 
 def parsed(document):

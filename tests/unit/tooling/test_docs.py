@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 from ansible.module_utils.ckpt.errors import REASONS
 
-from gpuckpt_report.schema import Reason
+from gpuckpt_report.records.schema import Reason
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The flow of a restore: the clock, and the proof that it is the same server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from ..checkpoints import digests, manifest, replacement
+from ..checkpoints.manifest import Layout, Manifest
+from ..criu import images, network_lock
+from ..criu import log as criu_log
+from ..cuda import processes as cuda
+from ..errors import REASONS, CkptError
+from ..runtimes.base import RestoreRequest, Runtime
+from ..safety.locks import exclusive, lane_settings
+from ..server import slimming
+from ..system import pagecache, private
+from ..system.commands import Job, Result
+from . import flows, prefetch, resident_pool
+
+
+def begin(kind: str, params: Mapping[str, Any]) -> flows.Operation:
+    """Check the options. Raises CkptError (bad_input)."""
+    operation = flows.open_operation(kind, params)
+    if params["resident_pool"]:
+        resident_pool.require_build(operation.criu)
+    if params["prefetch"]:
+        prefetch.require(operation.spec, params["slimming"])
+    return operation
+
+
+def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+    """Restore a checkpoint and prove it. Raises CkptError, and then no process of the server is left."""
+    record, runtime = operation.record, operation.runtime
+    layout = Layout(params["checkpoint"]["dir"], params["checkpoint"]["source"])
+    record.source, record.slimming = layout.source, params["slimming"]
+    runtime.require()
+    flows.describe_criu(operation)
+    with exclusive("ckpt_restore", record.run_id, layout.folder):
+        replacement.heal(layout.folder)
+        proof = _load(layout, params["checkpoint"].get("untaken"))
+        private.make_folder(layout.folder)
+        _require_fit(operation, params, proof)
+        if not layout.archive:
+            images.require_whole(layout.images)
+        record.stats["digests"] = digests.require_intact(layout, proof, params["verify"]).as_record()
+        _make_way(operation, params["replace_running"])
+        try:
+            _restore(operation, params, RestoreRequest(layout, proof, tuple(params["flags"])))
+        except BaseException as failure:
+            with suppress(CkptError):
+                record.log_tail = record.log_tail or runtime.log_tail()
+            _end_failed(operation, layout, failure)
+            raise
+        if params["stop_after"]:
+            _end(runtime, layout)
+            record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+
+
+def _load(layout: Layout, untaken: Mapping[str, str] | None) -> Manifest:
+    """The checkpoint's manifest. Raises CkptError; where there is none, with the cause for which it was not taken."""
+    try:
+        return manifest.load(layout)
+    except CkptError as error:
+        if error.reason != "images_missing" or untaken is None or untaken["reason"] not in REASONS:
+            raise
+        raise CkptError(untaken["reason"], f"the checkpoint could not be taken: {untaken['cause']}") from error
+
+
+def _end(runtime: Runtime, layout: Layout) -> None:
+    """Stop the server; a container that came out of an archive is removed, one that is restored in place is kept."""
+    if layout.archive:
+        runtime.remove()
+    else:
+        runtime.stop()
+
+
+def _end_failed(operation: flows.Operation, layout: Layout, failure: BaseException) -> None:
+    """Leave nothing of a restore that failed, and add to its failure what could not be ended."""
+    try:
+        _end(operation.runtime, layout)
+        network_lock.remove_stale(operation.commands)
+    except CkptError as left:
+        if not isinstance(failure, CkptError):
+            raise
+        failure.message += f" What it left could not be ended: {left.message}"
+
+
+def _make_way(operation: flows.Operation, replace_running: bool) -> None:
+    """The server's place is free. Raises CkptError (server_running, port_taken), and then nothing was touched."""
+    if operation.runtime.instance().running:
+        if not replace_running:
+            raise CkptError(
+                "server_running",
+                f"the server {operation.spec.name} runs, and a restore would replace it; stop it with ckpt_stop first, "
+                "or set replace_running: true.",
+            )
+        operation.runtime.stop()
+    flows.require_port_free(operation)
+
+
+def _require_fit(operation: flows.Operation, params: dict[str, Any], proof: Manifest) -> None:
+    """The checkpoint is of this runtime and this slimming."""
+    for what, asked, taken in (
+        ("runtime", operation.runtime.name, proof.runtime),
+        ("slimming", params["slimming"], proof.slimming),
+        ("source", params["checkpoint"]["source"], proof.source),
+    ):
+        if asked != taken:
+            raise CkptError(
+                "bad_input",
+                f"the checkpoint {proof.name} was taken with {what} `{taken}` and cannot be restored with `{asked}`; "
+                f"set {what}: {taken}, or take another checkpoint.",
+            )
+
+
+def _restore(operation: flows.Operation, params: dict[str, Any], request: RestoreRequest) -> None:
+    record, runtime = operation.record, operation.runtime
+    proof = request.manifest
+    record.images, record.images_total = proof.images, proof.images_total
+    record.bytes["gpu"] = proof.gpu_bytes
+    record.counter["before"] = proof.counter
+    files = runtime.prepare_restore(request)
+    record.page_cache = {
+        "asked": params["page_cache"],
+        "resident_fraction": pagecache.prepare(params["page_cache"], files),
+    }
+    record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+    operation.client.ready()
+    with ExitStack() as beside:
+        # Either stays until the last token: its end within the clock would disturb what a service leaves in peace.
+        fetching: list[prefetch.Prefetch] = []
+        if params["prefetch"]:
+            fetching = beside.enter_context(
+                prefetch.beside(
+                    operation.spec, operation.criu, proof.staged, operation.commands, standby=params["resident_pool"]
+                )
+            )
+        elif params["resident_pool"]:
+            beside.enter_context(resident_pool.beside(operation.criu, operation.commands))
+        beside.enter_context(lane_settings(operation.criu))
+        moments = [one.begin() for one in fetching]
+        job = runtime.restore(request)
+        job.limit_option = "server.health_timeout_s"
+        moments.append(runtime.unpacked[0] if runtime.unpacked else job.started)
+        record.mark("T0", min(moments))
+        try:
+            cuda_ran = _serve(operation, params, job, proof)
+        finally:
+            result = job.wait()
+        fetched = [one.finish() for one in fetching] if result.rc == 0 else []
+    _add_result(operation, request, result)
+    for spans in fetched:
+        record.phases.update(spans)
+    _prove(operation, params, proof, cuda_ran)
+
+
+def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: Manifest) -> bool | None:
+    """Until the last token of the canary. Returns whether the CUDA processes run (None: there are none)."""
+    record, runtime = operation.record, operation.runtime
+    watch_cuda = flows.CudaWatch(operation, job, proof.cuda_nspids)
+    try:
+        with flows.AliveWatch(runtime, job, _raise_if_failed) as watch:
+            record.mark("T3", operation.client.wait_healthy(watch.check))
+        if params["slimming"] != "none":
+            begin = time.monotonic()
+            slimming.wake(operation.client, params["slimming"])
+            record.phases["wake"] = (begin, time.monotonic())
+        completion = flows.send_canary(operation)
+        record.phases["first_token"] = (completion.requested, completion.first_token)
+    except _RestoreFailedError:
+        return None
+    finally:
+        cuda_ran = watch_cuda.stop()
+        if watch_cuda.running_at is not None:
+            record.mark("T2", watch_cuda.running_at)
+    return cuda_ran
+
+
+class _RestoreFailedError(Exception):
+    """The restore command failed; its log tells why."""
+
+
+def _raise_if_failed(job: Job) -> None:
+    if job.wait().rc != 0:
+        raise _RestoreFailedError
+
+
+def _add_result(operation: flows.Operation, request: RestoreRequest, result: Result) -> None:
+    """What the command and CRIU left behind. Raises CkptError if the restore failed."""
+    record, runtime = operation.record, operation.runtime
+    record.mark("T1", result.ended)
+    evidence = runtime.evidence("restore", request.layout)
+    record.stats["criu"] = {**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)}
+    record.stats["podman"] = runtime.command_stats(result)
+    flows.add_phases(operation, evidence, result, criu_log.RESTORE_PHASES)
+    record.checks["exit_zero"] = result.rc == 0
+    if result.rc != 0:
+        raise flows.explain(evidence, result.stderr, "criu_failed", f"the restore of {request.manifest.name} failed")
+    failures = criu_log.silent_failures(evidence.log, request.manifest.plain_processes)
+    # without a log there is no proof that no hook failed
+    record.checks["no_error_line"] = bool(evidence.log) and not failures
+    record.log_tail = failures
+    operation.log_lines += failures
+
+
+def _prove(operation: flows.Operation, params: dict[str, Any], proof: Manifest, cuda_ran: bool | None) -> None:
+    """The truth gate: every check that applies, and the first that fails becomes the failure."""
+    record = operation.record
+    alive = {task.identity for task in operation.runtime.tasks()}
+    record.checks["pids_alive"] = proof.identities <= alive
+    record.checks["cuda_running"] = cuda_ran
+    if proof.gpu_bytes is not None:
+        record.checks["image_bytes"] = record.images_total >= proof.gpu_bytes
+    unanswered = _compare_counter(operation, proof)
+    record.canary_equal = flows.same_answer(proof.canary_tokens, record.canary_tokens)
+    record.checks["canary_equal"] = record.canary_equal
+    if params["memory_digest"] and proof.memory_digest is not None and record.canary_equal:
+        record.checks["memory_equal"] = operation.client.memory_digest() == proof.memory_digest
+    record.judge()
+    if failure := record.failure or unanswered:
+        raise failure
+
+
+def _compare_counter(operation: flows.Operation, proof: Manifest) -> CkptError | None:
+    """Whether the request counter in the server's memory went on. Returns what kept it from being read."""
+    if proof.counter is None:
+        return None
+    record, spec = operation.record, operation.spec
+    try:
+        record.counter["after"] = operation.client.counter_reaches(proof.counter + 1)
+    except CkptError as error:
+        return error
+    if record.counter["after"] is None:
+        return CkptError(
+            "server_unhealthy",
+            f"{spec.counter_path} told {spec.counter_metric} before the checkpoint, and does not after the restore; "
+            "see the server's log lines.",
+        )
+    record.checks["counter_survived"] = record.counter["after"] == proof.counter + 1
+    return None

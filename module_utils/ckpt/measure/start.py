@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The flow of a cold start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..cuda import processes as cuda
+from ..safety import leftovers
+from ..safety.locks import exclusive
+from ..system.commands import Job
+from . import flows
+
+
+def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+    """Start the server, wait until it answers, send the canary. Raises CkptError, and then leaves nothing behind."""
+    record = operation.record
+    runtime = operation.runtime
+    runtime.require()
+    flows.describe_criu(operation)
+    with exclusive("ckpt_start", record.run_id):
+        runtime.prepare_start()
+        leftovers.note(record.run_id, server=(runtime.name, operation.spec.name))
+        flows.require_port_free(operation)
+        record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
+        operation.client.ready()
+        try:
+            _measure(operation)
+        except BaseException:
+            record.log_tail = runtime.log_tail()
+            _remove(operation)
+            raise
+        if params["stop_after"]:
+            _remove(operation)
+            record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
+
+
+def _remove(operation: flows.Operation) -> None:
+    operation.runtime.remove()
+    leftovers.forget(server=(operation.runtime.name, operation.spec.name))
+
+
+def _measure(operation: flows.Operation) -> None:
+    record, runtime = operation.record, operation.runtime
+    job = runtime.start()
+    record.mark("T0", job.started)
+    with flows.AliveWatch(runtime, job, lambda ended: runtime.check_start(ended.wait())) as watch:
+        record.mark("T3", operation.client.wait_healthy(watch.check))
+    flows.send_canary(operation)
+    result = job.wait()
+    record.mark("T1", result.ended)
+    record.phases["start_command"] = (result.started, result.ended)
+    _add_serving_phase(operation, job)
+    record.checks["exit_zero"] = True
+    record.checks["pids_alive"] = bool(runtime.tasks())
+    record.counter["after"] = operation.client.counter()
+
+
+def _add_serving_phase(operation: flows.Operation, job: Job) -> None:
+    marks = operation.record.marks
+    ready, first_token = marks["T3"], marks["T4"]
+    if ready is None or first_token is None:
+        return
+    operation.record.phases["load"] = (min(job.wait().ended, ready), ready)
+    operation.record.phases["first_token"] = (ready, first_token)

@@ -1,0 +1,343 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Speaking to the server under test: health, the canary with its first and last token, counters."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import CkptError
+from ..parsing import MAX_NUMBER, FormatError, parse_json, pick
+from .spec import Canary, ServerSpec
+
+POLL_INTERVAL_S = 0.005
+# On the loopback a connection is made at once, or its first packet fell into a network that is still being restored;
+# the kernel would send the next one after a second.
+CONNECT_TIMEOUT_S = 0.1
+HEALTH_READ_TIMEOUT_S = 2.0
+REQUEST_TIMEOUT_S = 120.0
+MEMORY_DIGEST_TIMEOUT_S = 600.0
+# What a server under test answers is far smaller. One that never ends its answer must not fill the node's memory.
+LINE_BYTES = 1 << 20
+ANSWER_BYTES = 64 << 20
+LOAD_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A streamed completion: its tokens, and the monotonic times (s) of request, first and last token."""
+
+    tokens: list[str]
+    requested: float
+    first_token: float
+    last_token: float
+
+    def as_request(self, since: float | None = None) -> dict[str, Any]:
+        """For a record: time to first token and duration in seconds, and the number of tokens.
+
+        :param since: T0 on the monotonic clock (s); with it the moment of the request is noted, too
+        """
+        moment = {} if since is None else {"requested_s": round(self.requested - since, 6)}
+        return moment | {
+            "ttft_s": self.first_token - self.requested,
+            "duration_s": self.last_token - self.requested,
+            "tokens": len(self.tokens),
+        }
+
+
+@dataclass
+class _Stream:
+    tokens: list[str] = field(default_factory=list)
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def add(self, tokens: list[str]) -> None:
+        if not tokens:
+            return
+        self.last_token = time.monotonic()
+        if self.first_token is None:
+            self.first_token = self.last_token
+        self.tokens += tokens
+
+
+class Client:
+    """HTTP to one server; every request has a connection of its own, so that none is open at a checkpoint.
+
+    The library is loaded beside what the module does first; `ready` waits for it.
+    """
+
+    def __init__(self, spec: ServerSpec) -> None:
+        self.spec = spec
+        self._loaded: tuple[Any, Any] | None = None
+        self._refusal = CkptError(
+            "bad_input",
+            "the Python of this node has no httpx; install it (package python3-httpx, or the role inference_server).",
+        )
+        self._loader = threading.Thread(target=self._load, daemon=True)
+        self._loader.start()
+
+    def ready(self) -> None:
+        """Wait until requests can be made: call it before a clock starts.
+
+        Raises CkptError (bad_input) without httpx, and for a host or a path that no request can have.
+        """
+        self._loader.join(LOAD_LIMIT_S)
+        if self._loaded is None:
+            raise self._refusal
+
+    @property
+    def _httpx(self) -> Any:
+        return self._library()[0]
+
+    @property
+    def _http(self) -> Any:
+        return self._library()[1]
+
+    def _library(self) -> tuple[Any, Any]:
+        self.ready()
+        assert self._loaded is not None
+        return self._loaded
+
+    def _load(self) -> None:
+        try:
+            httpx = _import_httpx()
+        except ImportError:
+            return
+        try:
+            self._loaded = (httpx, self._make_client(httpx))
+        except (httpx.InvalidURL, ValueError) as error:
+            self._refusal = CkptError(
+                "bad_input", f"server.host or a path of server cannot be asked for ({error}); correct it."
+            )
+
+    def _make_client(self, httpx: Any) -> Any:
+        """The client. Raises httpx.InvalidURL or ValueError if one of the server's addresses is none."""
+        http = httpx.Client(
+            base_url=self.spec.base_url,
+            timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=5.0),
+            headers={"Connection": "close", "Accept-Encoding": "identity"},
+            # plain HTTP: whoever verifies certificates reads all of the system's first, at every call of a module
+            transport=httpx.HTTPTransport(verify=False, limits=httpx.Limits(max_keepalive_connections=0)),
+            trust_env=False,
+        )
+        for path in (self.spec.health_path, self.spec.completions_path, self.spec.counter_path, *self.spec.sleep_paths):
+            http.build_request("GET", path)
+        return http
+
+    def healthy(self) -> bool:
+        """Whether the server answers 200 now."""
+        timeout = self._httpx.Timeout(HEALTH_READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+        try:
+            return self._exchange("GET", self.spec.health_path, timeout, HEALTH_READ_TIMEOUT_S)[0] == 200
+        except (self._httpx.HTTPError, FormatError):
+            return False
+
+    def wait_healthy(
+        self,
+        check: Callable[[], None],
+        timeout_s: float | None = None,
+        option: str | None = "server.health_timeout_s",
+    ) -> float:
+        """Poll until the server is healthy, and return that time on the monotonic clock in seconds.
+
+        `check` is called between polls, and raises what should end the wait.
+        Raises CkptError (server_unhealthy) after the timeout.
+
+        :param timeout_s: seconds to wait; server.health_timeout_s if it is left out.
+        :param option: what the user may raise to wait longer, None if nothing does.
+        """
+        limit = self.spec.health_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            if self.healthy():
+                return time.monotonic()
+            check()
+            time.sleep(POLL_INTERVAL_S)
+        raise CkptError(
+            "server_unhealthy",
+            f"{self.spec.base_url}{self.spec.health_path} did not answer 200 within {limit:g} s; "
+            f"see the server's log lines{f', or raise {option}' if option else ''}.",
+        )
+
+    def complete(self, canary: Canary) -> Completion:
+        """Send a completion and stream the answer. Raises CkptError (server_unhealthy) if it fails."""
+        body = {
+            "model": self.spec.model,
+            "prompt": canary.prompt,
+            "max_tokens": canary.max_tokens,
+            "temperature": canary.temperature,
+            "stream": True,
+            **canary.extra,
+        }
+        stream = _Stream()
+        requested = time.monotonic()
+        try:
+            with self._http.stream("POST", self.spec.completions_path, json=body) as response:
+                pieces = _limited(response.iter_raw(), requested + REQUEST_TIMEOUT_S)
+                if response.status_code != 200:
+                    raise self._refused(response.status_code, b"".join(pieces))
+                for event in _events(_lines(pieces)):
+                    stream.add(event_tokens(event))
+        except self._httpx.HTTPError as error:
+            raise CkptError(
+                "server_unhealthy",
+                f"the server broke off a completion ({type(error).__name__}: {error}); see its log lines.",
+            ) from error
+        except FormatError as error:
+            raise CkptError(
+                "server_unhealthy",
+                f"the server's answer to a completion {error}; see its log lines, and that server.completions_path "
+                "is that of an OpenAI-compatible server.",
+            ) from error
+        if stream.first_token is None or stream.last_token is None:
+            raise CkptError("server_unhealthy", "the server ended a completion without any token; see its log lines.")
+        return Completion(stream.tokens, requested, stream.first_token, stream.last_token)
+
+    def counter(self) -> int | None:
+        """Finished requests as the server counts them in memory; None if it answers, but does not say.
+
+        Raises CkptError (server_unhealthy) if it does not answer.
+        """
+        path = self.spec.counter_path
+        try:
+            status, content = self._exchange("GET", path)
+        except (self._httpx.HTTPError, FormatError) as error:
+            raise _unanswered("GET", path, error) from error
+        return metric_total(content.decode("utf-8", "replace"), self.spec.counter_metric) if status == 200 else None
+
+    def counter_reaches(self, expected: int, timeout_s: float = 2.0) -> int | None:
+        """The counter, read until it reaches `expected` or the time is over (some servers count with a delay).
+
+        Raises CkptError (server_unhealthy) if the server does not answer.
+        """
+        deadline = time.monotonic() + timeout_s
+        value = self.counter()
+        while value is not None and value < expected and time.monotonic() < deadline:
+            time.sleep(0.02)
+            value = self.counter()
+        return value
+
+    def memory_digest(self) -> str | None:
+        """What the server itself answers as a digest of its memory; None if servers of its kind do not tell one.
+
+        Raises CkptError (server_unhealthy) if it does not answer.
+        """
+        path, limit = self.spec.memory_digest_path, MEMORY_DIGEST_TIMEOUT_S
+        if path is None:
+            return None
+        try:
+            status, content = self._exchange("GET", path, self._httpx.Timeout(limit), limit)
+        except (self._httpx.HTTPError, FormatError) as error:
+            raise _unanswered("GET", path, error) from error
+        if status != 200:
+            raise self._refused(status, content, path)
+        return content.decode("utf-8", "replace")
+
+    def post(self, path: str, body: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+        """POST a control request. Raises CkptError (server_unhealthy) unless the answer is a success."""
+        try:
+            status, content = self._exchange("POST", path, self._httpx.Timeout(timeout_s), timeout_s, body)
+        except (self._httpx.HTTPError, FormatError) as error:
+            raise _unanswered("POST", path, error) from error
+        if not 200 <= status < 300:
+            raise self._refused(status, content, path)
+
+    def _exchange(
+        self, method: str, path: str, timeout: Any = None, limit_s: float = REQUEST_TIMEOUT_S, body: Any = None
+    ) -> tuple[int, bytes]:
+        """Status and content of an answer. Raises httpx.HTTPError, and FormatError if it is too long or takes too long."""
+        deadline = time.monotonic() + limit_s
+        options = {} if timeout is None else {"timeout": timeout}
+        with self._http.stream(method, path, json=body, **options) as response:
+            return response.status_code, b"".join(_limited(response.iter_raw(), deadline))
+
+    def _refused(self, status: int, content: bytes, path: str | None = None) -> CkptError:
+        text = content.decode("utf-8", "replace").strip()[:300]
+        return CkptError(
+            "server_unhealthy",
+            f"{path or self.spec.completions_path} answered {status}: {text or 'without a text'}; "
+            "check server.model and what the server supports.",
+        )
+
+
+def _unanswered(method: str, path: str, error: Exception) -> CkptError:
+    what = str(error) if isinstance(error, FormatError) else f"failed ({type(error).__name__}: {error})"
+    return CkptError("server_unhealthy", f"{method} {path} {what}; see the server's log lines.")
+
+
+def _import_httpx() -> Any:
+    """httpx without its command line, which imports click, rich and pygments: a third of the time."""
+    hidden = "click" not in sys.modules
+    if hidden:
+        sys.modules["click"] = None  # type: ignore[assignment]
+    try:
+        import httpx
+    finally:
+        if hidden:
+            del sys.modules["click"]
+    return httpx
+
+
+def _limited(pieces: Iterator[bytes], deadline: float) -> Iterator[bytes]:
+    """The pieces of an answer. Raises FormatError when they are too many, or still come at the deadline."""
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > ANSWER_BYTES:
+            raise FormatError(f"is longer than {ANSWER_BYTES >> 20} MiB")
+        if time.monotonic() > deadline:
+            raise FormatError("did not end in time")
+        yield piece
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The lines of an answer as they come. Raises FormatError for one that is too long."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from whole
+        if len(rest) > LINE_BYTES:
+            raise FormatError(f"has a line longer than {LINE_BYTES >> 10} KiB")
+    yield rest
+
+
+def _events(lines: Iterator[bytes]) -> Iterator[Any]:
+    """The documents of a stream of server-sent events. Raises FormatError if one is not JSON."""
+    for line in lines:
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data == b"[DONE]":
+                return
+            yield parse_json(data)
+
+
+def event_tokens(event: Any) -> list[str]:
+    """The tokens of one event of a completion stream: their numbers where the server tells them, else the text.
+
+    Raises FormatError if it is no event of a completion, with the server's own words if it reports an error.
+    """
+    if complaint := pick(event, "error", kind=Any, default=None):
+        raise FormatError(f"reports an error: {complaint!s:.300}")
+    tokens: list[str] = []
+    for choice in pick(event, "choices", kind=list[dict[str, Any]], default=[]):
+        numbers = pick(choice, "token_ids", kind=list[int], default=[])
+        text = pick(choice, "text", kind=str, default="")
+        tokens += [str(number) for number in numbers] or ([text] if text else [])
+    return tokens
+
+
+def metric_total(text: str, name: str) -> int | None:
+    """Sum over all labels of a Prometheus counter; None if the text does not hold it, or holds no number there."""
+    label = r'[^"}\n]|"(?:[^"\\\n]|\\.)*"'
+    pattern = re.compile(rf"^{re.escape(name)}(?:\{{(?:{label})*\}})?[ \t]+(\S+)", re.MULTILINE)
+    try:
+        values = [float(value) for value in pattern.findall(text)]
+    except ValueError:
+        return None
+    total = sum(values)
+    return round(total) if values and abs(total) < MAX_NUMBER else None

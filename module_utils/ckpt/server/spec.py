@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The server under test, as a ckpt_* module is told about it: checked at once, every error named."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import CkptError
+from ..parsing import FormatError, convert, require_document
+
+KINDS = ("reference", "vllm")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+ENV_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
+CAPABILITY = re.compile(r"(?:cap_)?([a-z_]+)", re.IGNORECASE)
+ALL_CAPABILITIES = "all"
+# vLLM's switch for /sleep, /wake_up and /collective_rpc
+DEV_MODE = "VLLM_SERVER_DEV_MODE"
+# what stands in the address of a request
+HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]|(?=[^\[\]]*:)[0-9a-fA-F:.]+")
+PATH = re.compile(r"/(?!/)[!-~]*")
+COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success_total"}
+# where a server tells a digest of its memory
+MEMORY_DIGESTS = {"reference": "/debug/digest"}
+# vLLM joins several tokens into one event now and then; their numbers tell them apart
+CANARY_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"return_token_ids": True}}
+# under load every answer has the same length, also where the model would end it
+LOAD_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"ignore_eos": True}}
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The request whose answer must be the same before and after."""
+
+    prompt: str = "The quick brown fox"
+    max_tokens: int = 16
+    temperature: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """An inference server: how it is started and how it is spoken to. Times in seconds."""
+
+    name: str
+    kind: str
+    command: list[str]
+    model: str
+    port: int
+    host: str = "127.0.0.1"
+    health_path: str = "/health"
+    completions_path: str = "/v1/completions"
+    counter_path: str = "/metrics"
+    counter_metric: str = ""
+    health_timeout_s: float = 300.0
+    env: dict[str, str] = field(default_factory=dict)
+    env_secret_file: str | None = None
+    cwd: str = "/"
+    stdout: str | None = None
+    image: str | None = None
+    # a folder that is a container's root instead of an image; it may be read-only
+    rootfs: str | None = None
+    podman_args: list[str] = field(default_factory=list)
+    privileged: bool = False
+    # what the server keeps of root's rights; none of them is needed to be checkpointed and restored
+    capabilities: list[str] = field(default_factory=list)
+    # whether others than this node may reach the development interface
+    expose_development: bool = False
+    gpu: bool = False
+    # whether its processes on several GPUs are taken to share memory there while it is checkpointed
+    shares_gpu_memory: bool = True
+    canary: Canary = field(default_factory=Canary)
+    # slimming mode → "before" and "after" → requests (path, JSON body or None)
+    sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
+    # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU beside a restore
+    staging_dir: str | None = None
+    prefetch: list[str] = field(default_factory=list)
+
+    @property
+    def memory_digest_path(self) -> str | None:
+        """Where the server tells a digest of its memory; None if servers of its kind do not."""
+        return MEMORY_DIGESTS.get(self.kind)
+
+    @property
+    def base_url(self) -> str:
+        """Where the server listens; an IPv6 address stands in brackets there."""
+        host = f"[{self.host}]" if ":" in self.host and not self.host.startswith("[") else self.host
+        return f"http://{host}:{self.port}"
+
+    def load_prompt(self, number: int, max_tokens: int | None) -> Canary:
+        """One of several requests at a time: each has a prompt of its own, the same at every call.
+
+        :param number: which of them
+        :param max_tokens: tokens of the answer; those of the canary if it is None
+        """
+        return replace(
+            self.canary,
+            prompt=f"{self.canary.prompt} {number}",
+            max_tokens=self.canary.max_tokens if max_tokens is None else max_tokens,
+            extra={**self.canary.extra, **LOAD_EXTRAS[self.kind]},
+        )
+
+    @property
+    def sleep_paths(self) -> list[str]:
+        """Where the requests of all slimming modes go."""
+        return [path for steps in self.sleep.values() for requests in steps.values() for path, _ in requests]
+
+
+REQUIRED = ("name", "kind", "command", "model", "port")
+OPTIONAL = {
+    "host": str,
+    "health_path": str,
+    "completions_path": str,
+    "counter_path": str,
+    "counter_metric": str,
+    "cwd": str,
+    "stdout": str,
+    "image": str,
+    "rootfs": str,
+    "env_secret_file": str,
+    "staging_dir": str,
+}
+OTHERS = (
+    "health_timeout_s",
+    "env",
+    "podman_args",
+    "privileged",
+    "capabilities",
+    "expose_development",
+    "gpu",
+    "shares_gpu_memory",
+    "canary",
+    "sleep",
+    "prefetch",
+)
+KNOWN = {*REQUIRED, *OPTIONAL, *OTHERS}
+
+
+def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
+    """The specification of a server. Raises CkptError (bad_input) that names every wrong key."""
+    try:
+        require_document(raw)
+    except FormatError as error:
+        raise CkptError("bad_input", f"the server's description {error}.") from None
+    errors = [f"server.{key!s:.40} is not known" for key in raw if key not in KNOWN]
+    errors += [f"server.{key} is missing" for key in REQUIRED if not raw.get(key)]
+    values = {key: raw[key] for key in (*REQUIRED, *OPTIONAL) if raw.get(key) is not None}
+    texts = (*OPTIONAL, "name", "kind", "model")
+    errors += [f"server.{key} must be a string" for key in texts if not isinstance(values.get(key, ""), str)]
+    errors += _identity_errors(values, runtime)
+    values["port"] = _number(values, "port", int, 1, 65535, errors)
+    values["health_timeout_s"] = _number(raw, "health_timeout_s", float, 0.1, 86400, errors, 300.0)
+    values["command"] = _strings(raw, "command", errors)
+    values["podman_args"] = _strings(raw, "podman_args", errors)
+    values["prefetch"] = _strings(raw, "prefetch", errors)
+    values["env"] = _environment(raw.get("env") or {}, runtime, errors)
+    values["capabilities"] = _capabilities(_strings(raw, "capabilities", errors), errors)
+    values["expose_development"] = _boolean(raw, "expose_development", errors)
+    values["privileged"] = _boolean(raw, "privileged", errors)
+    values["gpu"] = _boolean(raw, "gpu", errors)
+    values["shares_gpu_memory"] = _boolean(raw, "shares_gpu_memory", errors, default=True)
+    values["sleep"] = _sleep(raw.get("sleep") or {}, errors)
+    values["canary"] = _canary(raw.get("canary") or {}, str(raw.get("kind")), errors)
+    errors += _exposure_errors(values)
+    if errors:
+        raise CkptError("bad_input", f"the server's description is wrong: {'; '.join(errors)}.")
+    values.setdefault("counter_metric", COUNTERS[values["kind"]])
+    return ServerSpec(**values)
+
+
+def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
+    errors = []
+    if values.get("kind") and values["kind"] not in KINDS:
+        errors.append(f"server.kind must be one of {', '.join(KINDS)}")
+    if values.get("name") and not NAME.fullmatch(str(values["name"])):
+        errors.append("server.name must be letters, digits, `_`, `.` or `-`")
+    if "host" in values and not HOST.fullmatch(str(values["host"])):
+        errors.append("server.host must be a host's name or address")
+    for key in ("health_path", "completions_path", "counter_path"):
+        if key in values and not PATH.fullmatch(str(values[key])):
+            errors.append(f"server.{key} must be the path of an address, such as {getattr(ServerSpec, key)}")
+    if runtime == "podman" and not (values.get("image") or values.get("rootfs")):
+        errors.append("server.image is missing (the runtime podman needs it, or server.rootfs)")
+    if values.get("image") and values.get("rootfs"):
+        errors.append("server.image and server.rootfs exclude each other")
+    for key in ("cwd", "stdout", "env_secret_file", "rootfs", "staging_dir"):
+        if values.get(key) and not str(values[key]).startswith("/"):
+            errors.append(f"server.{key} must be an absolute path")
+    return errors
+
+
+def _number(
+    raw: Mapping[str, Any], key: str, kind: type, low: float, high: float, errors: list[str], default: float = 0
+) -> Any:
+    value = raw.get(key)
+    if value is None:
+        return default
+    try:
+        number = _as_number(value, kind)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not low <= number <= high:
+        errors.append(f"server.{key} must be a number from {low:g} to {high:g}")
+    return number
+
+
+def _as_number(value: Any, kind: type) -> Any:
+    """A number, or text that spells one. Raises TypeError or ValueError for all else."""
+    if isinstance(value, bool) or (kind is int and isinstance(value, float) and not value.is_integer()):
+        raise TypeError
+    return kind(value)
+
+
+def _strings(raw: Mapping[str, Any], key: str, errors: list[str]) -> list[str]:
+    value = raw.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, (str, int, float)) for item in value):
+        errors.append(f"server.{key} must be a list of strings")
+        return []
+    return [str(item) for item in value]
+
+
+def _boolean(raw: Mapping[str, Any], key: str, errors: list[str], default: bool = False) -> bool:
+    value = raw.get(key, default)
+    if not isinstance(value, bool):
+        errors.append(f"server.{key} must be true or false")
+    return bool(value)
+
+
+def _environment(value: Any, runtime: str, errors: list[str]) -> dict[str, str]:
+    """The environment; an error names a variable and never tells its value."""
+    if not isinstance(value, Mapping):
+        errors.append("server.env must be a dictionary")
+        return {}
+    environment = {str(key): str(item) for key, item in value.items()}
+    for key, item in environment.items():
+        if not ENV_NAME.fullmatch(key):
+            errors.append(f"server.env: {key!r:.40} is no name of a variable: letters, digits and `_`")
+        if runtime == "podman" and len(item.splitlines()) > 1:
+            errors.append(f"server.env.{key} must be one line (podman takes a line for each variable)")
+    return environment
+
+
+def _capabilities(names: list[str], errors: list[str]) -> list[str]:
+    """Names as podman and setpriv take them, without CAP_ and in small letters."""
+    matches = [CAPABILITY.fullmatch(name) for name in names]
+    errors += [
+        f"server.capabilities has {name!r}, which is no name of a capability (such as net_bind_service, or all)"
+        for name, match in zip(names, matches, strict=True)
+        if match is None
+    ]
+    return [match[1].lower() for match in matches if match is not None]
+
+
+def _exposure_errors(values: Mapping[str, Any]) -> list[str]:
+    """The development interface asks nobody who he is: without a word it listens on loopback only."""
+    develops = values.get("kind") == "reference" or values["env"].get(DEV_MODE, "0").strip() not in ("", "0")
+    outside = [host for host in _listens_on(values) if not _is_loopback(host)]
+    if not develops or not outside or values["expose_development"]:
+        return []
+    off = f", switch it off (server.env.{DEV_MODE}: '0')" if values["kind"] == "vllm" else ""
+    return [
+        f"server.host is {outside[0]}, where others than this node reach the server's development interface, which asks for no "
+        f"password (/sleep, /wake_up, /collective_rpc, /debug): keep 127.0.0.1{off}, or set server.expose_development: true"
+    ]
+
+
+def _listens_on(values: Mapping[str, Any]) -> list[str]:
+    """The address of the description, and those that the command names."""
+    command = values["command"]
+    after = [command[place + 1] for place, word in enumerate(command[:-1]) if word == "--host"]
+    joined = [word.partition("=")[2] for word in command if word.startswith("--host=")]
+    return [str(values.get("host", ServerSpec.host)), *after, *joined]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
+    known = {"prompt", "max_tokens", "temperature", "extra"}
+    if not isinstance(value, Mapping) or set(value) - known:
+        errors.append(f"server.canary must be a dictionary of {', '.join(sorted(known))}")
+        return Canary()
+    try:
+        return Canary(
+            prompt=str(value.get("prompt", Canary.prompt)),
+            max_tokens=_as_number(value.get("max_tokens", Canary.max_tokens), int),
+            temperature=_as_number(value.get("temperature", Canary.temperature), float),
+            extra=convert(value.get("extra") or CANARY_EXTRAS.get(kind, {}), dict[str, Any], "extra"),
+        )
+    except (TypeError, ValueError):
+        errors.append("server.canary has a value of the wrong type")
+        return Canary()
+
+
+def _sleep(value: Any, errors: list[str]) -> dict[str, dict[str, list[tuple[str, Any]]]]:
+    try:
+        modes = convert(value, dict[str, dict[str, list[list[Any]]]], "sleep")
+        return {
+            mode: {when: [_request(*step) for step in steps[when]] for when in ("before", "after")}
+            for mode, steps in modes.items()
+        }
+    except (KeyError, TypeError, ValueError):
+        errors.append("server.sleep must map a slimming mode to `before` and `after`, each a list of [path, body]")
+        return {}
+
+
+def _request(path: Any, body: Any) -> tuple[str, Any]:
+    if not PATH.fullmatch(convert(path, str, "path")):
+        raise ValueError("no path of an address")
+    return path, body

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``gpuckpt``: plays of this project, run and watched. The one part that knows ansible-runner."""
