@@ -23,6 +23,7 @@ static struct switches loaded = {
 	.mapped_min_bytes = DEFAULT_MAPPED_MIN_KB << 10,
 	.restore_threads = 1,
 	.freeze_poll_ms = DEFAULT_FREEZE_POLL_MS,
+	.hw_breakpoints = true,
 	.max_map_count = DEFAULT_MAX_MAP_COUNT,
 };
 
@@ -96,7 +97,7 @@ int switches_load(void)
 	static const char *const redumps[] = {"standalone", "delta"};
 	static const char *const allocator_words[] = {"aside", "trust"};
 	unsigned mapped = 0, scope = MAPPED_SCOPE_ALL, redump = MAPPED_REDUMP_STANDALONE, driver_huge = 0, populate = 0;
-	unsigned allocators = MAPPED_ALLOCATORS_ASIDE;
+	unsigned allocators = MAPPED_ALLOCATORS_ASIDE, breakpoints = 1;
 	unsigned long min_kb = DEFAULT_MAPPED_MIN_KB, threads = 1, poll_ms = DEFAULT_FREEZE_POLL_MS;
 	int ret = 0;
 
@@ -108,6 +109,7 @@ int switches_load(void)
 	ret |= load_word("CRIU_MAPPED_ALLOCATORS", allocator_words, ARRAY_SIZE(allocator_words), &allocators);
 	ret |= load_word("CRIU_DRIVER_HUGE_PAGES", on_off, ARRAY_SIZE(on_off), &driver_huge);
 	ret |= load_word("CRIU_DRIVER_POPULATE", on_off, ARRAY_SIZE(on_off), &populate);
+	ret |= load_word("CRIU_HW_BREAKPOINTS", on_off, ARRAY_SIZE(on_off), &breakpoints);
 	ret |= load_number("CRIU_MAPPED_MIN_KB", 1, 1 << 30, &min_kb);
 	ret |= load_number("CRIU_RESTORE_THREADS", 1, MAX_RESTORE_THREADS, &threads);
 	ret |= load_number("CRIU_FREEZE_POLL_MS", 1, DEFAULT_FREEZE_POLL_MS, &poll_ms);
@@ -128,6 +130,7 @@ int switches_load(void)
 	loaded.driver_huge_pages = driver_huge;
 	loaded.driver_populate = populate;
 	loaded.freeze_poll_ms = poll_ms;
+	loaded.hw_breakpoints = breakpoints;
 	loaded.max_map_count = read_kernel_number("/proc/sys/vm/max_map_count", DEFAULT_MAX_MAP_COUNT);
 	loaded.noreserve_is_kept = read_kernel_number("/proc/sys/vm/overcommit_memory", 0) != OVERCOMMIT_NEVER;
 	return 0;

@@ -90,3 +90,17 @@ def test_copies_share_clean_pages(stock_build, patched_build, programs, store, t
     print(f"Pss of 1..4 copies in MiB: stock {read}, mapped {mapped}")
     assert read[3] > 4 * 60
     assert mapped[3] < 1.5 * mapped[0]
+
+
+@pytest.mark.parametrize(("value", "stepped"), [(None, False), ("1", False), ("0", True)])
+def test_tasks_are_stopped_with_and_without_breakpoints(
+    value, stepped, patched_build, programs, store, tmp_path, targets
+):
+    environment = {} if value is None else {"CRIU_HW_BREAKPOINTS": value}
+    target = heap(programs, tmp_path / "report", targets, "private", 16)
+    expected = target.ask()
+    patched_build.dump(target, store / "images", environment=environment)
+    patched_build.restored(store / "images", environment=environment)
+    logs = [(store / "images" / f"{name}.log").read_text() for name in ("dump", "restore")]
+    assert [f"Force no-breakpoints restore of {target.pid}\n" in log for log in logs] == [stepped, stepped]
+    assert target.ask() == expected

@@ -179,6 +179,7 @@ def test_standalone_generations(stock_build, patched_build, store, start):
         ("CRIU_DRIVER_HUGE_PAGES", "always"),
         ("CRIU_DRIVER_POPULATE", "2"),
         ("CRIU_FREEZE_POLL_MS", "-1"),
+        ("CRIU_HW_BREAKPOINTS", "off"),
     ],
 )
 def test_wrong_switch_is_named(patched_build, name, value):

@@ -19,7 +19,7 @@ enum mapped_allocators {
 	MAPPED_ALLOCATORS_TRUST, /* the user knows that nothing in the processes relies on zeros */
 };
 
-/* What the environment asks for. All zero behaves like stock CRIU. */
+/* What the environment asks for. With nothing set, CRIU behaves like stock. */
 struct switches {
 	bool mapped_restore;
 	unsigned long mapped_min_bytes;
@@ -30,6 +30,7 @@ struct switches {
 	bool driver_huge_pages;
 	bool driver_populate;
 	unsigned freeze_poll_ms;
+	bool hw_breakpoints; /* tasks are stopped by them where the machine has some */
 	unsigned long max_map_count; /* of this node */
 	bool noreserve_is_kept;      /* this node's kernel notes MAP_NORESERVE */
 };
