@@ -204,7 +204,7 @@ def targets_in(folder: Folder) -> Iterator[Target]:
     contents = (SEEDS / "samples" / "stream", SEEDS / "samples" / "metrics")
     yield Target("stream", stream_of, (FormatError,), contents)
     yield Target("criu-log", log_of_criu, (), (SEEDS / "samples" / "spans.log", *sorted(criu.glob("failed-*.log"))))
-    yield Target("stats", criu_stats.decode, (ValueError,), (criu / "stats-dump", criu / "stats-restore"))
+    yield Target("stats", criu_stats.decode, (FormatError,), (criu / "stats-dump", criu / "stats-restore"))
     yield from _image_targets(folder)
     yield _archive_target(folder, criu)
     yield from _document_targets(folder, podman)

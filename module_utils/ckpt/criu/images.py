@@ -5,22 +5,16 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from dataclasses import dataclass, field
 
 from ..errors import CkptError
 from ..system.commands import Commands
-from .stats import entries, fields
+from . import image
+from .image import ImageError, PagemapEntry, PagemapHead
 
-COMMON_MAGIC = 0x54564319
-INVENTORY_MAGIC = 0x58313116
-PAGEMAP_MAGIC = 0x56084025
 ARCHIVE_TIMEOUT_S = 3600.0
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # what tar gives as the size of a file, at most 2⁶³ bytes
 SIZE = re.compile(r"[0-9]{1,19}")
-PE_PARENT = 1
-PE_PRESENT = 4
 
 KINDS = {
     "pages": "pages",
@@ -133,14 +127,16 @@ def require_whole(folder: str) -> Report:
 
 
 def verify(folder: str, report: Report) -> None:
-    """Check the inventory's magic number, and each pages image against the pagemaps that point into it."""
+    """Check that the inventory is whole, and each pages image against the pagemaps that point into it."""
     inventory = os.path.join(folder, "inventory.img")
     if not os.path.isfile(inventory):
         report.missing = True
         report.errors.append(f"there is no checkpoint in {folder} (no inventory.img)")
         return
-    if _magic(inventory) != INVENTORY_MAGIC:
-        report.errors.append("inventory.img does not begin as CRIU's inventory does")
+    try:
+        list(image.entries(inventory, image.INVENTORY))
+    except ImageError as error:
+        report.errors.append(f"inventory.img {error}")
     if not os.path.isfile(os.path.join(folder, "pstree.img")):
         report.errors.append("pstree.img is missing")
     expected: dict[int, int] = {}
@@ -149,8 +145,8 @@ def verify(folder: str, report: Report) -> None:
             continue
         try:
             pages_id, size = read_pagemap(os.path.join(folder, name))
-        except ValueError as error:
-            report.errors.append(f"{name}: {error}")
+        except ImageError as error:
+            report.errors.append(f"{name} {error}")
             continue
         expected[pages_id] = expected.get(pages_id, 0) + size
     for pages_id, size in sorted(expected.items()):
@@ -168,28 +164,10 @@ def _check_pages(folder: str, name: str, expected: int, errors: list[str]) -> No
 
 
 def read_pagemap(path: str) -> tuple[int, int]:
-    """(id of the pages image, bytes of it that are used) of one pagemap image. Raises ValueError if it is damaged."""
-    with open(path, "rb") as source:
-        header = source.read(8)
-    if len(header) < 8 or struct.unpack("<II", header) != (COMMON_MAGIC, PAGEMAP_MAGIC):
-        raise ValueError("does not begin as a pagemap does")
-    messages = entries(path)
-    pages_id = dict(fields(next(messages, b""))).get(1)
-    if not isinstance(pages_id, int):
-        raise ValueError("has no head")
-    return pages_id, sum(_present_bytes(dict(fields(entry))) for entry in messages)
-
-
-def _present_bytes(entry: dict[int, int | bytes]) -> int:
-    """Bytes that a pagemap entry takes up in the pages image: none if they lie in the parent or are fetched lazily.
-
-    Raises ValueError if a number is none.
-    """
-    pages, flags = entry.get(5, entry.get(2, 0)), entry.get(4)
-    if not isinstance(pages, int) or isinstance(flags, bytes):
-        raise ValueError("holds text where a number belongs")
-    present = not entry.get(3) if flags is None else bool(flags & PE_PRESENT) and not flags & PE_PARENT
-    return pages * PAGE_BYTES if present else 0
+    """(id of the pages image, bytes of it that are used) of one pagemap image. Raises ImageError if it is damaged."""
+    messages = image.entries(path, image.PAGEMAP)
+    pages_id = PagemapHead.of(next(messages, b"")).pages_id
+    return pages_id, sum(PagemapEntry.of(message).present_bytes for message in messages)
 
 
 def numbers(folder: str) -> set[int]:
@@ -209,9 +187,3 @@ def _names(folder: str) -> list[str]:
         return os.listdir(folder)
     except FileNotFoundError:
         return []
-
-
-def _magic(path: str) -> int | None:
-    with open(path, "rb") as source:
-        head = source.read(4)
-    return int.from_bytes(head, "little") if len(head) == 4 else None

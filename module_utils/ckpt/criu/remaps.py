@@ -13,16 +13,16 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from ..errors import CkptError
 from ..parsing import FormatError, pick
 from ..system.files import read_json, remove, write_json
-from .stats import entries, fields
+from . import image
+from .image import FileEntry, ImageError, RemapEntry
 
 INDEX = "index.json"
-LINKED = 0
 DELETED = " (deleted)"
 # a file with a second name can be written by whoever has opened that
 COMPARED = ("st_uid", "st_gid", "st_mode", "st_size", "st_nlink")
@@ -35,13 +35,11 @@ def linked_back(images: str) -> dict[str, str]:
 
     Raises CkptError (images_truncated) if the images do not say.
     """
-    try:
-        names = {file[1]: _text(file[6]) for file in _regular_files(images)}
-        remaps = [dict(fields(entry)) for entry in entries(os.path.join(images, "remap-fpath.img"))]
-        linked = [remap for remap in remaps if remap.get(3, LINKED) == LINKED]
-        return {_absolute(names[remap[2]]): _absolute(names[remap[1]]) for remap in linked}
-    except (KeyError, ValueError) as error:
-        raise _damaged(images, error) from error
+    with _damage_explained(images):
+        names = {file.id: _absolute(file.name) for file in _regular_files(images)}
+        remaps = map(RemapEntry.of, image.entries(os.path.join(images, "remap-fpath.img"), image.REMAPS))
+        linked = [remap for remap in remaps if remap.type == image.LINKED]
+        return {_named(names, remap.remap_id): _named(names, remap.original_id) for remap in linked}
 
 
 def size_of(images: str, path: str) -> int | None:
@@ -49,37 +47,36 @@ def size_of(images: str, path: str) -> int | None:
 
     Raises CkptError (images_truncated) if the images do not say.
     """
+    with _damage_explained(images):
+        return {_absolute(file.name): file.size for file in _regular_files(images)}.get(path)
+
+
+@contextmanager
+def _damage_explained(images: str) -> Iterator[None]:
+    """Within, an ImageError becomes a CkptError (images_truncated)."""
     try:
-        sizes = {_absolute(_text(file[6])): file.get(8) for file in _regular_files(images)}
-    except (KeyError, ValueError) as error:
-        raise _damaged(images, error) from error
-    size = sizes.get(path)
-    return size if isinstance(size, int) else None
+        yield
+    except ImageError as error:
+        raise CkptError(
+            "images_truncated", f"a list of files in {images} {error}; take the checkpoint again."
+        ) from error
 
 
-def _damaged(images: str, error: Exception) -> CkptError:
-    return CkptError(
-        "images_truncated", f"the list of open files in {images} is damaged ({error}); take the checkpoint again."
-    )
+def _regular_files(images: str) -> Iterator[FileEntry]:
+    """The regular files that were open."""
+    files = map(FileEntry.of, image.entries(os.path.join(images, "files.img"), image.FILES))
+    return (file for file in files if file is not None)
 
 
-def _regular_files(images: str) -> Iterator[dict[int, int | bytes]]:
-    """CRIU's reg_file_entry of each regular file that was open, by field number: 1 id, 6 name, 8 size."""
-    for entry in entries(os.path.join(images, "files.img")):
-        regular = dict(fields(entry)).get(3)
-        if isinstance(regular, bytes):
-            yield dict(fields(regular))
+def _named(names: Mapping[int, str], number: int) -> str:
+    """Absolute path of the open file with that id. Raises ImageError if there is none."""
+    if number not in names:
+        raise ImageError(f"lacks the file with the id {number}")
+    return names[number]
 
 
 def _absolute(name: str) -> str:
     return f"/{name.lstrip('/')}"
-
-
-def _text(value: int | bytes) -> str:
-    """A name in an image. Raises ValueError if the field holds a number."""
-    if isinstance(value, int):
-        raise ValueError("an image of CRIU holds a number where a file's name belongs")
-    return value.decode("utf-8", "surrogateescape")
 
 
 def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:

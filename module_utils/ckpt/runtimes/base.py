@@ -13,6 +13,7 @@ from ..checkpoints.manifest import Layout, Manifest
 from ..criu import log as criu_log
 from ..criu import stats as criu_stats
 from ..criu.choice import Criu
+from ..criu.image import ImageError
 from ..errors import CkptError
 from ..server.spec import ServerSpec
 from ..system import ending, procfs
@@ -213,7 +214,7 @@ def read_evidence(log: OpenLog, stats_path: str) -> Evidence:
     text, last_write = log.read()
     try:
         stats = criu_stats.read_stats(stats_path)
-    except ValueError:
+    except ImageError:
         stats = {}
     return Evidence(text, criu_log.start_of_log(last_write, criu_log.parse(text)), stats)
 

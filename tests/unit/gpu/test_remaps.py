@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt.criu import remaps
+from ansible.module_utils.ckpt.criu import image, remaps
 from ansible.module_utils.ckpt.errors import CkptError
 
 
@@ -24,9 +24,9 @@ def data(field: int, content: bytes) -> bytes:
     return bytes([field << 3 | 2]) + length + content
 
 
-def image(*entries: bytes) -> bytes:
-    """A CRIU image: two magic numbers, then each entry with its size before it."""
-    return b"\0" * 8 + b"".join(struct.pack("<I", len(entry)) + entry for entry in entries)
+def written(kind: image.Kind, *entries: bytes) -> bytes:
+    """A CRIU image: its head, then each entry with its size before it."""
+    return kind.head + b"".join(struct.pack("<I", len(entry)) + entry for entry in entries)
 
 
 def regular(identity: int, name: str, size: int = 0) -> bytes:
@@ -49,9 +49,9 @@ def images(tmp_path: Path) -> Path:
         regular(3, f"{held}/{'x' * 200}"),
         socket,
     ]
-    (folder / "files.img").write_bytes(image(*files))
+    (folder / "files.img").write_bytes(written(image.FILES, *files))
     linked, ghost = number(1, 7) + number(2, 8), number(1, 3) + number(2, 4) + number(3, 1)
-    (folder / "remap-fpath.img").write_bytes(image(linked, ghost))
+    (folder / "remap-fpath.img").write_bytes(written(image.REMAPS, linked, ghost))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_used_up_files_come_back_with_content_and_mode(images: Path, tmp_path: P
 
 def test_the_size_of_an_open_file_is_that_of_the_images(tmp_path: Path) -> None:
     (tmp_path / "files.img").write_bytes(
-        image(regular(5, "var/log/server.log", 99), regular(6, "var/log/other.log", 7))
+        written(image.FILES, regular(5, "var/log/server.log", 99), regular(6, "var/log/other.log", 7))
     )
     assert remaps.size_of(str(tmp_path), "/var/log/server.log") == 99
     assert remaps.size_of(str(tmp_path), "/var/log/none.log") is None
