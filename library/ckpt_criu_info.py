@@ -70,13 +70,14 @@ settings:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt.criu import builds as criu_builds
+from ansible.module_utils.ckpt.criu.folder import HOME
 from ansible.module_utils.ckpt.node.inspection import Node
 
 
 def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
-        argument_spec={"home": {"type": "path", "default": criu_builds.HOME}},
+        argument_spec={"home": {"type": "path", "default": HOME}},
         supports_check_mode=True,
     )
     node = Node()

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .criu.choice import BUILDS, DEFAULT_HOME
+from .criu.folder import HOME, NAMES
 from .errors import CkptError, os_errors_explained
 from .measure import flows
 from .measure.record import MEASURED_KINDS, Record, outcome, write_record
@@ -40,9 +40,9 @@ SERVER_OPTIONS: dict[str, Any] = {
     "criu": {
         "type": "dict",
         "options": {
-            "build": {"type": "str", "choices": list(BUILDS), "default": "current"},
+            "build": {"type": "str", "choices": list(NAMES), "default": "current"},
             "switches": {"type": "dict", "default": {}},
-            "home": {"type": "path", "default": DEFAULT_HOME},
+            "home": {"type": "path", "default": HOME},
         },
     },
 }

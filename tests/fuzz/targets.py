@@ -20,7 +20,7 @@ from typing import Any
 import httpcore
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.ckpt.checkpoints import archive, manifest
-from ansible.module_utils.ckpt.criu import images, remaps
+from ansible.module_utils.ckpt.criu import images, remaps, settings
 from ansible.module_utils.ckpt.criu import log as criu_log
 from ansible.module_utils.ckpt.criu import stats as criu_stats
 from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu, version_tuple
@@ -174,6 +174,12 @@ def nvidia_answers(data: bytes) -> None:
     version_tuple(text)
 
 
+def settings_of_criu(data: bytes) -> None:
+    """A file of settings; what is taken of it can be written again."""
+    found = settings.parse(text_of(data))
+    assert settings.parse(settings.render(found.values)).values == found.values
+
+
 def seccomp_profile(data: bytes) -> None:
     """A profile as the doctor reads it, and as the role changes it."""
     with suppress(FormatError):
@@ -205,6 +211,7 @@ def targets_in(folder: Folder) -> Iterator[Target]:
     yield Target("stream", stream_of, (FormatError,), contents)
     yield Target("criu-log", log_of_criu, (), (SEEDS / "samples" / "spans.log", *sorted(criu.glob("failed-*.log"))))
     yield Target("stats", criu_stats.decode, (FormatError,), (criu / "stats-dump", criu / "stats-restore"))
+    yield Target("criu-settings", settings_of_criu, (), (SEEDS / "samples" / "criu.env",))
     yield from _image_targets(folder)
     yield _archive_target(folder, criu)
     yield from _document_targets(folder, podman)

@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from ..criu.choice import Criu
 from ..system import procfs
-from ..system.files import read_json
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 BLOCK_BYTES = 512
@@ -51,8 +50,8 @@ class Redump(NamedTuple):
 
 def redump_of(criu: Criu, folder: str) -> Redump:
     """How this build with these switches dumps mapped memory into the folder, which need not exist yet."""
-    build = read_json(os.path.join(criu.folder, "BUILD.json"))
-    if not isinstance(build, dict) or build.get("build") != "patched":
+    description = criu.files.read_description() or {}
+    if description.get("build") != "patched":
         return Redump(as_memory=False)
     switches = criu.effective_switches()
     if switches.get("CRIU_MAPPED_REDUMP") != "delta":

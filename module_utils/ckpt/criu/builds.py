@@ -5,19 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..node.inspection import Node, version_in
-from ..parsing import FormatError, parse_json
+from ..parsing import FormatError
 from ..system.commands import Result
+from . import settings as criu_settings
+from .folder import HOME, NAMES, BuildFolder
 
-HOME = "/opt/gpuckpt/criu"
-FRONT = "/usr/local/sbin/criu"
-DEFAULTS_FILE = "/etc/gpuckpt/criu.env"
-OVERRIDES_FILE = "/run/gpuckpt/criu.env"
-NAMES = ("stock", "patched", "distro", "current")
 SWITCHES = (
     "CRIU_MAPPED_RESTORE",
     "CRIU_MAPPED_MIN_KB",
@@ -57,14 +53,9 @@ class Build:
         return asdict(self)
 
     @property
-    def binary(self) -> str:
-        """The program itself, below the front."""
-        return f"{self.path}/libexec/criu"
-
-    @property
-    def plugin(self) -> str:
-        """The CUDA plugin, which a build may lack."""
-        return f"{self.path}/lib/criu/cuda_plugin.so"
+    def files(self) -> BuildFolder:
+        """Where the parts of the build are."""
+        return BuildFolder(self.path)
 
 
 def find(node: Node, home: str = HOME) -> list[Build]:
@@ -92,18 +83,18 @@ def dangling(node: Node, home: str = HOME) -> list[str]:
 
 def examine(node: Node, build: Build) -> Build:
     """Fills in what only reading and running a build tells: digests, version, what `criu check` says."""
-    build.binary_sha256 = sha256(node.path(build.binary))
-    build.plugin_sha256 = sha256(node.path(build.plugin))
+    build.binary_sha256 = sha256(node.path(build.files.binary))
+    build.plugin_sha256 = sha256(node.path(build.files.plugin))
     build.manifest = read_manifest(node, build)
     build.switches = [name for name in SWITCHES if _mentions(node, build, name)]
     if build.binary_sha256 is None:
-        build.problems.append(f"{build.binary} is missing")
+        build.problems.append(f"{build.files.binary} is missing")
         return build
     build.problems += differences(build)
     version = execute(node, build, "--version")
     build.version = version_in(version.stdout) if version.rc == 0 else None
     if build.version is None:
-        build.problems.append(f"{build.binary} does not run: {first_line(version)}")
+        build.problems.append(f"{build.files.binary} does not run: {first_line(version)}")
         return build
     build.check = check_result(execute(node, build, "check"))
     return build
@@ -111,17 +102,16 @@ def examine(node: Node, build: Build) -> Build:
 
 def execute(node: Node, build: Build, *arguments: str, timeout_s: float = 60.0) -> Result:
     """Runs a build's own binary, past the front, with its own plugins."""
-    environment = ("env", f"CRIU_LIBS_DIR={node.path(build.path)}/lib/criu")
-    return node.run(*environment, node.path(build.binary), *arguments, timeout_s=timeout_s)
+    environment = ("env", f"CRIU_LIBS_DIR={node.path(build.files.plugins)}")
+    return node.run(*environment, node.path(build.files.binary), *arguments, timeout_s=timeout_s)
 
 
 def read_manifest(node: Node, build: Build) -> dict[str, Any] | None:
     """Returns BUILD.json, None where it is missing or no JSON object."""
     try:
-        manifest = parse_json(node.read(f"{build.path}/BUILD.json") or "null")
-    except FormatError:
+        return BuildFolder(node.path(build.path)).read_description()
+    except (FormatError, OSError):
         return None
-    return manifest if isinstance(manifest, dict) else None
 
 
 def differences(build: Build) -> list[str]:
@@ -161,7 +151,7 @@ def sha256(path: str) -> str | None:
 
 def _mentions(node: Node, build: Build, switch: str) -> bool:
     """A switch is a name given to getenv(), so it stands in the program or its plugin as it is written."""
-    for path in (build.binary, build.plugin):
+    for path in (build.files.binary, build.files.plugin):
         try:
             with open(node.path(path), "rb") as source:
                 if switch.encode() + b"\0" in source.read():
@@ -171,20 +161,13 @@ def _mentions(node: Node, build: Build, switch: str) -> bool:
     return False
 
 
-def parse_settings(text: str) -> dict[str, str]:
-    """Returns the KEY=VALUE lines of a settings file; quotes around a value are dropped as the shell does."""
-    settings = {}
-    for name, value in re.findall(r"^\s*(?:export\s+)?([A-Za-z_]\w*)=(.*?)\s*$", text, re.M):
-        quoted = re.fullmatch(r"""(["'])(.*)\1""", value)
-        settings[name] = quoted.group(2) if quoted else value
-    return settings
-
-
 def settings(node: Node) -> dict[str, dict[str, str]]:
     """Returns the settings that the front reads, by file, for those files that exist."""
-    found = {}
-    for path in (DEFAULTS_FILE, OVERRIDES_FILE):
-        text = node.read(path)
-        if text is not None:
-            found[path] = parse_settings(text)
-    return found
+    return {path: found.values for path, found in setting_files(node).items()}
+
+
+def setting_files(node: Node) -> dict[str, criu_settings.Settings]:
+    """Returns what each of the front's files sets and what of it is left out, for those files that exist."""
+    paths = (criu_settings.DEFAULTS_FILE, criu_settings.OVERRIDES_FILE)
+    read = {path: criu_settings.read(node.path(path)) for path in paths}
+    return {path: found for path, found in read.items() if found is not None}

@@ -13,15 +13,9 @@ from typing import Any
 from ..errors import CkptError
 from ..parsing import FormatError, pick
 from ..system.commands import SYSTEM_PATH, Commands
-from ..system.files import read_json, read_text
+from . import settings
+from .folder import HOME, NAMES, BuildFolder
 
-BUILDS = ("current", "stock", "patched", "distro")
-DEFAULT_HOME = "/opt/gpuckpt/criu"
-NODE_ENV_FILE = "/etc/gpuckpt/criu.env"
-SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
-# what CRIU reads of the node's file
-NODE_SETTING = re.compile(r"CRIU_[A-Z0-9_]+|GPUCKPT_LIBCUDA")
-SAFE_VALUE = re.compile(r"[A-Za-z0-9_./:,=+-]*")
 # the first release with --network-lock, which the process runtime uses
 MINIMUM_VERSION = (3, 17)
 
@@ -32,46 +26,32 @@ class Criu:
 
     build: str = "current"
     switches: dict[str, str] = field(default_factory=dict)
-    home: str = DEFAULT_HOME
+    home: str = HOME
     digest: str | None = None
     version: str | None = None
 
     @property
-    def folder(self) -> str:
-        """Folder of the build."""
-        return os.path.join(self.home, self.build)
-
-    @property
-    def binary(self) -> str:
-        """The real binary, without the front."""
-        return os.path.join(self.folder, "libexec", "criu")
-
-    @property
-    def cuda_checkpoint(self) -> str:
-        """The cuda-checkpoint command of the build."""
-        return os.path.join(self.folder, "bin", "cuda-checkpoint")
-
-    @property
-    def pool(self) -> str:
-        """The context pool of the build, which a distribution's lacks."""
-        return os.path.join(self.folder, "bin", "gpuckpt-pool")
+    def files(self) -> BuildFolder:
+        """Where the parts of the build are."""
+        return BuildFolder(os.path.join(self.home, self.build))
 
     def require(self, commands: Commands) -> None:
         """Find out digest and version. Raises CkptError (criu_missing, criu_too_old)."""
-        if not os.access(self.binary, os.X_OK):
+        binary = self.files.binary
+        if not os.access(binary, os.X_OK):
             raise CkptError(
                 "criu_missing",
-                f"there is no CRIU build `{self.build}` on this node ({self.binary} is not an executable file); "
+                f"there is no CRIU build `{self.build}` on this node ({binary} is not an executable file); "
                 "run provision.yml, or let the lane name a build that exists.",
             )
-        path = os.path.join(self.folder, "BUILD.json")
         try:
-            provenance = read_json(path) or {}
+            provenance = self.files.read_description() or {}
             self.digest = pick(provenance, "digest", kind=str, default=None)
             self.version = pick(provenance, "criu_version", kind=str, default=None) or self._ask_version(commands)
         except FormatError as error:
             raise CkptError(
-                "criu_missing", f"{path} {error}; remove that build's folder, then run provision.yml."
+                "criu_missing",
+                f"{self.files.description} {error}; remove that build's folder, then run provision.yml.",
             ) from error
         if version_tuple(self.version) < MINIMUM_VERSION:
             raise CkptError(
@@ -92,19 +72,20 @@ class Criu:
             )
 
     def _ask_version(self, commands: Commands) -> str:
-        result = commands.run([self.binary, "--version"], timeout_s=20)
+        binary = self.files.binary
+        result = commands.run([binary, "--version"], timeout_s=20)
         match = re.search(r"Version:\s*(\S+)", result.stdout)
         if result.rc != 0 or match is None:
             raise CkptError(
                 "criu_missing",
-                f"{self.binary} does not run ({result.stderr.strip()[:200] or 'no version in its output'}); "
+                f"{binary} does not run ({result.stderr.strip()[:200] or 'no version in its output'}); "
                 "build it again with provision.yml.",
             )
         return match.group(1)
 
     def effective_switches(self) -> dict[str, str]:
         """CRIU_* settings as CRIU sees them: the node's defaults, then those of the lane."""
-        node = {name: value for name, value in _node_settings().items() if SWITCH.fullmatch(name)}
+        node = {name: value for name, value in _node_settings().items() if settings.SWITCH.fullmatch(name)}
         return {**node, **self.switches}
 
     def environment(self) -> dict[str, str]:
@@ -112,8 +93,8 @@ class Criu:
         return {
             **_node_settings(),
             **self.switches,
-            "CRIU_LIBS_DIR": os.path.join(self.folder, "lib", "criu"),
-            "PATH": f"{os.path.join(self.folder, 'bin')}:{SYSTEM_PATH}",
+            "CRIU_LIBS_DIR": self.files.plugins,
+            "PATH": f"{self.files.programs}:{SYSTEM_PATH}",
         }
 
     def as_record(self) -> dict[str, Any]:
@@ -127,17 +108,19 @@ def parse_criu(raw: Mapping[str, Any]) -> Criu:
     if not isinstance(given, Mapping):
         raise CkptError("bad_input", "the option criu is wrong: criu.switches must be a dictionary.")
     switches = {str(key): str(value) for key, value in given.items()}
-    errors = [f"criu.switches.{key!s:.40} is not a CRIU_* variable" for key in switches if not SWITCH.fullmatch(key)]
+    errors = [
+        f"criu.switches.{key!s:.40} is not a CRIU_* variable" for key in switches if not settings.SWITCH.fullmatch(key)
+    ]
     errors += [
         f"criu.switches.{key!s:.40} may hold letters, digits and _ . / : , = + - only"
         for key, value in switches.items()
-        if not SAFE_VALUE.fullmatch(value)
+        if not settings.SAFE_VALUE.fullmatch(value)
     ]
     build = raw.get("build") or "current"
-    if build not in BUILDS:
-        errors.append(f"criu.build must be one of {', '.join(BUILDS)}")
-    home = raw.get("home") or DEFAULT_HOME
-    if not isinstance(home, str) or not home.startswith("/") or not SAFE_VALUE.fullmatch(home):
+    if build not in NAMES:
+        errors.append(f"criu.build must be one of {', '.join(NAMES)}")
+    home = raw.get("home") or HOME
+    if not isinstance(home, str) or not home.startswith("/") or not settings.SAFE_VALUE.fullmatch(home):
         errors.append("criu.home must be an absolute path of letters, digits and _ . / : , = + - only")
     if errors:
         raise CkptError("bad_input", f"the option criu is wrong: {'; '.join(errors)}.")
@@ -150,5 +133,5 @@ def version_tuple(text: str | None) -> tuple[int, ...]:
 
 
 def _node_settings() -> dict[str, str]:
-    pairs = (line.split("=", 1) for line in read_text(NODE_ENV_FILE).splitlines() if "=" in line)
-    return {key.strip(): value.strip().strip("'\"") for key, value in pairs if NODE_SETTING.fullmatch(key.strip())}
+    """What CRIU reads of the node's file."""
+    return (settings.read(settings.DEFAULTS_FILE) or settings.Settings()).of_criu

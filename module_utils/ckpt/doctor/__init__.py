@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 from ..criu import builds as criu_builds
+from ..criu.folder import HOME
 from ..errors import CkptError
 from ..node import gpu as gpu_inspection
 from ..node.inspection import Node, capabilities, cgroups
@@ -55,7 +56,7 @@ class Patient:
     """A node, what is expected of it, and what several checks look at, read once."""
 
     node: Node
-    criu_home: str = criu_builds.HOME
+    criu_home: str = HOME
     store_path: str = "/mnt/checkpoint-ram"
     seccomp_path: str = "/etc/containers/seccomp.d/no-io-uring.json"
     port: int = 18080

@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 
 from ..criu import builds as criu_builds
+from ..criu.settings import DEFAULTS_FILE, OVERRIDES_FILE, SWITCH
 from ..node.inspection import program_version, version_tuple
 from . import Patient, Verdict, check, fail, ok, skip, warn
 from .trial import try_listener
 
 WANTED = "4.2.1"
+# of a line that is named to a user
+SHOWN_CHARACTERS = 60
 PROVISION = "ansible-playbook provision.yml"
 CONTAINER_CONFIG = "/etc/criu/runc.conf"
 GLOBAL_CONFIGS = ("/etc/criu/default.conf", "/root/.criu/default.conf")
@@ -97,27 +100,32 @@ def kernel_check(patient: Patient) -> Verdict:
 )
 def settings(patient: Patient) -> Verdict:
     """The environment files hold known switches only, and no lane's overrides are left."""
-    files = criu_builds.settings(patient.node)
-    if criu_builds.OVERRIDES_FILE in files:
+    files = criu_builds.setting_files(patient.node)
+    if OVERRIDES_FILE in files:
         return warn(
-            f"{criu_builds.OVERRIDES_FILE} overrides the node's settings",
+            f"{OVERRIDES_FILE} overrides the node's settings",
             "A benchmark is running; if none is, remove the file.",
-            f"rm {criu_builds.OVERRIDES_FILE}",
+            f"rm {OVERRIDES_FILE}",
         )
-    values = files.get(criu_builds.DEFAULTS_FILE)
-    if values is None:
+    found = files.get(DEFAULTS_FILE)
+    if found is None:
         return warn(
-            f"{criu_builds.DEFAULTS_FILE} does not exist: every feature is off",
+            f"{DEFAULTS_FILE} does not exist: every feature is off",
             "Run provision.yml (role criu).",
             PROVISION,
         )
-    unknown = sorted(name for name in values if name.startswith("CRIU_") and name not in criu_builds.SWITCHES)
+    if found.left_out:
+        return warn(
+            f"the front leaves out: {'; '.join(line[:SHOWN_CHARACTERS] for line in found.left_out)}",
+            f"Correct {DEFAULTS_FILE}: a line is NAME=VALUE, without export and without blanks.",
+        )
+    unknown = sorted(name for name in found.values if SWITCH.fullmatch(name) and name not in criu_builds.SWITCHES)
     if unknown:
         return warn(
             f"unknown: {', '.join(unknown)}",
-            f"Correct {criu_builds.DEFAULTS_FILE}; CRIU ignores what it does not know.",
+            f"Correct {DEFAULTS_FILE}; CRIU ignores what it does not know.",
         )
-    return ok(" ".join(f"{name}={value}" for name, value in values.items()) or "no switch is set")
+    return ok(" ".join(f"{name}={value}" for name, value in found.values.items()) or "no switch is set")
 
 
 @check(

@@ -143,7 +143,9 @@ def plugin(patient: Patient) -> Verdict:
         return fail("no build is in use", "Run provision.yml (role criu).", PROVISION)
     if build.plugin_sha256 is None:
         return fail(
-            f"{build.plugin} is missing", "Run provision.yml (role criu): it builds the plugin with criu.", PROVISION
+            f"{build.files.plugin} is missing",
+            "Run provision.yml (role criu): it builds the plugin with criu.",
+            PROVISION,
         )
     if build.problems:
         return fail("; ".join(build.problems), "Remove the build's folder and run provision.yml.", PROVISION)

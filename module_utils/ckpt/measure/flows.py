@@ -137,7 +137,7 @@ class CudaWatch:
         self._look()
 
     def _look(self) -> bool:
-        driver = cuda.Driver(self._operation.commands, self._operation.criu.cuda_checkpoint)
+        driver = cuda.Driver(self._operation.commands, self._operation.criu.files.cuda_checkpoint)
         tasks = [task for task in self._operation.runtime.tasks() if task.nspid in self._nspids]
         states = driver.states(task.pid for task in tasks)
         if len(tasks) == len(self._nspids) and all(states.get(task.pid) == cuda.RUNNING for task in tasks):
@@ -193,7 +193,7 @@ def explain(evidence: Evidence, stderr: str, fallback: str, message: str) -> Ckp
 
 def cuda_tasks(operation: Operation, tasks: Sequence[procfs.Task]) -> list[procfs.Task]:
     """Those of the processes that hold CUDA state. Raises CkptError (cuda_not_running) if there is none."""
-    driver = cuda.Driver(operation.commands, operation.criu.cuda_checkpoint)
+    driver = cuda.Driver(operation.commands, operation.criu.files.cuda_checkpoint)
     states = driver.states(task.pid for task in tasks)
     found = [task for task in tasks if task.pid in states]
     if not found:

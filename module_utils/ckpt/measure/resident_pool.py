@@ -54,7 +54,7 @@ def beside(criu: Criu, commands: Commands, ready_limit_s: float = READY_LIMIT_S)
 
 
 def _start(criu: Criu, commands: Commands) -> subprocess.Popen[bytes]:
-    argv = [criu.pool, "--once", "--no-contexts"]
+    argv = [criu.files.pool, "--once", "--no-contexts"]
     commands.actions.append(argv)
     try:
         return subprocess.Popen(
@@ -67,7 +67,7 @@ def _start(criu: Criu, commands: Commands) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise CkptError(
             "criu_missing",
-            f"the resident pool {criu.pool} cannot be started ({error.strerror}); build it with provision.yml, "
+            f"the resident pool {criu.files.pool} cannot be started ({error.strerror}); build it with provision.yml, "
             "or leave resident_pool out.",
         ) from None
 

@@ -209,7 +209,7 @@ class ProcessRuntime(Runtime):
         return tail(read_text(self._log_path))
 
     def _criu(self, action: str, options: list[str], timeout_s: float) -> Job:
-        argv = [self.criu.binary, action, *options]
+        argv = [self.criu.files.binary, action, *options]
         self.commands.actions.append(argv)
         environment = {"LC_ALL": "C.UTF-8", "HOME": "/root", **self.criu.environment()}
         return Command(argv, environment, timeout_s)

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
-from ..criu import network_lock
+from ..criu import network_lock, settings
 from ..criu.choice import Criu
 from ..errors import CkptError
 from ..system import ending, procfs
@@ -35,7 +35,7 @@ from ..system.files import read_text, remove, write_atomically
 # Only root looks into it: whoever can open a lock can hold it.
 FOLDER = "/run/gpuckpt"
 LOCK_FILE = f"{FOLDER}/lock"
-LANE_ENV_FILE = f"{FOLDER}/criu.env"
+LANE_ENV_FILE = settings.OVERRIDES_FILE
 LOCK_TIMEOUT_S = 30.0
 LOCK_POLL_S = 0.05
 # how long a module that is told to end may take to put things back
@@ -140,13 +140,9 @@ def lane_settings(criu: Criu) -> Iterator[None]:
     The front believes them only while this process lives. Needs the lock.
     """
     me = this_process()
-    settings = {
-        "holder": f"{me.pid} {me.starttime} {me.boot_id}",
-        "GPUCKPT_CRIU_BUILD": criu.build,
-        "GPUCKPT_CRIU_ROOT": criu.home,
-        **criu.switches,
-    }
-    write_atomically(LANE_ENV_FILE, "".join(f"{key}={value}\n" for key, value in settings.items()), 0o600)
+    values = {settings.BUILD: criu.build, settings.ROOT: criu.home, **criu.switches}
+    text = settings.render(values, holder=f"{me.pid} {me.starttime} {me.boot_id}")
+    write_atomically(LANE_ENV_FILE, text, 0o600)
     try:
         yield
     finally:

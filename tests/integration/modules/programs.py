@@ -108,7 +108,7 @@ class Program:
                 os.waitpid(-self.pid, 0)
 
     def _criu(self, criu: Criu, action: str, images: Path, *options: str) -> bool:
-        command = [criu.binary, action, "--images-dir", str(images), "--timeout", "5", *options]
+        command = [criu.files.binary, action, "--images-dir", str(images), "--timeout", "5", *options]
         command += ["--ext-unix-sk", "--file-locks", "--link-remap", "--manage-cgroups=ignore", "--network-lock=skip"]
         command += ["--ghost-limit", str(preflight.GHOST_LIMIT_BYTES)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=criu.environment())

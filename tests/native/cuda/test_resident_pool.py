@@ -35,7 +35,7 @@ def pools(build: Criu) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (process / "cmdline").read_bytes().split(b"\0")[0].decode() == build.pool:
+            if (process / "cmdline").read_bytes().split(b"\0")[0].decode() == build.files.pool:
                 found.append(int(process.name))
     return found
 
@@ -68,7 +68,7 @@ def test_it_is_ready_before_and_gone_after(build, tools, tmp_path, monkeypatch):
         assert not list(tmp_path.glob("context.*")), "it holds no context"
     assert pools(build) == []
     assert children() == before, "not even a zombie"
-    assert commands.actions == [[build.pool, "--once", "--no-contexts"]]
+    assert commands.actions == [[build.files.pool, "--once", "--no-contexts"]]
 
 
 def test_it_is_gone_after_an_exception(build):
@@ -146,7 +146,7 @@ def test_a_pool_that_fails_says_why(build, monkeypatch, variable, value, cause):
 
 
 def test_a_build_without_a_pool(build):
-    Path(build.pool).unlink()
+    Path(build.files.pool).unlink()
     error = refused(build)
     assert error.reason == "criu_missing"
     assert "cannot be started (No such file or directory)" in error.message

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.ckpt import doctor
 from ansible.module_utils.ckpt.criu import builds as criu_builds
+from ansible.module_utils.ckpt.criu.folder import HOME
+from ansible.module_utils.ckpt.criu.settings import DEFAULTS_FILE, OVERRIDES_FILE
 from ansible.module_utils.ckpt.doctor import criu  # noqa: F401  registers its checks
 
 ROOT = Path(__file__).resolve().parents[3]
-HOME = criu_builds.HOME
 BINARY = b"\x7fELF getenv CRIU_MAPPED_RESTORE\0"
 PLUGIN = b"\x7fELF CRIU_CUDA_BACKEND\0CRIU_CUDA_BACKENDS\0"
 
@@ -89,18 +90,14 @@ def test_a_failing_criu_check_matters_most_for_the_build_in_use(node, links, sta
     assert complaint in found.detail
 
 
-def test_settings_lose_their_quotes_and_comments_are_no_settings():
-    text = "# CRIU_X=1\nCRIU_MAPPED_RESTORE=1\nexport CRIU_RESTORE_THREADS='8'\n\nNOT A SETTING\n"
-    assert criu_builds.parse_settings(text) == {"CRIU_MAPPED_RESTORE": "1", "CRIU_RESTORE_THREADS": "8"}
-
-
 @pytest.mark.parametrize(
     ("files", "state", "detail"),
     [
         ({}, "warn", "does not exist"),
-        ({criu_builds.DEFAULTS_FILE: "CRIU_MAPED_RESTORE=1\n"}, "warn", "unknown: CRIU_MAPED_RESTORE"),
-        ({criu_builds.DEFAULTS_FILE: "CRIU_MAPPED_RESTORE=1\n"}, "ok", "CRIU_MAPPED_RESTORE=1"),
-        ({criu_builds.DEFAULTS_FILE: "", criu_builds.OVERRIDES_FILE: ""}, "warn", "overrides"),
+        ({DEFAULTS_FILE: "CRIU_MAPED_RESTORE=1\n"}, "warn", "unknown: CRIU_MAPED_RESTORE"),
+        ({DEFAULTS_FILE: "CRIU_MAPPED_RESTORE=1\n"}, "ok", "CRIU_MAPPED_RESTORE=1"),
+        ({DEFAULTS_FILE: "CRIU_MAPPED_RESTORE=1\n# text\nexport CRIU_X=1\n"}, "warn", "leaves out: export CRIU_X=1"),
+        ({DEFAULTS_FILE: "", OVERRIDES_FILE: ""}, "warn", "overrides"),
     ],
 )
 def test_settings_of_the_front(make_node, files, state, detail):

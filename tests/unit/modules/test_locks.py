@@ -17,9 +17,6 @@ from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.safety import claim, locks
 from ansible.module_utils.ckpt.safety.locks import Holder, exclusive, lane_settings
 
-ROOT = Path(__file__).resolve().parents[3]
-FRONT = ROOT / "native" / "front" / "criu"
-
 
 @pytest.fixture(autouse=True)
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -27,24 +24,6 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(locks, "LOCK_FILE", str(path))
     monkeypatch.setattr(locks, "LANE_ENV_FILE", str(path.parent / "criu.env"))
     return path
-
-
-@pytest.fixture
-def front(tmp_path: Path) -> Path:
-    """The front with its fixed places below a temporary folder; the program that it starts shows its environment."""
-    script = tmp_path / "criu"
-    text = FRONT.read_text(encoding="utf-8")
-    text = text.replace("/etc/gpuckpt", f"{tmp_path}/etc").replace("/run/gpuckpt", f"{tmp_path}/gpuckpt")
-    text = text.replace("/opt/gpuckpt", f"{tmp_path}/gpuckpt")
-    (tmp_path / "etc").mkdir()
-    script.write_text(text, encoding="utf-8")
-    script.chmod(0o755)
-    for build in ("current", "stock"):
-        program = tmp_path / "gpuckpt" / "criu" / build / "libexec" / "criu"
-        program.parent.mkdir(parents=True)
-        program.write_text(f"#!/bin/sh\necho BUILD={build}\nenv\n", encoding="utf-8")
-        program.chmod(0o755)
-    return script
 
 
 def shown(front: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils.ckpt.checkpoints.manifest import Layout, Manifest, is_checkpoint, load, sealed
-from ansible.module_utils.ckpt.criu import choice as criu_module
+from ansible.module_utils.ckpt.criu import settings
 from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu, version_tuple
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.measure import restore
@@ -162,7 +162,7 @@ def test_lane_switches_win_over_the_nodes(tmp_path: Path, monkeypatch: pytest.Mo
     defaults.write_text(
         "# text\nCRIU_MAPPED_RESTORE=1\nCRIU_FREEZE_POLL_MS='1'\nGPUCKPT_LIBCUDA=/opt/libcuda.so.1\nOTHER=2\n"
     )
-    monkeypatch.setattr(criu_module, "NODE_ENV_FILE", str(defaults))
+    monkeypatch.setattr(settings, "DEFAULTS_FILE", str(defaults))
     criu = parse_criu({"build": "patched", "switches": {"CRIU_MAPPED_RESTORE": 0}})
     assert criu.effective_switches() == {"CRIU_MAPPED_RESTORE": "0", "CRIU_FREEZE_POLL_MS": "1"}
     environment = criu.environment()
@@ -390,11 +390,11 @@ def test_an_option_criu_that_is_none(option: dict[str, Any]) -> None:
 
 def test_a_build_whose_description_is_damaged(tmp_path: Path) -> None:
     criu = Criu("stock", home=str(tmp_path))
-    Path(criu.binary).parent.mkdir(parents=True)
-    Path(criu.binary).write_text("#!/bin/sh\n")
-    Path(criu.binary).chmod(0o755)
+    Path(criu.files.binary).parent.mkdir(parents=True)
+    Path(criu.files.binary).write_text("#!/bin/sh\n")
+    Path(criu.files.binary).chmod(0o755)
     for text in ("[", "[3]", '{"criu_version": 4}'):
-        (Path(criu.folder) / "BUILD.json").write_text(text)
+        Path(criu.files.description).write_text(text)
         with pytest.raises(CkptError, match=r"BUILD\.json") as caught:
             criu.require(Commands())
         assert caught.value.reason == "criu_missing"
