@@ -37,9 +37,8 @@ from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime
 from ansible.module_utils.ckpt.safety import claim
 from ansible.module_utils.ckpt.server import client as http
 from ansible.module_utils.ckpt.server.spec import parse_server
-from ansible.module_utils.ckpt.system import procfs
+from ansible.module_utils.ckpt.system import mounts, procfs
 from ansible.module_utils.ckpt.system.commands import Commands, Result
-from ansible.module_utils.ckpt.system.files import mounts_at
 from ckpt_lanes import ckpt_lanes
 from ckpt_schedule import ckpt_schedule
 from mutation import mutate, mutate_document
@@ -351,13 +350,13 @@ def _proc_targets(folder: Folder) -> Iterator[Target]:
             path = folder.put(f"proc/{place}", data)
             for shared in ("net/tcp", "self/mountinfo"):
                 folder.put(f"proc/{shared}", data)
-            (procfs.read_task(7, proc), procfs.process_of(7, proc), list(procfs.mounts(7, proc)))
+            (procfs.read_task(7, proc), procfs.process_of(7, proc), list(mounts.of_process(7, proc)))
             for mapping in procfs.mappings(7, True, proc):
                 json.dumps([mapping.bounds, mapping.kib, mapping.file]).encode("utf-8", "surrogateescape")
             connections = procfs.open_tcp_connections([7], proc)
             (procfs.one_ended(connections), procfs.port_holder(80, proc), procfs.tree(7, proc))
             (inspection.mounts(node), inspection.memory_bytes(node), inspection.capabilities(node))
-            mounts_at("/", path)
+            mounts.layers_at("/", path)
 
         return call
 

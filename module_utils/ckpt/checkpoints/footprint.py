@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from ..criu.choice import Criu
-from ..system import procfs
+from ..system import mounts, procfs
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 BLOCK_BYTES = 512
@@ -150,4 +150,4 @@ def _container_files(pid: int) -> int:
 
 
 def _memory_mounts(pid: int | str) -> Iterator[tuple[str, str]]:
-    return ((mount.device, mount.point) for mount in procfs.mounts(pid) if mount.fstype == "tmpfs")
+    return ((mount.device, mount.point) for mount in mounts.of_process(pid) if mount.fstype == "tmpfs")

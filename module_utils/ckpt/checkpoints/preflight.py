@@ -22,6 +22,8 @@ from typing import NamedTuple
 from ..errors import CkptError
 from ..system import procfs
 from ..system.files import read_text
+from ..system.mounts import Mount
+from ..system.mounts import of_process as mounts_of
 from .footprint import is_page_image
 
 # The largest deleted file that CRIU takes into the images; the role criu gives containers the same.
@@ -132,12 +134,12 @@ class Server:
         return [found for task in self.tasks for found in _descriptors(task)]
 
     @cached_property
-    def mounts(self) -> dict[int, procfs.Mount]:
+    def mounts(self) -> dict[int, Mount]:
         """The mounts that the processes see, by number; a process in a chroot is not asked where another can be."""
         witnesses: dict[str, int | str] = {_link("/proc/self/ns/mnt"): "self"} if self.is_ours("mnt") else {}
         for task in self.tasks:
             witnesses.setdefault(self.namespace(task, "mnt"), task.pid)
-        return {mount.number: mount for witness in witnesses.values() for mount in procfs.mounts(witness)}
+        return {mount.number: mount for witness in witnesses.values() for mount in mounts_of(witness)}
 
     @cached_property
     def mappings(self) -> list[tuple[procfs.Task, procfs.Mapping]]:
@@ -315,7 +317,7 @@ def _unreachable_files(server: Server) -> Iterator[str]:
                 yield str(held)
 
 
-def _is_covered(mount: procfs.Mount, mounts: dict[int, procfs.Mount]) -> bool:
+def _is_covered(mount: Mount, mounts: dict[int, Mount]) -> bool:
     """Whether another mount lies over this one or over one that it is in."""
     inner = mount
     while (parent := mounts.get(inner.parent)) is not None and parent is not inner:
@@ -371,8 +373,8 @@ def _is_too_large(found: os.stat_result) -> bool:
 def _replaced_mounts(server: Server) -> Iterator[str]:
     if not server.is_ours("mnt"):
         for mount in server.mounts.values():
-            if mount.source.endswith("//deleted"):
-                yield f"what is mounted at {mount.point} ({mount.source.removesuffix('//deleted')}) was removed"
+            if mount.root.endswith("//deleted"):
+                yield f"what is mounted at {mount.point} ({mount.root.removesuffix('//deleted')}) was removed"
 
 
 def _foreign_connections(server: Server) -> Iterator[str]:

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from ..errors import CkptError
-from ..system.files import mounts_at, read_text
+from ..system import mounts
+from ..system.files import read_text
 from .manifest import Layout, is_checkpoint, is_complete
 
 BLOCK_BYTES = 512
@@ -23,7 +24,7 @@ BLOCK_BYTES = 512
 def require_replaceable(folder: str) -> None:
     """Raises CkptError (bad_input) if what lies at `folder` cannot be replaced, or is no checkpoint and would be lost."""
     path = os.path.realpath(folder)
-    if mounts_at(path):
+    if mounts.layers_at(path):
         raise CkptError(
             "bad_input",
             f"{folder} is a mount point, and a checkpoint is put in place by renaming its folder; name a folder below it.",

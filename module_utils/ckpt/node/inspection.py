@@ -12,15 +12,11 @@ import os
 import re
 import resource
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from ..system.commands import SYSTEM_PATH, Commands, Result
+from ..system.mounts import SELF, Mount, parse
 
 COMMAND_TIMEOUT_S = 30.0
-# /proc/self/mountinfo: numbers, root, target, options, tags, a hyphen, then type, source and options of the file system
-MOUNT = re.compile(
-    r"[0-9]+ [0-9]+ \S+ \S+ (?P<target>\S+) (?P<options>\S+)(?: \S+)*? - (?P<type>\S+) (?P<source>\S*) ?(?P<super>\S*).*"
-)
 CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
     "CAP_SYS_PTRACE": 19,
@@ -69,41 +65,19 @@ class Node:
         return self._run(argv) if self._run else self.commands.run(argv, timeout_s)
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A mount as /proc/self/mountinfo has it."""
-
-    target: str
-    fstype: str
-    source: str
-    options: frozenset[str]
-
-
 def mounts(node: Node) -> list[Mount]:
-    """Returns the mounts, in the kernel's order; the options are those of the mount and of its file system."""
-    found = []
-    for line in (node.read("/proc/self/mountinfo") or "").splitlines():
-        match = MOUNT.fullmatch(line)
-        if match:
-            options = {*match["options"].split(","), *match["super"].split(",")} - {""}
-            found.append(
-                Mount(_unescape(match["target"]), match["type"], _unescape(match["source"]), frozenset(options))
-            )
-    return found
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+    """Returns the mounts that this process sees on the node, in the kernel's order."""
+    return list(parse(node.read(SELF) or ""))
 
 
 def mount_at(node: Node, target: str) -> Mount | None:
     """Returns what is mounted on a folder, the uppermost if there are several; None if it is no mount point."""
-    return next((mount for mount in reversed(mounts(node)) if mount.target == target), None)
+    return next((mount for mount in reversed(mounts(node)) if mount.point == target), None)
 
 
 def cgroups(node: Node) -> str:
     """Returns v2, hybrid (v1 controllers, some with v2 beside them), v1 or none."""
-    kinds = {mount.fstype for mount in mounts(node) if mount.target.startswith("/sys/fs/cgroup")}
+    kinds = {mount.fstype for mount in mounts(node) if mount.point.startswith("/sys/fs/cgroup")}
     if "cgroup" in kinds:
         return "hybrid" if "cgroup2" in kinds else "v1"
     return "v2" if "cgroup2" in kinds else "none"

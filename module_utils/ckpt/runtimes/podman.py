@@ -17,9 +17,9 @@ from ..checkpoints.manifest import Layout
 from ..criu import network_lock
 from ..errors import CkptError
 from ..parsing import FormatError, parse_json, pick
-from ..system import ending, private
+from ..system import ending, mounts, private
 from ..system.commands import SYSTEM_PATH, Job, Result, tail
-from ..system.files import mount_points, mounts_at, read_json, remove
+from ..system.files import read_json, remove
 from .base import DumpRequest, Evidence, Instance, OpenLog, RestoreRequest, Runtime, criu_traces, read_evidence
 
 MANAGED_LABEL = "io.gpuckpt.managed"
@@ -312,7 +312,7 @@ class PodmanRuntime(Runtime):
         Nobody else is left who would, and the next restore fails on it.
         """
         runtime, identity = container.details["oci_runtime"], container.details["container_id"]
-        if any(identity in point for point in mount_points()):
+        if any(identity in point for point in mounts.points()):
             self._try(*CLEAN_UP, identity)
         if os.path.exists(_oci_folder(container)):
             self._unmount_oci_runtime(container)
@@ -425,7 +425,7 @@ class PodmanRuntime(Runtime):
 
     def _unmount(self) -> None:
         point = self._mount_point()
-        for _ in range(mounts_at(point)):
+        for _ in range(mounts.layers_at(point)):
             # a process restored from mapped images still has them open: detach, the kernel lets go with the process
             self.commands.run(["umount", "--lazy", point])
 
@@ -453,7 +453,7 @@ def _oci_folder(container: Instance) -> str:
 
 def _oci_mounts(container: Instance) -> list[str]:
     """What the OCI runtime has mounted there for a restore, the last one first."""
-    return [point for point in reversed(mount_points()) if point.startswith(f"{_oci_folder(container)}/")]
+    return [point for point in reversed(mounts.points()) if point.startswith(f"{_oci_folder(container)}/")]
 
 
 def with_devices(arguments: Iterable[str]) -> list[str]:

@@ -28,7 +28,7 @@ from typing import Any, NoReturn
 from ..criu import network_lock, settings
 from ..criu.choice import Criu
 from ..errors import CkptError
-from ..system import ending, procfs
+from ..system import ending, mounts, procfs
 from ..system.commands import Commands
 from ..system.files import read_text, remove, write_atomically
 
@@ -186,7 +186,7 @@ def heal(former: Holder | None) -> None:
     remove(LANE_ENV_FILE)
     if former is None:
         return
-    for point in (point for point in mount_points() if point.endswith(CHECKPOINT_MOUNT)):
+    for point in (point for point in mounts.points() if point.endswith(CHECKPOINT_MOUNT)):
         Commands().run(["umount", "--lazy", point], timeout_s=30)
     network_lock.remove_stale(Commands())
     if former.checkpoint:
@@ -251,14 +251,14 @@ def _forget_half_restored() -> None:
 
     Whoever removes such a folder before the mount is gone empties the container. What somebody else restores is left alone.
     """
-    found = {point: match[1] for point in mount_points() if (match := HALF_RESTORED.search(point))}
+    found = {point: match[1] for point in mounts.points() if (match := HALF_RESTORED.search(point))}
     commands = [read_text(f"/proc/{number}/cmdline") for number in os.listdir("/proc") if found and number.isdigit()]
     for point, container in found.items():
         if any(container in command for command in commands):
             continue
         # what is mounted below goes with it
         Commands().run(["umount", "--lazy", point], timeout_s=30)
-        if not any(other == point or other.startswith(f"{point}/") for other in mount_points()):
+        if not any(other == point or other.startswith(f"{point}/") for other in mounts.points()):
             folder = os.path.dirname(point) if os.path.basename(point) == RESTORED_ROOT else point
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -416,8 +416,3 @@ def _read(descriptor: int) -> Holder | None:
 def _write(descriptor: int, text: str) -> None:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, text.encode(), 0)
-
-
-def mount_points() -> list[str]:
-    """Where something is mounted, as this process sees it."""
-    return [line.split()[4] for line in read_text("/proc/self/mountinfo").splitlines()]

@@ -55,16 +55,6 @@ def read_text(path: str) -> str:
         return ""
 
 
-def mount_points(mountinfo: str = "/proc/self/mountinfo") -> list[str]:
-    """Where something is mounted, the first mount first."""
-    return [point for line in read_text(mountinfo).splitlines() for point in line.split()[4:5]]
-
-
-def mounts_at(point: str, mountinfo: str = "/proc/self/mountinfo") -> int:
-    """How many mounts lie on one another at `point`; a bind of the same filesystem shows here only."""
-    return mount_points(mountinfo).count(point)
-
-
 def remove(path: str) -> None:
     """Remove a file that may be gone already."""
     try:

@@ -35,11 +35,6 @@ TCP_ROW = re.compile(
 )
 # /proc/N/smaps: what it says of a mapping in kibibytes
 MAPPING_SIZE = re.compile(r"(\w+): +([0-9]{1,19}) kB")
-# /proc/N/mountinfo: two numbers, device, source, point, options and tags, a hyphen, the type
-MOUNT = re.compile(
-    r"^([0-9]{1,19}) ([0-9]{1,19}) (\S+) (\S+) (\S+)(?: [^ \n]+)*? - ([^ \n]+)",
-    re.MULTILINE,
-)
 REAP_TIMEOUT_S = 10.0
 REAP_POLL_S = 0.005
 PR_SET_CHILD_SUBREAPER = 36
@@ -107,18 +102,6 @@ class UnixConnection(NamedTuple):
     kind: int
     inode: int
     peer: int
-
-
-@dataclass(frozen=True)
-class Mount:
-    """A mount. `device` is the file system's, `source` the part of it that is mounted."""
-
-    number: int
-    parent: int
-    device: str
-    source: str
-    point: str
-    fstype: str
 
 
 def read_task(pid: int, proc: str = "/proc") -> Task | None:
@@ -205,13 +188,6 @@ def mappings(pid: int, sizes: bool = False, proc: str = "/proc") -> Iterator[Map
             found.kib[size[1]] = int(size[2])
     if found is not None:
         yield found
-
-
-def mounts(pid: int | str, proc: str = "/proc") -> Iterator[Mount]:
-    """The mounts that a process (a number, or `self`) sees, in the kernel's order; none if it ended."""
-    for match in MOUNT.finditer(read_text(f"{proc}/{pid}/mountinfo")):
-        number, parent, device, source, point, fstype = match.groups()
-        yield Mount(int(number), int(parent), device, source, point, fstype)
 
 
 def names(folder: str) -> list[str]:

@@ -12,12 +12,11 @@ MOUNTINFO = """\
 """
 
 
-def test_mounts_join_both_kinds_of_options_and_decode_names(make_node):
-    node = make_node({"/proc/self/mountinfo": MOUNTINFO})
+def test_the_uppermost_mount_of_a_folder(make_node):
+    node = make_node({"/proc/self/mountinfo": MOUNTINFO + MOUNTINFO.replace("gpuckpt", "above")})
     mount = inspection.mount_at(node, "/mnt/checkpoint ram")
     assert mount is not None
-    assert (mount.fstype, mount.source) == ("tmpfs", "gpuckpt")
-    assert {"noexec", "nosuid", "nodev", "huge=always", "size=4194304k"} <= mount.options
+    assert (mount.fstype, mount.source) == ("tmpfs", "above")
     assert inspection.mount_at(node, "/mnt") is None
 
 

@@ -20,7 +20,6 @@ from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime, with_device
 from ansible.module_utils.ckpt.server.spec import parse_server
 from ansible.module_utils.ckpt.system import procfs
 from ansible.module_utils.ckpt.system.commands import Commands, Result
-from ansible.module_utils.ckpt.system.files import mounts_at
 
 SERVER: dict[str, Any] = {"name": "reference", "kind": "reference", "model": "m", "port": 18080, "command": ["a"]}
 
@@ -286,14 +285,6 @@ def test_stats_that_podman_printed(podman: Path) -> None:
     runtime, _ = podman_runtime()
     result = Result([], 0, f"a line\n{(podman / 'print-stats.json').read_text()}", "", 0, 0)
     assert runtime.command_stats(result)["container_statistics"][0]["criu_statistics"]["pages_written"] == 72359
-
-
-def test_mounts_are_counted_where_ismount_is_blind(tmp_path: Path) -> None:
-    table = tmp_path / "mountinfo"
-    line = "90 27 254:0 /srv/images {} rw,relatime - ext4 /dev/vda rw\n"
-    table.write_text(line.format("/a/checkpoint") * 2 + line.format("/a/checkpoint/deeper"))
-    assert mounts_at("/a/checkpoint", str(table)) == 2
-    assert mounts_at("/a", str(table)) == 0
 
 
 def test_a_manifest_comes_back(tmp_path: Path) -> None:
