@@ -23,13 +23,12 @@ from ansible.module_utils.ckpt.checkpoints import archive, manifest
 from ansible.module_utils.ckpt.criu import images, remaps, settings
 from ansible.module_utils.ckpt.criu import log as criu_log
 from ansible.module_utils.ckpt.criu import stats as criu_stats
-from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu, version_tuple
-from ansible.module_utils.ckpt.cuda import processes as cuda
+from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu
 from ansible.module_utils.ckpt.doctor import containers
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.measure import flows
 from ansible.module_utils.ckpt.node import gpu as gpu_inspection
-from ansible.module_utils.ckpt.node import inspection
+from ansible.module_utils.ckpt.node import inspection, smi
 from ansible.module_utils.ckpt.parsing import FormatError, parse_json
 from ansible.module_utils.ckpt.runtimes import process
 from ansible.module_utils.ckpt.runtimes.base import Evidence
@@ -39,6 +38,7 @@ from ansible.module_utils.ckpt.server import client as http
 from ansible.module_utils.ckpt.server.spec import parse_server
 from ansible.module_utils.ckpt.system import mounts, procfs
 from ansible.module_utils.ckpt.system.commands import Commands, Result
+from ansible.module_utils.ckpt.versions import version_in, version_tuple
 from ckpt_lanes import ckpt_lanes
 from ckpt_schedule import ckpt_schedule
 from mutation import mutate, mutate_document
@@ -167,9 +167,9 @@ def nvidia_answers(data: bytes) -> None:
     gpu_inspection.kernel_module(text)
     gpu_inspection.linker_folders(text)
     gpu_inspection.cdi_library_versions(text)
-    for row in cuda.parse_rows(text):
-        gpu_inspection.whole_number(row[0])
-    inspection.version_tuple(inspection.version_in(text) or "")
+    for row in smi.parse_rows(text):
+        smi.whole_number(row[0])
+    version_tuple(version_in(text))
     version_tuple(text)
 
 

@@ -8,9 +8,10 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..node.inspection import Node, version_in
+from ..node.inspection import Node
 from ..parsing import FormatError
 from ..system.commands import Result
+from ..versions import version_in
 from . import settings as criu_settings
 from .folder import HOME, NAMES, BuildFolder
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 from ..errors import CkptError
 from ..parsing import FormatError, pick
 from ..system.commands import SYSTEM_PATH, Commands
+from ..versions import version_in, version_tuple
 from . import settings
 from .folder import HOME, NAMES, BuildFolder
 
@@ -74,14 +74,14 @@ class Criu:
     def _ask_version(self, commands: Commands) -> str:
         binary = self.files.binary
         result = commands.run([binary, "--version"], timeout_s=20)
-        match = re.search(r"Version:\s*(\S+)", result.stdout)
-        if result.rc != 0 or match is None:
+        version = version_in(result.stdout)
+        if result.rc != 0 or version is None:
             raise CkptError(
                 "criu_missing",
                 f"{binary} does not run ({result.stderr.strip()[:200] or 'no version in its output'}); "
                 "build it again with provision.yml.",
             )
-        return match.group(1)
+        return version
 
     def effective_switches(self) -> dict[str, str]:
         """CRIU_* settings as CRIU sees them: the node's defaults, then those of the lane."""
@@ -125,11 +125,6 @@ def parse_criu(raw: Mapping[str, Any]) -> Criu:
     if errors:
         raise CkptError("bad_input", f"the option criu is wrong: {'; '.join(errors)}.")
     return Criu(build, switches, home)
-
-
-def version_tuple(text: str | None) -> tuple[int, ...]:
-    """`4.2.1` as (4, 2, 1); () for None."""
-    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", (text or "").split("-")[0]))
 
 
 def _node_settings() -> dict[str, str]:

@@ -8,13 +8,14 @@ import os
 import threading
 from collections.abc import Iterable
 
-from ..node.gpu import MIB, whole_number
+from ..node import smi
 from ..system.commands import Commands
+from . import library
+from .library import CUDA_SUCCESS
 
 STATES = ("running", "locked", "checkpointed", "failed")
 RUNNING = "running"
 FAILED = "failed"
-CUDA_SUCCESS = 0
 SMI_TIMEOUT_S = 30.0
 DRIVER_LIMIT_S = 30.0
 
@@ -63,11 +64,11 @@ class Driver:
 
 def _open_library() -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-        library.cuCheckpointProcessGetState  # noqa: B018  (raises where the driver is older)
+        loaded = library.load()
+        loaded.cuCheckpointProcessGetState  # noqa: B018  (raises where the driver is older)
     except (OSError, AttributeError):
         return None
-    return library
+    return loaded
 
 
 def memory_used_bytes(commands: Commands) -> int | None:
@@ -94,7 +95,7 @@ def process_gpus(commands: Commands, pids: Iterable[int]) -> dict[int, set[str]]
 
 
 def _sum(cells: Iterable[str]) -> int | None:
-    sizes = [size for cell in cells if (size := whole_number(cell, MIB)) is not None]
+    sizes = [size for cell in cells if (size := smi.whole_number(cell, smi.MIB)) is not None]
     return sum(sizes) if sizes else None
 
 
@@ -102,12 +103,7 @@ def query(commands: Commands, what: str) -> list[list[str]]:
     """The rows that nvidia-smi answers to a --query option; none without a GPU."""
     if not os.path.exists("/dev/nvidiactl"):
         return []
-    result = commands.run(["nvidia-smi", what, "--format=csv,noheader,nounits"], SMI_TIMEOUT_S)
+    result = commands.run(smi.query(what), SMI_TIMEOUT_S)
     if result.rc != 0:
         return []
-    return parse_rows(result.stdout)
-
-
-def parse_rows(text: str) -> list[list[str]]:
-    """The cells of each line that nvidia-smi writes as CSV."""
-    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
+    return smi.parse_rows(result.stdout)

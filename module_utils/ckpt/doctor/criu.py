@@ -7,7 +7,8 @@ import os
 
 from ..criu import builds as criu_builds
 from ..criu.settings import DEFAULTS_FILE, OVERRIDES_FILE, SWITCH
-from ..node.inspection import program_version, version_tuple
+from ..node.inspection import program_version
+from ..versions import version_tuple
 from . import Patient, Verdict, check, fail, ok, skip, warn
 from .trial import try_listener
 

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from ..cuda import processes as cuda
-from ..node.gpu import whole_number
+from ..node.smi import whole_number
 from ..system.commands import Commands
 from ..system.files import read_text
 

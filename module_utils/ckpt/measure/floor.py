@@ -21,7 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ..cuda.processes import CUDA_SUCCESS
+from ..cuda import library
+from ..cuda.library import CUDA_SUCCESS
 from ..errors import CkptError
 from ..node import inspection
 from ..system.commands import Commands
@@ -32,7 +33,6 @@ CONTEXT_COST, COPY_CEILING = "context", "copy_h2d"
 COPY_PAGEABLE = "copy_h2d_pageable"
 STORE_READS = {1: "store_read_1", 8: "store_read_8"}
 
-LIBRARY = "libcuda.so.1"
 CUDA_ERROR_OUT_OF_MEMORY = 2
 CONTEXTS = 3
 PINNED_PASSES, PAGEABLE_PASSES, STORE_PASSES = 5, 3, 3
@@ -202,11 +202,11 @@ class _Driver:
 
     def __init__(self) -> None:
         try:
-            self._library = ctypes.CDLL(LIBRARY)
+            self._library = library.load()
         except OSError as error:
             raise CkptError(
                 "cuda_not_running",
-                f"{LIBRARY} cannot be loaded ({error}); install the driver's libraries on this node.",
+                f"{library.path()} cannot be loaded ({error}); install the driver's libraries on this node.",
             ) from None
 
     def make_context(self) -> ctypes.c_void_p:
@@ -252,7 +252,9 @@ class _Driver:
         try:
             function = getattr(self._library, name)
         except AttributeError:
-            raise CkptError("cuda_not_running", f"{LIBRARY} has no {name}; is it the driver's own library?") from None
+            raise CkptError(
+                "cuda_not_running", f"{library.NAME} has no {name}; is it the driver's own library?"
+            ) from None
         result = function(*arguments)
         if result == CUDA_ERROR_OUT_OF_MEMORY and name == "cuMemAlloc_v2":
             raise CkptError(

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 
 from ..parsing import FormatError, parse_json, pick
 from .inspection import Node
+from .smi import MIB, PROGRAM, parse_rows, whole_number
+from .smi import query as smi_query
 
 NVIDIA_VENDOR = "0x10de"
 PCI_DISPLAY_CLASSES = ("0x0300", "0x0302")
@@ -28,7 +30,6 @@ QUERY = (
     "persistence_mode",
     "mig.mode.current",
 )
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,9 @@ def library_versions(node: Node, folders: tuple[str, ...]) -> dict[str, str]:
 
 
 def parse_gpus(text: str) -> list[Gpu]:
-    """Returns the GPUs of `nvidia-smi --query-gpu=… --format=csv,noheader,nounits`, fields as in QUERY."""
+    """Returns the GPUs in what nvidia-smi answers to a query for QUERY."""
     gpus = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
+    for fields in parse_rows(text):
         if len(fields) != len(QUERY):
             continue
         index, uuid, name, pci, generation, lanes, total, used, persistence, mig = fields
@@ -110,20 +110,15 @@ def parse_gpus(text: str) -> list[Gpu]:
     return gpus
 
 
-def whole_number(text: str, unit: int = 1) -> int | None:
-    """Returns a number of nvidia-smi times a unit; None for [N/A] or [Not Supported], where a GPU does not tell."""
-    return int(text) * unit if re.fullmatch(r"[0-9]{1,15}", text) else None
-
-
 def gpus(node: Node) -> tuple[list[Gpu], str]:
     """Returns the GPUs, and what nvidia-smi said if it failed."""
-    done = node.run("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
+    done = node.run(*smi_query(f"--query-gpu={','.join(QUERY)}"))
     return (parse_gpus(done.stdout), "") if done.rc == 0 else ([], (done.stdout + done.stderr).strip())
 
 
 def cuda_version(node: Node) -> str | None:
     """Returns the newest CUDA version that the driver serves, None where nvidia-smi does not tell."""
-    match = re.search(r"CUDA Version\s*:\s*(\d+\.\d+)", node.run("nvidia-smi").stdout)
+    match = re.search(r"CUDA Version\s*:\s*(\d+\.\d+)", node.run(PROGRAM).stdout)
     return match.group(1) if match else None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from ..system.commands import SYSTEM_PATH, Commands, Result
 from ..system.mounts import SELF, Mount, parse
+from ..versions import version_in
 
 COMMAND_TIMEOUT_S = 30.0
 CAPABILITIES = {
@@ -137,17 +138,6 @@ def cpu(node: Node) -> dict[str, object]:
         "governor": node.read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "numa_nodes": len(node.glob("/sys/devices/system/node/node[0-9]*")) or 1,
     }
-
-
-def version_in(text: str) -> str | None:
-    """Returns the first thing in a text that looks like a version of two or more numbers."""
-    match = re.search(r"\d+(?:\.\d+)+", text)
-    return match.group(0) if match else None
-
-
-def version_tuple(version: str) -> tuple[int, ...]:
-    """Returns a version's numbers, for comparison."""
-    return tuple(int(number) for number in re.findall(r"[0-9]{1,9}", version))
 
 
 def program_version(node: Node, *argv: str) -> str | None:

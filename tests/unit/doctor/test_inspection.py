@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import pytest
 from ansible.module_utils.ckpt.node import inspection
+from ansible.module_utils.ckpt.versions import version_tuple
 
 # Debian 12, Linux 6.18, hybrid cgroups: lines of /proc/self/mountinfo of the CPU box.
 MOUNTINFO = """\
@@ -60,4 +61,4 @@ def test_versions_compare_by_number(make_node):
     node = make_node(outputs={"criu --version": (0, "Version: 4.10.1\nGitID: v4.10.1\n")})
     found = inspection.program_version(node, "criu", "--version")
     assert found == "4.10.1"
-    assert inspection.version_tuple(found) > inspection.version_tuple("4.2.1")
+    assert version_tuple(found) > version_tuple("4.2.1")

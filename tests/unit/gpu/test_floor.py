@@ -69,6 +69,11 @@ def left(tmp_path):
     return sorted(path.name for folder in ("store", "gpu") for path in (tmp_path / folder).iterdir())
 
 
+def test_the_library_is_found_where_the_environment_says(call, fake_driver):
+    result = call({"LD_LIBRARY_PATH": "", "GPUCKPT_LIBCUDA": str(fake_driver / "libcuda.so.1")})
+    assert result["reason"] is None
+
+
 def test_a_floor_has_every_quantity_and_is_a_valid_record(call, tmp_path):
     result = call(record_path=str(tmp_path / "records" / "floor.json"))
     assert (result["changed"], result["reason"]) == (False, None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ansible.module_utils.ckpt.checkpoints.manifest import Layout, Manifest, is_checkpoint, load, sealed
 from ansible.module_utils.ckpt.criu import settings
-from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu, version_tuple
+from ansible.module_utils.ckpt.criu.choice import Criu, parse_criu
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.measure import restore
 from ansible.module_utils.ckpt.runtimes import podman as podman_module
@@ -198,13 +198,6 @@ def test_only_staged_weights_can_be_prefetched(slimming: str, program: list[str]
     assert caught.value.reason == "bad_input"
     assert words in caught.value.message
     restore.begin("restore", {**params, "server": {**SERVER, "prefetch": ["/bin/fetch"]}, "slimming": "staged"})
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"), [("4.2.1", (4, 2, 1)), ("3.17.1", (3, 17, 1)), ("4.1-dev12", (4, 1)), (None, ())]
-)
-def test_versions(text: str | None, expected: tuple[int, ...]) -> None:
-    assert version_tuple(text) == expected
 
 
 def podman_runtime(*outputs: tuple[int, str], name: str = "reference") -> tuple[PodmanRuntime, Recorded]:
