@@ -1,105 +1,49 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Staged weights on their way to the GPU beside a restore: the server's own program brings them, the clock runs meanwhile."""
+"""Staged weights on their way to the GPU during a restore: the server's own program brings them, as a companion."""
 
 from __future__ import annotations
 
 import glob
-import os
-import select
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..criu.choice import Criu
 from ..errors import CkptError
 from ..server.spec import ServerSpec
 from ..system.commands import Commands, system_environment, tail
+from .companion import READY_LIMIT_S, Companion
 
-STANDBY_LIMIT_S = 60.0  # cuInit of a node with many GPUs and without persistence mode takes seconds for each of them
-END_LIMIT_S = 5.0  # the server has answered by then: what it has not taken it never will
+# with it the program makes its context before the clock starts, and says `standby` then
+STANDBY = "--standby"
+END_LIMIT_S = 5.0
 
 
 @dataclass
 class Prefetch:
     """One weights file and the program that brings it to the GPU."""
 
-    argv: list[str]
-    environment: dict[str, str]
+    program: Companion
     weights: str
-    process: subprocess.Popen[str] | None = None
-
-    def stand_by(self) -> None:
-        """Start the program, and let it make its context beforehand. Raises CkptError (bad_input, runtime_failed)."""
-        self.process = self._start([*self.argv, "--standby"])
-        assert self.process.stdout is not None
-        answered = select.select([self.process.stdout], [], [], STANDBY_LIMIT_S)[0]
-        # not by line: half a line would be waited for without end
-        if not answered or os.read(self.process.stdout.fileno(), 64).strip() != b"standby":
-            complaint = tail(self._last_words()[1])
-            raise CkptError(
-                "runtime_failed",
-                f"the program that prefetches weights cannot initialise the GPUs: {(complaint or ['no answer'])[-1].strip()}; "
-                "fix that (ansible-playbook doctor.yml may tell more), or leave prefetch out.",
-                complaint,
-            )
+    commands: Commands
 
     def begin(self) -> float:
         """Start the copy; returns the moment on the monotonic clock. Raises CkptError (bad_input)."""
         began = time.monotonic()
-        if self.process is None:
-            self.process = self._start([*self.argv, self.weights])
+        if self.program.process is None:
+            self.program.start(self.commands)
         else:
-            assert self.process.stdin is not None
-            # one that has died meanwhile is found out in the end
-            with suppress(BrokenPipeError):
-                self.process.stdin.write(f"{self.weights}\n")
-                self.process.stdin.flush()
+            self.program.tell(self.weights)
         return began
-
-    def end(self) -> None:
-        """Kill it if it is still there. One that hangs in the GPU's driver is not waited for without end."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(END_LIMIT_S)
-
-    def _last_words(self) -> tuple[str, str]:
-        """What it says on standard output and error until it ends, which it is made to."""
-        assert self.process is not None
-        for _ in range(2):
-            try:
-                said, complaint = self.process.communicate(timeout=END_LIMIT_S)
-                return said, complaint
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-        return "", f"it hangs in the GPU's driver (pid {self.process.pid}); see dmesg"
-
-    def _start(self, argv: list[str]) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        try:
-            return subprocess.Popen(
-                argv,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                env=self.environment,
-                cwd=os.sep,
-                text=True,
-                errors="replace",
-            )
-        except OSError as error:
-            raise CkptError(
-                "bad_input", f"server.prefetch ({argv[0]}) cannot be started: {error.strerror}; correct it."
-            ) from None
 
     def finish(self) -> dict[str, tuple[float, float]]:
         """End it; returns its spans on the monotonic clock.
 
-        :raises CkptError: runtime_failed, where the server did not take what was brought: then the restore was none beside it.
+        :raises CkptError: runtime_failed, where the server did not take what was brought: the measurement did not include
+            a prefetch then.
         """
-        said, complaint = self._last_words()
+        said, complaint = self.program.last_words()
         words = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line.strip()}
         if "taken" not in words:
             lines = tail(complaint)
@@ -131,24 +75,35 @@ def require(spec: ServerSpec, slimming: str) -> None:
 
 
 @contextmanager
-def beside(
+def ready(
     spec: ServerSpec, criu: Criu, files: Sequence[str], commands: Commands, standby: bool
 ) -> Iterator[list[Prefetch]]:
     """The programs that bring weights files to the GPU, to be begun within; with `standby` they have their contexts already.
 
-    They end with the pipe to us, so not even a killed module leaves one.
-
-    :raises CkptError: images_missing (the checkpoint has no staged weights), bad_input or runtime_failed (a start that fails)
+    :raises CkptError: images_missing (the checkpoint has no staged weights), bad_input, timeout or runtime_failed (a program
+        that cannot be started, or does not get ready)
     """
     if not files:
         raise CkptError("images_missing", "the checkpoint names no staged weights to prefetch; take it again.")
-    commands.actions += [[*spec.prefetch, *(["--standby"] if standby else [path])] for path in files]
-    all_of_them = [Prefetch(spec.prefetch, system_environment(criu.environment()), path) for path in files]
+    environment = system_environment(criu.environment())
+    fetching = [Prefetch(_program(spec, environment, STANDBY if standby else path), path, commands) for path in files]
     try:
-        if standby:
-            for one in all_of_them:
-                one.stand_by()
-        yield all_of_them
+        for one in fetching if standby else []:
+            one.program.start(commands)
+            one.program.wait_ready("standby", READY_LIMIT_S)
+        yield fetching
     finally:
-        for one in all_of_them:
-            one.end()
+        # the server has answered by then: what it has not taken it never will
+        for one in fetching:
+            one.program.end()
+
+
+def _program(spec: ServerSpec, environment: dict[str, str], argument: str) -> Companion:
+    return Companion(
+        name="the program that prefetches weights",
+        option="prefetch",
+        argv=[*spec.prefetch, argument],
+        environment=environment,
+        absent=("bad_input", "correct server.prefetch"),
+        end_limit_s=END_LIMIT_S,
+    )

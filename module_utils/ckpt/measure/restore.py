@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..checkpoints import digests, manifest, replacement
@@ -130,18 +130,7 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     operation.client.ready()
-    with ExitStack() as beside:
-        # Either stays until the last token: its end within the clock would disturb what a service leaves in peace.
-        fetching: list[prefetch.Prefetch] = []
-        if params["prefetch"]:
-            fetching = beside.enter_context(
-                prefetch.beside(
-                    operation.spec, operation.criu, proof.staged, operation.commands, standby=params["resident_pool"]
-                )
-            )
-        elif params["resident_pool"]:
-            beside.enter_context(resident_pool.beside(operation.criu, operation.commands))
-        beside.enter_context(lane_settings(operation.criu))
+    with _companions(operation, params, proof.staged) as fetching, lane_settings(operation.criu):
         moments = [one.begin() for one in fetching]
         job = runtime.restore(request)
         job.limit_option = "server.health_timeout_s"
@@ -156,6 +145,26 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     for spans in fetched:
         record.phases.update(spans)
     _prove(operation, params, proof, cuda_ran)
+
+
+@contextmanager
+def _companions(
+    operation: flows.Operation, params: dict[str, Any], staged: Sequence[str]
+) -> Iterator[list[prefetch.Prefetch]]:
+    """What runs next to the restore until the last token; yields the programs that are to bring weights.
+
+    Keep it alive so long: its end would add work that a long-running service does not have. Where there are both, the
+    program that prefetches stands by in the pool's place.
+    """
+    spec, criu, commands, pool = operation.spec, operation.criu, operation.commands, params["resident_pool"]
+    if params["prefetch"]:
+        with prefetch.ready(spec, criu, staged, commands, standby=pool) as fetching:
+            yield fetching
+    elif pool:
+        with resident_pool.running(criu, commands):
+            yield []
+    else:
+        yield []
 
 
 def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: Manifest) -> bool | None:

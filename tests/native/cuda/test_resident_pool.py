@@ -51,7 +51,7 @@ def children() -> set[str]:
 def refused(build: Criu, **limits: float) -> CkptError:
     """What the pool fails with; nothing within it was run, and no process is left."""
     before, ran = children(), []
-    with pytest.raises(CkptError) as caught, resident_pool.beside(build, Commands(), **limits):
+    with pytest.raises(CkptError) as caught, resident_pool.running(build, Commands(), **limits):
         ran.append(True)
     assert not ran
     assert children() == before
@@ -61,7 +61,7 @@ def refused(build: Criu, **limits: float) -> CkptError:
 def test_it_is_ready_before_and_gone_after(build, tools, tmp_path, monkeypatch):
     monkeypatch.setenv("GPUCKPT_FAKE_FAULTS", "init:*:delay=500")
     before, commands, start = children(), Commands(), time.monotonic()
-    with resident_pool.beside(build, commands):
+    with resident_pool.running(build, commands):
         assert time.monotonic() - start >= 0.5, "the driver was initialised"
         [pid] = pools(build)
         assert str(tools.driver) in mapped(pid)
@@ -73,7 +73,7 @@ def test_it_is_ready_before_and_gone_after(build, tools, tmp_path, monkeypatch):
 
 def test_it_is_gone_after_an_exception(build):
     def restore_that_fails():
-        with resident_pool.beside(build, Commands()):
+        with resident_pool.running(build, Commands()):
             assert len(pools(build)) == 1
             raise KeyboardInterrupt
 
@@ -90,7 +90,7 @@ ansible.module_utils.__path__.append(sys.argv[1])
 from ansible.module_utils.ckpt.measure import resident_pool
 from ansible.module_utils.ckpt.system.commands import Commands
 from ansible.module_utils.ckpt.criu.choice import Criu
-with resident_pool.beside(Criu("patched", home=sys.argv[2]), Commands()):
+with resident_pool.running(Criu("patched", home=sys.argv[2]), Commands()):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -154,7 +154,7 @@ def test_a_build_without_a_pool(build):
 
 def test_a_pool_that_ends_early_makes_no_measurement(build):
     def measure():
-        with resident_pool.beside(build, Commands()):
+        with resident_pool.running(build, Commands()):
             [pid] = pools(build)
             os.kill(pid, signal.SIGTERM)
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)

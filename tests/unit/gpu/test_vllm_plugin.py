@@ -412,7 +412,7 @@ def test_one_file_is_prefetched_once_at_a_time(gpu: FakeGpu, tmp_path: Path, pre
 
 
 def fetched(spec: Any, weights: Path, standby: bool, take: Callable[[], None]) -> dict[str, tuple[float, float]]:
-    with prefetch_module.beside(spec, parse_criu({}), [str(weights)], Commands(), standby=standby) as [one]:
+    with prefetch_module.ready(spec, parse_criu({}), [str(weights)], Commands(), standby=standby) as [one]:
         began = one.begin()
         take()
         spans = one.finish()
@@ -470,10 +470,10 @@ def test_a_standby_that_dies_before_it_is_told_the_file_fails_the_restore(
     gpu: FakeGpu, tmp_path: Path, spec: SimpleNamespace
 ) -> None:
     weights = str(tmp_path / "weights-1.bin")
-    with prefetch_module.beside(spec, parse_criu({}), [weights], Commands(), standby=True) as [one]:
-        assert one.process
-        one.process.kill()
-        one.process.wait()
+    with prefetch_module.ready(spec, parse_criu({}), [weights], Commands(), standby=True) as [one]:
+        assert one.program.process
+        one.program.process.kill()
+        one.program.process.wait()
         one.begin()
         with pytest.raises(CkptError, match="the program that prefetches ended without a word"):
             one.finish()
@@ -482,7 +482,7 @@ def test_a_standby_that_dies_before_it_is_told_the_file_fails_the_restore(
 def test_a_checkpoint_without_staged_weights_is_refused(spec: SimpleNamespace) -> None:
     with (
         pytest.raises(CkptError, match="names no staged weights") as caught,
-        prefetch_module.beside(spec, parse_criu({}), [], Commands(), standby=False),
+        prefetch_module.ready(spec, parse_criu({}), [], Commands(), standby=False),
     ):
         pass
     assert caught.value.reason == "images_missing"

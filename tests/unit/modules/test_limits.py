@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from ansible.module_utils.ckpt.doctor import trial
 from ansible.module_utils.ckpt.errors import CkptError
-from ansible.module_utils.ckpt.measure import prefetch
 from ansible.module_utils.ckpt.system import ending
 from ansible.module_utils.ckpt.system.commands import Commands
 
@@ -61,17 +60,6 @@ def test_a_member_that_spawns_while_it_is_ended_does_not_escape() -> None:
 def test_this_process_is_never_ended_from_here() -> None:
     assert not ending.end_all(lambda process: process.comm == "no such name")
     assert all(process.pid not in ending._ancestors() for process in ending.living(lambda _: True))
-
-
-def test_half_a_word_of_a_prefetching_program_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefetch, "END_LIMIT_S", 0.5)
-    argv = ["sh", "-c", "printf stand; exec sleep 71238", "--"]
-    one = prefetch.Prefetch(argv, {"PATH": "/usr/bin:/bin"}, "/weights")
-    with pytest.raises(CkptError) as caught:
-        one.stand_by()
-    one.end()
-    assert caught.value.reason == "runtime_failed"
-    assert not sleepers("71238")
 
 
 def test_the_doctors_listener_that_says_nothing_is_a_verdict(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
