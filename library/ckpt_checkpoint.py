@@ -123,6 +123,7 @@ from typing import Any
 from ansible.module_utils.ckpt.checkpoints.digests import LEVELS
 from ansible.module_utils.ckpt.checkpoints.manifest import SOURCES
 from ansible.module_utils.ckpt.measure import checkpoint, flows
+from ansible.module_utils.ckpt.measure.options import CheckpointOptions
 from ansible.module_utils.ckpt.module import run_module
 from ansible.module_utils.ckpt.server.slimming import MODES
 
@@ -144,14 +145,14 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
+def flow(operation: flows.Operation, options: CheckpointOptions) -> dict[str, Any]:
     """Run the flow; returns what the result holds beside the record."""
-    return {"checkpoint": asdict(checkpoint.run(operation, params))}
+    return {"checkpoint": asdict(checkpoint.run(operation, options))}
 
 
 def main() -> None:
     """Entry point."""
-    run_module("checkpoint", OPTIONS, flow)
+    run_module("checkpoint", OPTIONS, checkpoint.begin, flow)
 
 
 if __name__ == "__main__":

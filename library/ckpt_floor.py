@@ -88,6 +88,7 @@ log_lines:
 from typing import Any
 
 from ansible.module_utils.ckpt.measure import floor
+from ansible.module_utils.ckpt.measure.options import FloorOptions
 from ansible.module_utils.ckpt.module import measure
 
 OPTIONS: dict[str, Any] = {
@@ -98,15 +99,15 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def flow(measurement: floor.Measurement, params: dict[str, Any]) -> dict[str, Any]:
+def flow(measurement: floor.Measurement, options: FloorOptions) -> dict[str, Any]:
     """Run the flow; returns what the result holds beside the record."""
-    floor.run(measurement, params)
+    floor.run(measurement, options)
     return {}
 
 
 def main() -> None:
     """Entry point."""
-    measure("floor", OPTIONS, floor.open_measurement, flow)
+    measure("floor", OPTIONS, floor.begin, flow)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,7 @@ log_lines:
 from typing import Any
 
 from ansible.module_utils.ckpt.measure import flows, probe
+from ansible.module_utils.ckpt.measure.options import ProbeOptions
 from ansible.module_utils.ckpt.measure.record import MEASURED_KINDS
 from ansible.module_utils.ckpt.module import run_module
 
@@ -135,15 +136,15 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
+def flow(operation: flows.Operation, options: ProbeOptions) -> dict[str, Any]:
     """Run the flow; returns what the result holds beside the record."""
-    probe.run(operation, params)
+    probe.run(operation, options)
     return {}
 
 
 def main() -> None:
     """Entry point."""
-    run_module("probe", OPTIONS, flow, probe.begin)
+    run_module("probe", OPTIONS, probe.begin, flow)
 
 
 if __name__ == "__main__":

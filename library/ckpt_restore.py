@@ -173,6 +173,7 @@ from typing import Any
 from ansible.module_utils.ckpt.checkpoints.digests import LEVELS
 from ansible.module_utils.ckpt.checkpoints.manifest import SOURCES
 from ansible.module_utils.ckpt.measure import flows, restore
+from ansible.module_utils.ckpt.measure.options import RestoreOptions
 from ansible.module_utils.ckpt.module import run_module
 from ansible.module_utils.ckpt.server.slimming import MODES
 
@@ -201,15 +202,15 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
+def flow(operation: flows.Operation, options: RestoreOptions) -> dict[str, Any]:
     """Run the flow; returns what the result holds beside the record."""
-    restore.run(operation, params)
+    restore.run(operation, options)
     return {}
 
 
 def main() -> None:
     """Entry point."""
-    run_module("restore", OPTIONS, flow, restore.begin)
+    run_module("restore", OPTIONS, restore.begin, flow)
 
 
 if __name__ == "__main__":

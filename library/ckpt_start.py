@@ -88,20 +88,21 @@ log_lines:
 from typing import Any
 
 from ansible.module_utils.ckpt.measure import flows, start
+from ansible.module_utils.ckpt.measure.options import StartOptions
 from ansible.module_utils.ckpt.module import run_module
 
 OPTIONS: dict[str, Any] = {"stop_after": {"type": "bool", "default": False}}
 
 
-def flow(operation: flows.Operation, params: dict[str, Any]) -> dict[str, Any]:
+def flow(operation: flows.Operation, options: StartOptions) -> dict[str, Any]:
     """Run the flow; returns what the result holds beside the record."""
-    start.run(operation, params)
+    start.run(operation, options)
     return {}
 
 
 def main() -> None:
     """Entry point."""
-    run_module("cold", OPTIONS, flow)
+    run_module("cold", OPTIONS, start.begin, flow)
 
 
 if __name__ == "__main__":

@@ -86,13 +86,14 @@ class Measurement(Protocol):
 
 
 MeasurementT = TypeVar("MeasurementT", bound=Measurement)
+OptionsT = TypeVar("OptionsT")
 
 
 def run_module(
     kind: str,
     options: dict[str, Any],
-    flow: Callable[[flows.Operation, dict[str, Any]], dict[str, Any]],
-    begin: Callable[[str, Mapping[str, Any]], flows.Operation] = flows.open_operation,
+    begin: Callable[[str, Mapping[str, Any]], tuple[flows.Operation, OptionsT]],
+    flow: Callable[[flows.Operation, OptionsT], dict[str, Any]],
 ) -> None:
     """Run a module that measures a server: its flow, the record on the node, and the result."""
     measure(kind, {**SERVER_OPTIONS, **options}, begin, flow)
@@ -101,10 +102,10 @@ def run_module(
 def measure(
     kind: str,
     options: dict[str, Any],
-    begin: Callable[[str, Mapping[str, Any]], MeasurementT],
-    flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
+    begin: Callable[[str, Mapping[str, Any]], tuple[MeasurementT, OptionsT]],
+    flow: Callable[[MeasurementT, OptionsT], dict[str, Any]],
 ) -> None:
-    """Run any measuring module: `begin` checks its options, `flow` measures; both raise CkptError."""
+    """Run any measuring module: `begin` checks and types its options, `flow` measures; both raise CkptError."""
     # before the fork: what reads the options of modules without running them stops here
     module = ServerModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     locks.supervise(lambda: _measure(module, kind, begin, flow))
@@ -113,21 +114,21 @@ def measure(
 def _measure(
     module: ServerModule,
     kind: str,
-    begin: Callable[[str, Mapping[str, Any]], MeasurementT],
-    flow: Callable[[MeasurementT, dict[str, Any]], dict[str, Any]],
+    begin: Callable[[str, Mapping[str, Any]], tuple[MeasurementT, OptionsT]],
+    flow: Callable[[MeasurementT, OptionsT], dict[str, Any]],
 ) -> None:
     result: dict[str, Any] = {"changed": False, "record": None, "actions": [], "reason": None, "log_lines": []}
     operation: MeasurementT | None = None
     try:
         with os_errors_explained():
-            operation = begin(kind, module.params)
+            operation, own = begin(kind, module.params)
             if module.check_mode:
                 result["changed"] = kind not in HARMLESS_KINDS
                 module.exit_json(**result)
             if module.params["record"]:
                 claim.guard(module.params["record"]["run_id"])
             with locks.deadline(module.params["deadline_s"]):
-                result.update(flow(operation, module.params))
+                result.update(flow(operation, own))
         result["changed"] = kind not in HARMLESS_KINDS
     except CkptError as error:
         _note_failure(module, operation, result, error)

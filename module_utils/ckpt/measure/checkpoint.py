@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 from ..checkpoints import digests, footprint, preflight, replacement
@@ -20,6 +21,7 @@ from ..server import slimming
 from ..system import procfs
 from ..system.commands import Result
 from . import flows, prefetch
+from .options import CheckpointOptions
 
 # what CRIU writes beside the pages: images of kinds that are small, and its log
 OVERHEAD_BYTES = 16 << 20
@@ -33,11 +35,16 @@ STOPPED_STATES = ("T", "t")
 LOG_BYTES = 4 << 20
 
 
-def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
+def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, CheckpointOptions]:
+    """Check the options. Raises CkptError (bad_input)."""
+    return flows.open_operation(kind, params), CheckpointOptions.from_params(params)
+
+
+def run(operation: flows.Operation, options: CheckpointOptions) -> Manifest:
     """Checkpoint the server. Raises CkptError; the server is then left serving, or stopped if it died."""
     record, runtime = operation.record, operation.runtime
-    layout = Layout(params["checkpoint"]["dir"], params["checkpoint"]["source"])
-    record.slimming, record.source = params["slimming"], layout.source
+    layout = options.layout
+    record.slimming, record.source = options.slimming, layout.source
     runtime.require()
     flows.describe_criu(operation)
     with exclusive("ckpt_checkpoint", record.run_id, layout.folder):
@@ -45,24 +52,24 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> Manifest:
         replacement.require_replaceable(layout.folder)
         _require_running(operation)
         leftovers.note(record.run_id, checkpoint=layout.folder)
-        manifest = _describe(operation, params, layout)
+        manifest = _describe(operation, options)
         staged_before = prefetch.staged_files(operation.spec)
-        slimming.slim(operation.client, params["slimming"])
+        slimming.slim(operation.client, options.slimming)
         manifest.staged = sorted(prefetch.staged_files(operation.spec) - staged_before)
         try:
             _describe_tasks(operation, manifest)
-            _preflight(operation, params, layout, manifest)
-            _dump(operation, params, layout, manifest)
+            _preflight(operation, options, manifest)
+            _dump(operation, options, manifest)
         except CkptError as error:
-            error.message += f" {_leave_serving(operation, params['slimming'])}"
+            error.message += f" {_leave_serving(operation, options.slimming)}"
             raise
         except BaseException:
-            _leave_serving(operation, params["slimming"])
+            _leave_serving(operation, options.slimming)
             raise
         # the replaced checkpoint goes now; whatever interrupts that, the new one is good
         replacement.heal(layout.folder)
-        if params["leave_running"]:
-            slimming.wake(operation.client, params["slimming"])
+        if options.leave_running:
+            slimming.wake(operation.client, options.slimming)
         record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
     return manifest
 
@@ -75,7 +82,7 @@ def _require_running(operation: flows.Operation) -> None:
         )
 
 
-def _describe(operation: flows.Operation, params: dict[str, Any], layout: Layout) -> Manifest:
+def _describe(operation: flows.Operation, options: CheckpointOptions) -> Manifest:
     """What must be the same after a restore: the canary's answer and the counter."""
     record, client = operation.record, operation.client
     client.wait_healthy(lambda: _require_going(operation), ANSWER_LIMIT_S, option=None)
@@ -87,14 +94,14 @@ def _describe(operation: flows.Operation, params: dict[str, Any], layout: Layout
     record.counter["before"] = counter
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     return Manifest(
-        name=params["checkpoint"].get("name") or os.path.basename(layout.folder.rstrip("/")),
+        name=options.name,
         runtime=operation.runtime.name,
         server=operation.spec.name,
         created_at=record.started_at,
-        source=layout.source,
-        slimming=params["slimming"],
-        tcp_established=params["tcp_established"],
-        flags=list(params["flags"]),
+        source=options.layout.source,
+        slimming=options.slimming,
+        tcp_established=options.tcp_established,
+        flags=list(options.flags),
         counter=counter,
         canary_tokens=completion.tokens,
         memory_digest=client.memory_digest(),
@@ -127,18 +134,19 @@ def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
         operation.record.bytes["gpu"] = manifest.gpu_bytes
 
 
-def _preflight(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
+def _preflight(operation: flows.Operation, options: CheckpointOptions, manifest: Manifest) -> None:
     """Find what would fail before anything is frozen."""
+    layout = options.layout
     tasks = operation.runtime.tasks()
     redump = footprint.redump_of(operation.criu, layout.folder)
     pids = [task.pid for task in tasks]
     gpus = cuda.process_gpus(operation.commands, pids if operation.spec.shares_gpu_memory else [])
-    how = preflight.Dump(operation.runtime.name, params["tcp_established"], redump.as_memory, gpus)
+    how = preflight.Dump(operation.runtime.name, options.tcp_established, redump.as_memory, gpus)
     preflight.require_restorable(tasks, how)
     if not redump.as_memory:
         replacement.require_unmapped(layout.folder, pids)
     # Connections between the server's own processes (vLLM's have some) come back whole: both ends are in the images.
-    manifest.tcp_established = params["tcp_established"] or bool(procfs.open_tcp_connections(pids))
+    manifest.tcp_established = options.tcp_established or bool(procfs.open_tcp_connections(pids))
     needed = footprint.dump_bytes(pids, redump) + (manifest.gpu_bytes or 0) + LOG_BYTES
     _require_space(layout, needed, replacement.freed_bytes(layout.folder, pids))
 
@@ -163,11 +171,11 @@ def _require_space(layout: Layout, needed: int, replaced: int) -> None:
         )
 
 
-def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, manifest: Manifest) -> None:
+def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Manifest) -> None:
     """Dump beside the checkpoint that is replaced, which is good until the new one is complete."""
-    record, runtime = operation.record, operation.runtime
+    record, runtime, layout = operation.record, operation.runtime, options.layout
     new = replacement.begin(layout)
-    request = DumpRequest(new, params["leave_running"], manifest.tcp_established, tuple(params["flags"]))
+    request = DumpRequest(new, options.leave_running, manifest.tcp_established, options.flags)
     try:
         runtime.prepare_checkpoint(request)
         with lane_settings(operation.criu):
@@ -178,7 +186,7 @@ def _dump(operation: flows.Operation, params: dict[str, Any], layout: Layout, ma
         _measure_images(operation, new, manifest)
         manifest.instance = runtime.finish_checkpoint(request)
         record.bytes["archive"] = os.path.getsize(new.archive) if new.archive else None
-        record.stats["digests"] = digests.take(new, manifest, params["digests"]).as_record()
+        record.stats["digests"] = digests.take(new, manifest, options.digests).as_record()
         manifest.write(new)
         replacement.finish(layout.folder)
     except BaseException:

@@ -26,6 +26,7 @@ from ..cuda.library import CUDA_SUCCESS
 from ..errors import CkptError
 from ..node import inspection
 from ..system.commands import Commands
+from .options import FloorOptions
 from .record import Record
 
 # names in the record; gpuckpt_report.analysis makes the floor line of the first two
@@ -56,34 +57,32 @@ class Measurement:
     log_lines: list[str] = field(default_factory=list)
 
 
-def open_measurement(kind: str, params: Mapping[str, Any]) -> Measurement:
+def begin(kind: str, params: Mapping[str, Any]) -> tuple[Measurement, FloorOptions]:
     """Check the options. Raises CkptError (bad_input)."""
-    if params["size_mib"] < 1 or params["limit_s"] <= 0:
-        raise CkptError("bad_input", "size_mib must be 1 or more, and limit_s more than 0.")
-    if not params["gpu"] and not params["store_path"]:
-        raise CkptError("bad_input", "there is nothing to measure: gpu is false, and no store_path is given.")
+    options = FloorOptions.from_params(params)
     record = Record(kind, params.get("record") or {})
     record.build = record.source = None
-    return Measurement(record)
+    return Measurement(record), options
 
 
-def run(measurement: Measurement, params: Mapping[str, Any]) -> None:
+def run(measurement: Measurement, options: FloorOptions) -> None:
     """Measure what the options ask for. Raises CkptError."""
-    record, size, limit_s = measurement.record, params["size_mib"] << 20, params["limit_s"]
+    record, size, limit_s = measurement.record, options.size_bytes, options.limit_s
     found: dict[str, tuple[float, str]] = {}
     record.mark("T0", time.monotonic())
     _require_memory(size)
-    if params["gpu"]:
+    if options.gpu:
         with _Phase(record, "contexts"):
             costs = sorted(_in_child(context_cost, limit_s)[CONTEXT_COST] for _ in range(CONTEXTS))
         found[CONTEXT_COST] = costs[CONTEXTS // 2], "s"
         with _Phase(record, "copies"):
             found |= _rates(_in_child(lambda: copy_rates(size), limit_s))
-    if params["store_path"] and _has_room(params["store_path"], size):
+    store = options.store_path
+    if store and _has_room(store, size):
         with _Phase(record, "store"):
-            found |= _rates(_in_child(lambda: store_rates(params["store_path"], size), limit_s))
+            found |= _rates(_in_child(lambda: store_rates(store, size), limit_s))
     if not found:
-        raise CkptError("store_full", f"{params['store_path']} has no room for a file of {params['size_mib']} MiB.")
+        raise CkptError("store_full", f"{store} has no room for a file of {options.size_mib} MiB.")
     record.floor = {name: {"value": value, "unit": unit} for name, (value, unit) in found.items()}
     record.mark("T1", time.monotonic())
 

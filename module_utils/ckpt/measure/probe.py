@@ -11,60 +11,54 @@ from typing import Any
 from ..errors import CkptError
 from ..server.client import Client, Completion
 from . import flows
+from .options import ProbeOptions
 
 
-def begin(kind: str, params: Mapping[str, Any]) -> flows.Operation:
+def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, ProbeOptions]:
     """Check the options. Raises CkptError (bad_input)."""
-    counts = ("requests", "concurrency", "max_tokens")
-    too_small = [key for key in counts if params[key] is not None and params[key] < 1]
-    if too_small:
-        raise CkptError("bad_input", f"{' and '.join(too_small)} must be 1 or more.")
+    options = ProbeOptions.from_params(params)
     operation = flows.open_operation(kind, params)
-    bill = params["bill"]
-    if bill is not None:
-        if bill["at_s"] < 0:
-            raise CkptError("bad_input", "bill.at_s must be 0 or more.")
+    if options.bill is not None:
         operation.record.bill = {
-            "started": bill["started"],
-            "asked_s": bill["at_s"],
+            "started": options.bill.started,
+            "asked_s": options.bill.at_s,
             "at_s": None,
-            "concurrency": params["concurrency"],
-            "max_tokens": params["max_tokens"] or operation.spec.canary.max_tokens,
+            "concurrency": options.concurrency,
+            "max_tokens": options.max_tokens or operation.spec.canary.max_tokens,
         }
-    return operation
+    return operation, options
 
 
-def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+def run(operation: flows.Operation, options: ProbeOptions) -> None:
     """Wait until the server is healthy and send `requests` completions. Raises CkptError."""
-    record, client, bill = operation.record, operation.client, params["bill"]
+    record, client, bill = operation.record, operation.client, options.bill
     client.ready()
     if bill is not None:
-        time.sleep(max(0.0, bill["up_at_s"] + bill["at_s"] - time.monotonic()))
+        time.sleep(max(0.0, bill.up_at_s + bill.at_s - time.monotonic()))
     record.mark("T0", time.monotonic())
-    own_limit = params["timeout_s"]
-    option = "server.health_timeout_s" if own_limit is None else "timeout_s"
-    record.mark("T3", client.wait_healthy(lambda: None, own_limit, option))
+    option = "server.health_timeout_s" if options.timeout_s is None else "timeout_s"
+    record.mark("T3", client.wait_healthy(lambda: None, options.timeout_s, option))
     record.counter["before"] = client.counter()
-    if params["concurrency"] == 1 and params["max_tokens"] is None and bill is None:
-        for _ in range(params["requests"]):
-            flows.send_canary(operation)
+    if options.is_load:
+        _send_load(operation, options)
     else:
-        _send_load(operation, params)
-    expected = (record.counter["before"] or 0) + params["requests"]
+        for _ in range(options.requests):
+            flows.send_canary(operation)
+    expected = (record.counter["before"] or 0) + options.requests
     record.counter["after"] = client.counter_reaches(expected)
 
 
-def _send_load(operation: flows.Operation, params: dict[str, Any]) -> None:
+def _send_load(operation: flows.Operation, options: ProbeOptions) -> None:
     """Several requests at a time, with the first and the last token of all in the record. Raises CkptError."""
     record = operation.record
-    load = _Load(operation.client, params["requests"], params["max_tokens"])
-    completions = load.run(params["concurrency"])
+    load = _Load(operation.client, options.requests, options.max_tokens)
+    completions = load.run(options.concurrency)
     record.mark("T4", min(one.first_token for one in completions))
     record.mark("T5", max(one.last_token for one in completions))
     record.requests = [one.as_request(record.marks["T0"]) for one in completions]
-    if record.bill is not None:
+    if record.bill is not None and options.bill is not None:
         first = min(one.requested for one in completions)
-        record.bill["at_s"] = round(max(0.0, first - params["bill"]["up_at_s"]), 6)
+        record.bill["at_s"] = round(max(0.0, first - options.bill.up_at_s), 6)
 
 
 class _Load:

@@ -20,54 +20,56 @@ from ..server import slimming
 from ..system import pagecache, private
 from ..system.commands import Job, Result
 from . import flows, prefetch, resident_pool
+from .options import RestoreOptions, Untaken
 
 
-def begin(kind: str, params: Mapping[str, Any]) -> flows.Operation:
+def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, RestoreOptions]:
     """Check the options. Raises CkptError (bad_input)."""
+    options = RestoreOptions.from_params(params)
     operation = flows.open_operation(kind, params)
-    if params["resident_pool"]:
+    if options.resident_pool:
         resident_pool.require_build(operation.criu)
-    if params["prefetch"]:
-        prefetch.require(operation.spec, params["slimming"])
-    return operation
+    if options.prefetch:
+        prefetch.require(operation.spec, options.slimming)
+    return operation, options
 
 
-def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+def run(operation: flows.Operation, options: RestoreOptions) -> None:
     """Restore a checkpoint and prove it. Raises CkptError, and then no process of the server is left."""
     record, runtime = operation.record, operation.runtime
-    layout = Layout(params["checkpoint"]["dir"], params["checkpoint"]["source"])
-    record.source, record.slimming = layout.source, params["slimming"]
+    layout = options.layout
+    record.source, record.slimming = layout.source, options.slimming
     runtime.require()
     flows.describe_criu(operation)
     with exclusive("ckpt_restore", record.run_id, layout.folder):
         replacement.heal(layout.folder)
-        proof = _load(layout, params["checkpoint"].get("untaken"))
+        proof = _load(layout, options.untaken)
         private.make_folder(layout.folder)
-        _require_fit(operation, params, proof)
+        _require_fit(operation, options, proof)
         if not layout.archive:
             images.require_whole(layout.images)
-        record.stats["digests"] = digests.require_intact(layout, proof, params["verify"]).as_record()
-        _make_way(operation, params["replace_running"])
+        record.stats["digests"] = digests.require_intact(layout, proof, options.verify).as_record()
+        _make_way(operation, options.replace_running)
         try:
-            _restore(operation, params, RestoreRequest(layout, proof, tuple(params["flags"])))
+            _restore(operation, options, RestoreRequest(layout, proof, options.flags))
         except BaseException as failure:
             with suppress(CkptError):
                 record.log_tail = record.log_tail or runtime.log_tail()
             _end_failed(operation, layout, failure)
             raise
-        if params["stop_after"]:
+        if options.stop_after:
             _end(runtime, layout)
             record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
 
 
-def _load(layout: Layout, untaken: Mapping[str, str] | None) -> Manifest:
+def _load(layout: Layout, untaken: Untaken | None) -> Manifest:
     """The checkpoint's manifest. Raises CkptError; where there is none, with the cause for which it was not taken."""
     try:
         return manifest.load(layout)
     except CkptError as error:
-        if error.reason != "images_missing" or untaken is None or untaken["reason"] not in REASONS:
+        if error.reason != "images_missing" or untaken is None or untaken.reason not in REASONS:
             raise
-        raise CkptError(untaken["reason"], f"the checkpoint could not be taken: {untaken['cause']}") from error
+        raise CkptError(untaken.reason, f"the checkpoint could not be taken: {untaken.cause}") from error
 
 
 def _end(runtime: Runtime, layout: Layout) -> None:
@@ -102,12 +104,12 @@ def _make_way(operation: flows.Operation, replace_running: bool) -> None:
     flows.require_port_free(operation)
 
 
-def _require_fit(operation: flows.Operation, params: dict[str, Any], proof: Manifest) -> None:
+def _require_fit(operation: flows.Operation, options: RestoreOptions, proof: Manifest) -> None:
     """The checkpoint is of this runtime and this slimming."""
     for what, asked, taken in (
         ("runtime", operation.runtime.name, proof.runtime),
-        ("slimming", params["slimming"], proof.slimming),
-        ("source", params["checkpoint"]["source"], proof.source),
+        ("slimming", options.slimming, proof.slimming),
+        ("source", options.layout.source, proof.source),
     ):
         if asked != taken:
             raise CkptError(
@@ -117,7 +119,7 @@ def _require_fit(operation: flows.Operation, params: dict[str, Any], proof: Mani
             )
 
 
-def _restore(operation: flows.Operation, params: dict[str, Any], request: RestoreRequest) -> None:
+def _restore(operation: flows.Operation, options: RestoreOptions, request: RestoreRequest) -> None:
     record, runtime = operation.record, operation.runtime
     proof = request.manifest
     record.images, record.images_total = proof.images, proof.images_total
@@ -125,39 +127,39 @@ def _restore(operation: flows.Operation, params: dict[str, Any], request: Restor
     record.counter["before"] = proof.counter
     files = runtime.prepare_restore(request)
     record.page_cache = {
-        "asked": params["page_cache"],
-        "resident_fraction": pagecache.prepare(params["page_cache"], files),
+        "asked": options.page_cache,
+        "resident_fraction": pagecache.prepare(options.page_cache, files),
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     operation.client.ready()
-    with _companions(operation, params, proof.staged) as fetching, lane_settings(operation.criu):
+    with _companions(operation, options, proof.staged) as fetching, lane_settings(operation.criu):
         moments = [one.begin() for one in fetching]
         job = runtime.restore(request)
         job.limit_option = "server.health_timeout_s"
         moments.append(runtime.unpacked[0] if runtime.unpacked else job.started)
         record.mark("T0", min(moments))
         try:
-            cuda_ran = _serve(operation, params, job, proof)
+            cuda_ran = _serve(operation, options, job, proof)
         finally:
             result = job.wait()
         fetched = [one.finish() for one in fetching] if result.rc == 0 else []
     _add_result(operation, request, result)
     for spans in fetched:
         record.phases.update(spans)
-    _prove(operation, params, proof, cuda_ran)
+    _prove(operation, options, proof, cuda_ran)
 
 
 @contextmanager
 def _companions(
-    operation: flows.Operation, params: dict[str, Any], staged: Sequence[str]
+    operation: flows.Operation, options: RestoreOptions, staged: Sequence[str]
 ) -> Iterator[list[prefetch.Prefetch]]:
     """What runs next to the restore until the last token; yields the programs that are to bring weights.
 
     Keep it alive so long: its end would add work that a long-running service does not have. Where there are both, the
     program that prefetches stands by in the pool's place.
     """
-    spec, criu, commands, pool = operation.spec, operation.criu, operation.commands, params["resident_pool"]
-    if params["prefetch"]:
+    spec, criu, commands, pool = operation.spec, operation.criu, operation.commands, options.resident_pool
+    if options.prefetch:
         with prefetch.ready(spec, criu, staged, commands, standby=pool) as fetching:
             yield fetching
     elif pool:
@@ -167,16 +169,16 @@ def _companions(
         yield []
 
 
-def _serve(operation: flows.Operation, params: dict[str, Any], job: Job, proof: Manifest) -> bool | None:
+def _serve(operation: flows.Operation, options: RestoreOptions, job: Job, proof: Manifest) -> bool | None:
     """Until the last token of the canary. Returns whether the CUDA processes run (None: there are none)."""
     record, runtime = operation.record, operation.runtime
     watch_cuda = flows.CudaWatch(operation, job, proof.cuda_nspids)
     try:
         with flows.AliveWatch(runtime, job, _raise_if_failed) as watch:
             record.mark("T3", operation.client.wait_healthy(watch.check))
-        if params["slimming"] != "none":
+        if options.slimming != "none":
             begin = time.monotonic()
-            slimming.wake(operation.client, params["slimming"])
+            slimming.wake(operation.client, options.slimming)
             record.phases["wake"] = (begin, time.monotonic())
         completion = flows.send_canary(operation)
         record.phases["first_token"] = (completion.requested, completion.first_token)
@@ -216,7 +218,7 @@ def _add_result(operation: flows.Operation, request: RestoreRequest, result: Res
     operation.log_lines += failures
 
 
-def _prove(operation: flows.Operation, params: dict[str, Any], proof: Manifest, cuda_ran: bool | None) -> None:
+def _prove(operation: flows.Operation, options: RestoreOptions, proof: Manifest, cuda_ran: bool | None) -> None:
     """The truth gate: every check that applies, and the first that fails becomes the failure."""
     record = operation.record
     alive = {task.identity for task in operation.runtime.tasks()}
@@ -227,7 +229,7 @@ def _prove(operation: flows.Operation, params: dict[str, Any], proof: Manifest, 
     unanswered = _compare_counter(operation, proof)
     record.canary_equal = flows.same_answer(proof.canary_tokens, record.canary_tokens)
     record.checks["canary_equal"] = record.canary_equal
-    if params["memory_digest"] and proof.memory_digest is not None and record.canary_equal:
+    if options.memory_digest and proof.memory_digest is not None and record.canary_equal:
         record.checks["memory_equal"] = operation.client.memory_digest() == proof.memory_digest
     record.judge()
     if failure := record.failure or unanswered:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..cuda import processes as cuda
@@ -10,9 +11,15 @@ from ..safety import leftovers
 from ..safety.locks import exclusive
 from ..system.commands import Job
 from . import flows
+from .options import StartOptions
 
 
-def run(operation: flows.Operation, params: dict[str, Any]) -> None:
+def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, StartOptions]:
+    """Check the options. Raises CkptError (bad_input)."""
+    return flows.open_operation(kind, params), StartOptions.from_params(params)
+
+
+def run(operation: flows.Operation, options: StartOptions) -> None:
     """Start the server, wait until it answers, send the canary. Raises CkptError, and then leaves nothing behind."""
     record = operation.record
     runtime = operation.runtime
@@ -30,7 +37,7 @@ def run(operation: flows.Operation, params: dict[str, Any]) -> None:
             record.log_tail = runtime.log_tail()
             _remove(operation)
             raise
-        if params["stop_after"]:
+        if options.stop_after:
             _remove(operation)
             record.gpu_mem_after = cuda.memory_used_bytes(operation.commands)
 

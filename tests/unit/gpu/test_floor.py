@@ -186,5 +186,5 @@ def test_a_store_without_room_is_left_out(monkeypatch, tmp_path):
     size_mib = space.f_bavail * space.f_frsize // 2**20 + 1
     options = {"gpu": False, "store_path": str(tmp_path), "size_mib": size_mib, "limit_s": 60.0}
     with pytest.raises(floor.CkptError, match="no room") as caught:
-        floor.run(floor.open_measurement("floor", options), options)
+        floor.run(*floor.begin("floor", options))
     assert caught.value.reason == "store_full"

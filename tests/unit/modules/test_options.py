@@ -22,6 +22,20 @@ from ansible.module_utils.ckpt.system import procfs
 from ansible.module_utils.ckpt.system.commands import Commands, Result
 
 SERVER: dict[str, Any] = {"name": "reference", "kind": "reference", "model": "m", "port": 18080, "command": ["a"]}
+# the params of ckpt_restore where nothing but what is required is given
+RESTORE: dict[str, Any] = {
+    "runtime": "process",
+    "checkpoint": {"dir": "/store/golden", "source": "store", "untaken": None},
+    "flags": [],
+    "slimming": "none",
+    "verify": "metadata",
+    "memory_digest": True,
+    "page_cache": "warm",
+    "resident_pool": False,
+    "prefetch": False,
+    "replace_running": False,
+    "stop_after": False,
+}
 
 
 class Recorded(Commands):
@@ -173,18 +187,14 @@ def test_lane_switches_win_over_the_nodes(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("build", ["stock", "distro", "current"])
 def test_a_resident_pool_belongs_to_the_patched_build(build: str) -> None:
-    params = {
-        "server": SERVER,
-        "runtime": "process",
-        "criu": {"build": build},
-        "resident_pool": True,
-        "prefetch": False,
-    }
+    params = {**RESTORE, "server": SERVER, "criu": {"build": build}, "resident_pool": True}
     with pytest.raises(CkptError, match=f"criu.build is `{build}`; set criu.build: patched") as caught:
         restore.begin("restore", params)
     assert caught.value.reason == "bad_input"
-    assert restore.begin("restore", {**params, "resident_pool": False}).criu.build == build
-    assert restore.begin("restore", {**params, "criu": {"build": "patched"}}).criu.build == "patched"
+    operation, options = restore.begin("restore", {**params, "resident_pool": False})
+    assert (operation.criu.build, options.resident_pool) == (build, False)
+    operation, options = restore.begin("restore", {**params, "criu": {"build": "patched"}})
+    assert (operation.criu.build, options.resident_pool) == ("patched", True)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +202,7 @@ def test_a_resident_pool_belongs_to_the_patched_build(build: str) -> None:
     [("kv-drop", ["/bin/fetch"], "it is `kv-drop`"), ("staged", [], "the program that does it (missing)")],
 )
 def test_only_staged_weights_can_be_prefetched(slimming: str, program: list[str], words: str) -> None:
-    params = {"runtime": "process", "resident_pool": False, "prefetch": True, "criu": {"build": "patched"}}
+    params = {**RESTORE, "prefetch": True, "criu": {"build": "patched"}}
     with pytest.raises(CkptError) as caught:
         restore.begin("restore", {**params, "server": {**SERVER, "prefetch": program}, "slimming": slimming})
     assert caught.value.reason == "bad_input"

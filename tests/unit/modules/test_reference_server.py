@@ -209,8 +209,8 @@ def test_several_requests_at_a_time_have_prompts_and_times_of_their_own(url: str
         "timeout_s": None,
         "bill": {"started": "cold", "up_at_s": up_at_s, "at_s": 0.0},
     }
-    operation = probe.begin("probe", params)
-    probe.run(operation, params)
+    operation, options = probe.begin("probe", params)
+    probe.run(operation, options)
     found = operation.record.as_dict([])
     assert [request["tokens"] for request in found["requests"]] == [7] * 6
     assert [request["requested_s"] for request in found["requests"]] == sorted(
@@ -234,9 +234,9 @@ def test_one_request_of_several_that_fails_fails_the_probe(url: str) -> None:
     server = {"name": "n", "kind": "reference", "model": "another", "port": port, "command": ["x"]}
     params = {"runtime": "process", "server": server, "requests": 4, "concurrency": 2, "max_tokens": 7}
     params |= {"timeout_s": None, "bill": None}
-    operation = probe.begin("probe", params)
+    operation, options = probe.begin("probe", params)
     with pytest.raises(CkptError, match="the model `another` does not exist"):
-        probe.run(operation, params)
+        probe.run(operation, options)
 
 
 @pytest.mark.parametrize("wrong", [{"requests": 0}, {"concurrency": 0}, {"max_tokens": 0}])
