@@ -23,6 +23,8 @@ BUILD = "GPUCKPT_CRIU_BUILD"
 ROOT = "GPUCKPT_CRIU_ROOT"
 LIBCUDA = "GPUCKPT_LIBCUDA"
 HOLDER = "holder"
+# CRIU's own; role criu sets it for crun, which hands CRIU no file of options
+CONFIG_FILE = "CRIU_CONFIG_FILE"
 # what CRIU and its plugin read
 SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
 NAME = re.compile(rf"{SWITCH.pattern}|{BUILD}|{ROOT}|{LIBCUDA}")

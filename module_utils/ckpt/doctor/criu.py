@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from ..criu import builds as criu_builds
-from ..criu.settings import DEFAULTS_FILE, OVERRIDES_FILE, SWITCH
+from ..criu.settings import CONFIG_FILE, DEFAULTS_FILE, OVERRIDES_FILE, SWITCH
 from ..node.inspection import program_version
 from ..versions import version_tuple
 from . import Patient, Verdict, check, fail, ok, skip, warn
@@ -120,7 +120,8 @@ def settings(patient: Patient) -> Verdict:
             f"the front leaves out: {'; '.join(line[:SHOWN_CHARACTERS] for line in found.left_out)}",
             f"Correct {DEFAULTS_FILE}: a line is NAME=VALUE, without export and without blanks.",
         )
-    unknown = sorted(name for name in found.values if SWITCH.fullmatch(name) and name not in criu_builds.SWITCHES)
+    known = {*criu_builds.SWITCHES, CONFIG_FILE}
+    unknown = sorted(name for name in found.values if SWITCH.fullmatch(name) and name not in known)
     if unknown:
         return warn(
             f"unknown: {', '.join(unknown)}",

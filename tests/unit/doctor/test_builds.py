@@ -97,6 +97,7 @@ def test_a_failing_criu_check_matters_most_for_the_build_in_use(node, links, sta
         ({DEFAULTS_FILE: "CRIU_MAPED_RESTORE=1\n"}, "warn", "unknown: CRIU_MAPED_RESTORE"),
         ({DEFAULTS_FILE: "CRIU_MAPPED_RESTORE=1\n"}, "ok", "CRIU_MAPPED_RESTORE=1"),
         ({DEFAULTS_FILE: "CRIU_MAPPED_RESTORE=1\n# text\nexport CRIU_X=1\n"}, "warn", "leaves out: export CRIU_X=1"),
+        ({DEFAULTS_FILE: "CRIU_CONFIG_FILE=/etc/criu/runc.conf\n"}, "ok", "CRIU_CONFIG_FILE=/etc/criu/runc.conf"),
         ({DEFAULTS_FILE: "", OVERRIDES_FILE: ""}, "warn", "overrides"),
     ],
 )
