@@ -109,7 +109,7 @@ def test_settings_of_the_front(make_node, files, state, detail):
 
 def test_every_switch_that_the_sources_read_is_known_and_documented():
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "native").glob("c*/*.c"))
-    read = set(re.findall(r'"(CRIU_(?:MAPPED|RESTORE|DRIVER|FREEZE|CUDA)_\w+)"', sources))
+    read = set(re.findall(r'"(CRIU_(?:MAPPED|RESTORE|DRIVER|FREEZE|CUDA|HW)_\w+)"', sources))
     assert read == set(criu_builds.SWITCHES)
     pages = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("native.md", "native-cuda.md"))
     assert [name for name in criu_builds.SWITCHES if name not in pages] == []
