@@ -47,7 +47,7 @@ def test_podman_of_a_bundle_checkpoints_containers_and_goes_again(
         ! command -v podman
         stat --format 'storage on %T' --file-system /var/lib
         play provision.yml
-        PYTHON=/usr/bin/python3 tests/gpu/try_podman.sh plain
+        PYTHON=/usr/bin/python3 tools/try_podman.sh plain
         play bench.yml -e gpuckpt_run_id=bundled
         tail -n +1 /var/tmp/runs/bundled/records.jsonl
         play provision.yml

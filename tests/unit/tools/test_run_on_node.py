@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "gpu" / "run_on_node.sh"
+SCRIPT = Path(__file__).parents[3] / "tools" / "run_on_node.sh"
 PLAYS = {"provision": "provision.yml", "doctor": "doctor.yml", "bench": "bench.yml"}
 
 

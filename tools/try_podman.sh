@@ -3,7 +3,7 @@
 # Checkpoints and restores small programs in containers as provision.yml set podman up on this node, before a server is
 # tried that takes a minute to start. Says for each what it did, or shows what CRIU's log has to say.
 #
-#   tests/gpu/try_podman.sh VARIANT...
+#   tools/try_podman.sh VARIANT...
 #
 #   plain             a Python program with sockets and files
 #   cuda              one that holds GPU memory, and checks it in each turn

@@ -3,7 +3,7 @@
 # Runs the project on a GPU node that reaches no registry, from a checkout and an offline bundle, in steps that can be
 # given in separate calls: what a step has made stays in WORK, and a benchmark that was cut short goes on where it was.
 #
-#   tests/gpu/run_on_node.sh STEP...
+#   tools/run_on_node.sh STEP...
 #
 #   collect     add the parts that lie in BUNDLE to those in WORK (they may arrive a few at a time)
 #   look        show what the node is: GPU, driver, memory, libraries
@@ -21,7 +21,7 @@
 # and the lanes podman-* are there), TRY (plain cuda: what the step containers tries), PLAY_S (seconds that a play may take, 0 for no end).
 set -euo pipefail
 
-project=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=${WORK:-/var/tmp/gpuckpt}
 bundle=$work/bundle
 out=${OUT:-$work/out}
@@ -119,7 +119,7 @@ provision() {
 # A word of TRY is a variant.
 containers() {
 	# shellcheck disable=SC2086
-	OUT=$out/try-podman "$project/tests/gpu/try_podman.sh" ${TRY:-plain cuda}
+	OUT=$out/try-podman "$project/tools/try_podman.sh" ${TRY:-plain cuda}
 }
 
 doctor() { play doctor.yml; }
