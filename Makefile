@@ -63,7 +63,7 @@ format: setup-dev ## format Python and C
 	@git ls-files 'native/*.c' 'native/*.h' 'tests/native/*.c' | xargs --no-run-if-empty clang-format --style=file:native/.clang-format -i
 roles-docs: setup-dev ## README of each role, from its argument_specs
 	@.ci/role_readmes.py
-readme-table: setup ## headline table of README, from reports/published
+readme-table: setup ## tables of README and docs/results.md, from reports/published
 	@gpuckpt readme-table
 lock: setup-dev ## newer pins into requirements/*.txt
 	@requirements/lock.sh

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 RUNS = PROJECT / "reports" / "runs"
 PUBLISHED = PROJECT / "reports" / "published"
+PAGES = (PROJECT / "README.md", PROJECT / "docs" / "results.md")
 WIDTH = 80
 HOSTS_TOLD = 12
 EXIT_BAD_INPUT = 1
@@ -276,15 +277,17 @@ def publish_run(arguments: argparse.Namespace) -> int:
 
 
 def readme_table(arguments: argparse.Namespace) -> int:
-    """Rewrite the headline section of README, and the reports of all published runs, from their records."""
+    """Rewrite the tables of README and docs/results.md, and the reports of all published runs, from their records."""
     from gpuckpt_report.analysis import run as analysis
     from gpuckpt_report.show import publish
 
     folders = sorted(path.parent for path in arguments.published.glob("*/manifest.json"))
     analyses = {folder: analysis.analyse(RunFolder(folder)) for folder in folders}
-    publish.update_readme(arguments.readme, analyses)
+    for page in arguments.readme or PAGES:
+        publish.update_page(page, analyses)
+        print(f"{page}: tables of the published runs that its mark names")
     publish.render_anew(analyses)
-    print(f"{arguments.readme}: headline of {len(folders)} published runs; their reports are rendered anew")
+    print(f"{len(folders)} published runs: their reports are rendered anew")
     return 0
 
 
@@ -426,7 +429,9 @@ def parser() -> argparse.ArgumentParser:
     made["native-tables"].add_argument(
         "samples", nargs="+", type=Path, help=".jsonl file of bench_restore.py or gpu_bench.py"
     )
-    made["readme-table"].add_argument("--readme", type=Path, default=PROJECT / "README.md", help="default: %(default)s")
+    made["readme-table"].add_argument(
+        "--readme", type=Path, action="append", help="page with the marks (default: README.md and docs/results.md)"
+    )
     _add_compare_options(made["compare"])
     return top
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Published runs, and README's table that is made of them."""
+"""Published runs, and the tables of README and docs/results.md that are made of them."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpuckpt_report import PROJECT
@@ -19,13 +21,23 @@ from gpuckpt_report.text.markdown import Markdown, escaped
 from gpuckpt_report.text.table import Table
 from gpuckpt_report.text.units import human_seconds, times
 
-# The first mark may name the runs whose tables are shown, in that order; the others are linked. Without names all are shown.
-BEGIN = re.compile(r"<!-- headline:begin(?P<names>(?: [a-z0-9.-]+)*) -->")
+# The first mark may name the runs that are shown, in that order: NAME, or NAME:LANE,LANE for a short table of these lanes.
+# Where a run is shown whole, the runs without a table are linked. Without names all runs are shown.
+BEGIN = re.compile(r"<!-- headline:begin(?P<names>(?: [a-z0-9.-]+(?::[a-z0-9,-]+)?)*) -->")
 END = "<!-- headline:end -->"
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 Published = tuple[Path, RunAnalysis]
 PROSE_WIDTH = 110
 TRUTH = ("manifest.json", "records.jsonl")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A published run with a table in a page: of the lanes named, or of all where there are no names."""
+
+    folder: Path
+    analysis: RunAnalysis
+    lanes: tuple[str, ...] = ()
 
 
 def publish(run: RunFolder, analysis: RunAnalysis, name: str, published: Path) -> Path:
@@ -69,7 +81,7 @@ def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:
     if manifest.finished_at is None:
         reasons.append("it is not finished: continue it with the same gpuckpt_run_id")
     if any(run.rejected_path.glob("**/*")):
-        reasons.append(f"records of it were rejected, see {run.rejected_path}: mend their cause, and measure again")
+        reasons.append(f"records of it were rejected, see {run.rejected_path}: fix their cause, and measure again")
     if any(str(PROJECT) in (run.path / file).read_text(encoding="utf-8") for file in TRUTH):
         reasons.append(f"it mentions {PROJECT}, a path of this machine that means nothing to readers")
     return reasons + [
@@ -79,57 +91,68 @@ def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:
     ]
 
 
-def update_readme(readme: Path, analyses: dict[Path, RunAnalysis]) -> None:
-    """Rewrite README's section between the two marks from the published runs.
+def update_page(page: Path, analyses: dict[Path, RunAnalysis]) -> None:
+    """Rewrite a page's section between the two marks from the published runs.
 
+    :param page: README.md or docs/results.md
     :param analyses: published folder → what it says
-    :raises ReportError: if README or its marks are missing, or a mark names what is not published
+    :raises ReportError: if the page or its marks are missing, or a mark names what is not published
     """
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
     marks = list(BEGIN.finditer(text))
     if len(marks) != 1 or text.count(END) != 1 or marks[0].start() > text.index(END):
         raise ReportError(
-            f"{readme} needs one line <!-- headline:begin --> and below it one line {END}; the table goes between them"
+            f"{page} needs one line <!-- headline:begin --> and below it one line {END}; the table goes between them"
         )
     # What the project is for comes first: runs on GPUs, of these the one that compares most.
     ordered = sorted(
         analyses.items(), key=lambda item: (not _has_gpu(item[1]), -len(item[1].manifest.lanes), item[0].name)
     )
-    shown, linked = _choose(ordered, marks[0]["names"].split())
-    parts = [_section(folder, analysis, readme.parent) for folder, analysis in shown]
-    if linked:
-        links = (f"[{folder.name}]({folder.relative_to(readme.parent).as_posix()}/report.md)" for folder, _ in linked)
+    shown = _choose(ordered, marks[0]["names"].split())
+    parts = [_section(one, page.parent) for one in shown]
+    linked = [folder for folder, _ in ordered if folder not in {one.folder for one in shown}]
+    if linked and any(not one.lanes for one in shown):
+        links = (f"[{folder.name}]({_relative(folder, page.parent)}/report.md)" for folder in linked)
         parts.append(f"Other published runs: {', '.join(links)}.")
     section = "\n\n".join(parts) or "No run has been published yet."
     before, after = text[: marks[0].end()], text[text.index(END) :]
-    readme.write_text(f"{before}\n{section}\n{after}", encoding="utf-8")
+    page.write_text(f"{before}\n{section}\n{after}", encoding="utf-8")
 
 
-def _choose(ordered: list[Published], names: list[str]) -> tuple[list[Published], list[Published]]:
-    """The runs whose tables are shown, and those that are only linked."""
+def _choose(ordered: list[Published], names: list[str]) -> list[Shown]:
+    """The runs that have a table; raises ReportError for a run or a lane that is not published."""
     if not names:
-        return ordered, []
-    by_name = {item[0].name: item for item in ordered}
-    unknown = [name for name in names if name not in by_name]
-    if unknown:
+        return [Shown(folder, analysis) for folder, analysis in ordered]
+    by_name = {folder.name: (folder, analysis) for folder, analysis in ordered}
+    wanted = {name: tuple(filter(None, lanes.split(","))) for name, _, lanes in (one.partition(":") for one in names)}
+    if unknown := [name for name in wanted if name not in by_name]:
         there = ", ".join(sorted(by_name))
         raise ReportError(
             f"the mark of the headline names {', '.join(unknown)}, which is not published (there are: {there})"
         )
-    return [by_name[name] for name in names], [item for item in ordered if item[0].name not in names]
+    shown = [Shown(*by_name[name], lanes) for name, lanes in wanted.items()]
+    for one in shown:
+        known = {lane.name for host in one.analysis.hosts for lane in host.lanes}
+        if strange := [lane for lane in one.lanes if lane not in known]:
+            raise ReportError(f"the mark of the headline names {', '.join(strange)}, no lane of {one.folder.name}")
+    return shown
 
 
-def _section(folder: Path, analysis: RunAnalysis, root: Path) -> str:
-    place = folder.relative_to(root).as_posix()
+def _relative(folder: Path, root: Path) -> str:
+    return Path(os.path.relpath(folder, root)).as_posix()
+
+
+def _section(shown: Shown, root: Path) -> str:
+    analysis, place = shown.analysis, _relative(shown.folder, root)
     commit = (analysis.manifest.git.sha or "")[:12]
-    title = escaped(analysis.manifest.description or folder.name)
+    title = escaped(analysis.manifest.description or shown.folder.name)
     source = f"[records]({place}/records.jsonl) · [report]({place}/report.md) · [manifest]({place}/manifest.json)"
-    heading = f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"
-    parts = [heading]
+    parts = [f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"]
     for host in analysis.hosts:
-        sentence = textwrap.fill(escaped(headline(host, analysis.metric_name)), width=PROSE_WIDTH)
-        table = _table(host, analysis, f"{place}/records.jsonl").markdown()
-        parts += [escaped(_node(analysis, host.host)), sentence, table]
+        parts.append(escaped(_node(analysis, host.host)))
+        if not shown.lanes:  # the sentence speaks of all lanes
+            parts.append(textwrap.fill(escaped(headline(host, analysis.metric_name)), width=PROSE_WIDTH))
+        parts.append(_table(host, shown, f"{place}/records.jsonl").markdown())
     return "\n\n".join(parts)
 
 
@@ -145,11 +168,13 @@ def _node(analysis: RunAnalysis, name: str) -> str:
     return f"{name}: " + (", ".join(part for part in parts if part) or "the manifest does not describe it") + "."
 
 
-def _table(host: HostAnalysis, analysis: RunAnalysis, records: str) -> Table:
-    headings = ["lane", f"median, {analysis.metric_name}", INTERVAL_OR_VALUES, "n", "failed", "× faster than baseline"]
-    if any(lane.floor for lane in host.lanes):
+def _table(host: HostAnalysis, shown: Shown, records: str) -> Table:
+    metric = shown.analysis.metric_name
+    headings = ["lane", f"median, {metric}", INTERVAL_OR_VALUES, "n", "failed", "× faster than baseline"]
+    lanes = [lane for lane in host.lanes if not shown.lanes or lane.name in shown.lanes]
+    if any(lane.floor for lane in lanes):
         headings.append("floor")
-    return Table(headings, [_row(lane, records, "floor" in headings) for lane in host.lanes])
+    return Table(headings, [_row(lane, records, "floor" in headings) for lane in lanes])
 
 
 def _row(lane: LaneResult, records: str, with_floor: bool) -> list[str]:

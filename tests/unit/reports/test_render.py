@@ -248,6 +248,29 @@ def test_readme_shows_the_runs_that_its_mark_names_and_links_the_others(publisha
     assert "names cpu-d, which is not published (there are: cpu-a, cpu-b, cpu-c)" in capsys.readouterr().err
 
 
+def test_a_mark_may_choose_the_lanes_of_a_run_and_a_page_may_lie_in_a_folder(publishable, tmp_path, capsys):
+    run, result = publishable
+    published = tmp_path / "reports" / "published"
+    for name in ("cpu-a", "cpu-b"):
+        publish.publish(run, result, name, published)
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text(f"<!-- headline:begin cpu-a:cold,podman-stock -->\n{publish.END}\n")
+    arguments = ["readme-table", "--readme", str(page), "--published", str(published)]
+    assert cli.main(arguments) == 0
+    text = page.read_text()
+    assert [line.split(" |")[0] for line in text.splitlines() if "](../reports" in line and line.startswith("|")] == [
+        "| cold",
+        "| podman-stock (baseline)",
+    ]
+    assert "[report](../reports/published/cpu-a/report.md)" in text
+    assert "cpu-b" not in text, "a short table links no other runs"
+    assert "faster than the baseline" not in text, "the sentence speaks of lanes that are not shown"
+    page.write_text(f"<!-- headline:begin cpu-a:cold,podman-wrong -->\n{publish.END}\n")
+    assert cli.main(arguments) == cli.EXIT_BAD_INPUT
+    assert "names podman-wrong, no lane of cpu-a" in capsys.readouterr().err
+
+
 def test_command_line_from_ingest_to_summary(fake_run, capsys):
     run = fake_run()
     options = ["--runs", str(run.path.parent)]

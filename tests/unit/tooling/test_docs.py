@@ -25,8 +25,9 @@ def test_relative_links_lead_somewhere(page):
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_the_readme_has_a_place_for_the_headline():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_a_page_has_a_place_for_the_tables(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
     assert text.index("<!-- headline:begin") < text.index("<!-- headline:end -->")
 
 
