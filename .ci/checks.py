@@ -91,6 +91,8 @@ def lint_checks() -> list[Check]:
         "native": ("clang-format", "--style=file:native/.clang-format", "--dry-run", "--Werror", *c_sources),
         "modules": (PYTHON, ".ci/validate_modules.py"),
         "readmes": (PYTHON, ".ci/role_readmes.py", "--check"),
+        # published reports are as a run wrote them
+        "prose": (PYTHON, ".ci/prose.py", *tracked("*.md", ":!reports/published")),
     }
     return [Check(f"lint-{name}", "lint", argv) for name, argv in commands.items()]
 

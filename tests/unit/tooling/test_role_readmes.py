@@ -25,6 +25,15 @@ argument_specs:
             type: int
             required: true
             description: In MiB.
+      thing_rules:
+        type: list
+        elements: str
+        description:
+          - What is allowed, at least one.
+          - The first kind is C(a b), and it is a description that is long enough to be told below the table, since a
+            cell of that length cannot be read.
+          - "The second kind is like it: it goes on and on, and says what the first has said already, in other words."
+          - The third kind is short.
   verify:
     short_description: Looks at it
     options: *options
@@ -59,7 +68,17 @@ def test_options_become_rows_and_equal_entry_points_are_not_repeated(readmes, tm
     assert [line for line in lines if line.startswith("## ")] == ["## Variables", "## Entry point `rollback`"]
 
 
-def test_drift_is_named_and_mended(readmes, tmp_path, capsys):
+def test_a_long_description_stands_below_the_table_in_lines_of_its_own(readmes, tmp_path):
+    text = readmes.readme(tmp_path / "roles" / "thing")
+    assert "| `thing_rules` | list of str |  | What is allowed, at least one. More below. |\n\n`thing_rules`:\n" in text
+    below = text.split("`thing_rules`:\n\n")[1].split("\n\n")[0].splitlines()
+    assert below[0].startswith("- The first kind is `a b`, and it is ")
+    assert below[1].startswith("  "), "the second line of an item is indented"
+    assert below[-1] == "- The third kind is short."
+    assert max(map(len, below)) <= readmes.COLUMNS
+
+
+def test_drift_is_named_and_fixed(readmes, tmp_path, capsys):
     assert readmes.main(check=True) == 1
     assert "roles/thing/README.md" in capsys.readouterr().out
     assert readmes.main(check=False) == 0
