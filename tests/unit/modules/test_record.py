@@ -69,7 +69,8 @@ def test_a_known_cause_is_not_replaced_by_a_gate() -> None:
 def test_a_failure_before_the_clock_is_a_record_too() -> None:
     record = Record("cold", IDENTITY)
     record.failure = CkptError("port_taken", "port 1 is in use.")
-    schema.Record.model_validate_json(json.dumps(record.as_dict([])))
+    parsed = schema.Record.model_validate_json(json.dumps(record.as_dict([])))
+    assert (parsed.status, parsed.reason, parsed.t.T1) == ("failed", "port_taken", None)
 
 
 def test_reasons_are_the_schemas_reasons() -> None:

@@ -81,4 +81,6 @@ def test_lanes_of_a_manifest_are_distinct_and_make_sense():
 
 @pytest.mark.parametrize("entry", [["cold", 1], {"seq": 1, "lane": "cold", "iteration": 1, "warmup": False}])
 def test_both_forms_of_a_schedule_are_read(entry):
-    RunManifest.model_validate_json(json.dumps(synthetic.manifest(schedule={"node1": [entry]})))
+    manifest = RunManifest.model_validate_json(json.dumps(synthetic.manifest(schedule={"node1": [entry]})))
+    [read] = manifest.schedule["node1"]
+    assert (read.lane, read.iteration) == ("cold", 1) if isinstance(entry, dict) else read == tuple(entry)

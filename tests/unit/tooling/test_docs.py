@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the documents point at exists."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -36,6 +37,25 @@ def test_ansible_doc_shows_every_module():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("plugin", sorted(ROOT.glob("filter_plugins/*.py")), ids=lambda path: path.stem)
+def test_every_filter_is_documented_and_used(plugin):
+    plays = [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("roles/*/vars/*.yml")]
+    used = "".join(path.read_text(encoding="utf-8") for path in plays)
+    spec = importlib.util.spec_from_file_location(plugin.stem, plugin)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    filters = module.FilterModule().filters()
+    assert filters
+    assert [name for name in filters if not plugin.with_name(f"{name}.yml").is_file()] == []
+    assert [name for name in filters if not re.search(rf"\|\s*{name}\b", used)] == []
+
+
+def test_every_module_is_used_by_a_play_or_told_of_in_the_documents():
+    places = [*ROOT.glob("playbooks/*.yml"), *ROOT.glob("roles/*/tasks/*.yml"), *ROOT.glob("docs/*.md")]
+    told = "".join(path.read_text(encoding="utf-8") for path in places)
+    assert [name for name in MODULES if not re.search(rf"\b{name}\b", told)] == []
 
 
 def test_make_help_names_the_two_commands():

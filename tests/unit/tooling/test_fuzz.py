@@ -47,7 +47,7 @@ def test_the_same_seed_gives_the_same_inputs(mutation):
 def test_every_change_survives_an_empty_input(mutation):
     random = Random(0)
     for change in mutation.CHANGES:
-        change(random, b"", [b""])
+        assert isinstance(change(random, b"", [b""]), bytes)
 
 
 @pytest.mark.parametrize(
