@@ -1,5 +1,6 @@
 #!/bin/sh
-# mypy on what is imported: the report package, the plug-ins, and module_utils under the name Ansible gives it.
+# mypy on all Python but the tests: the report package, plug-ins, modules, module_utils under the name Ansible gives it,
+# what roles bring to nodes, and the checks.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 
@@ -13,3 +14,11 @@ mypy filter_plugins
 mypy callback_plugins
 MYPYPATH=$tree mypy action_plugins
 MYPYPATH=$tree mypy -p ansible.module_utils.ckpt
+MYPYPATH=$tree mypy library
+mypy roles/seccomp_profile/filter_plugins
+mypy .ci/*.py
+
+# scripts find those next to them, as on a node
+plugin=roles/inference_server/files/vllm_plugin
+MYPYPATH=$(echo roles/*/files | tr ' ' :) mypy roles/*/files/*.py roles/inference_server/files/vllm_launcher/*.py
+MYPYPATH=$plugin mypy -p gpuckpt_vllm

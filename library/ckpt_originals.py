@@ -71,6 +71,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -167,7 +168,7 @@ def remove(path: str) -> None:
         os.unlink(path)
 
 
-def save(module: AnsibleModule, record: Record, result: dict) -> None:
+def save(module: AnsibleModule, record: Record, result: dict[str, Any]) -> None:
     """Record those paths which are not recorded yet."""
     fresh = [path for path in module.params["paths"] if path not in record.paths]
     result["changed"] = bool(fresh)
@@ -181,7 +182,7 @@ def save(module: AnsibleModule, record: Record, result: dict) -> None:
     result["paths"] = record.paths
 
 
-def restore(module: AnsibleModule, record: Record, result: dict) -> None:
+def restore(module: AnsibleModule, record: Record, result: dict[str, Any]) -> None:
     """Bring back every recorded path and forget the record."""
     result["paths"] = record.paths
     result["restored"] = [path for path in record.paths if record.differs(path)]
@@ -209,7 +210,7 @@ def main() -> None:
         required_if=[("state", "saved", ["paths"])],
         supports_check_mode=True,
     )
-    result: dict = {"changed": False, "paths": {}, "restored": []}
+    result: dict[str, Any] = {"changed": False, "paths": {}, "restored": []}
     try:
         record = Record(Path(module.params["folder"]), module.params["name"])
         act = save if module.params["state"] == "saved" else restore

@@ -6,7 +6,7 @@ A bundle is a folder with `bundle.json` and one folder per component; a componen
 
     gpuckpt_bundle.py pack   BUNDLE NAME FOLDER   add FOLDER's contents as component NAME
     gpuckpt_bundle.py verify BUNDLE [NAME ...]    compare every part with its digest; print the bundle's own
-    gpuckpt_bundle.py unpack BUNDLE NAME DEST     verify, unpack beside DEST, then move into place
+    gpuckpt_bundle.py unpack BUNDLE NAME DEST     verify, unpack next to DEST, then move into place
     gpuckpt_bundle.py unfit  BUNDLE NAME ... --node MACHINE GLIBC PYTHON   print why components do not fit a node
     gpuckpt_bundle.py list   BUNDLE               print digest and parts of each component, and what it needs of a node
 
@@ -36,6 +36,10 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
@@ -50,7 +54,7 @@ EXTENSION_MODULE = re.compile(r"\.cpython-3(\d+)-.*\.so$")
 
 
 class BundleError(Exception):
-    """Something the user must mend; the text says what and how."""
+    """Something the user must fix; the text says what and how."""
 
 
 def sha256_of(path: Path) -> str:
@@ -62,7 +66,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(bundle: Path, digest: str = "") -> dict:
+def read_manifest(bundle: Path, digest: str = "") -> dict[str, Any]:
     """Return the bundle's manifest.
 
     Args:
@@ -83,7 +87,7 @@ def read_manifest(bundle: Path, digest: str = "") -> dict:
             "so do not use it unless whoever made it confirms the first"
         )
     try:
-        manifest = json.loads(content)
+        manifest: dict[str, Any] = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}); copy the bundle again") from None
     schema = manifest.get("schema_version") if isinstance(manifest, dict) else None
@@ -94,7 +98,7 @@ def read_manifest(bundle: Path, digest: str = "") -> dict:
     return manifest
 
 
-def wrong_entries(manifest: dict) -> str:
+def wrong_entries(manifest: dict[str, Any]) -> str:
     """Say what in a manifest is not as `pack` writes it; an empty string is good."""
     components = manifest.get("components")
     if not isinstance(components, dict):
@@ -123,21 +127,22 @@ def is_part(part: object) -> bool:
     return len(names) == 2 and all(map(NAME.fullmatch, names)) and is_digest(part.get("sha256"))
 
 
-def write_manifest(bundle: Path, manifest: dict) -> None:
+def write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest in one step."""
     scratch = bundle / (MANIFEST + ".new")
     scratch.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     scratch.replace(bundle / MANIFEST)
 
 
-def component(manifest: dict, name: str) -> dict:
+def component(manifest: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the manifest's entry `name`.
 
     Raises:
         BundleError: when the bundle does not hold it.
     """
     try:
-        return manifest["components"][name]
+        entry: dict[str, Any] = manifest["components"][name]
+        return entry
     except KeyError:
         held = ", ".join(sorted(manifest["components"])) or "nothing"
         raise BundleError(f"the bundle holds no component {name!r}, only {held}") from None
@@ -200,7 +205,7 @@ def version_key(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
-def unfit(manifest: dict, names: list[str], machine: str, glibc: str, python: str) -> list[str]:
+def unfit(manifest: dict[str, Any], names: list[str], machine: str, glibc: str, python: str) -> list[str]:
     """Say why each of the components does not fit a node; an empty list is good.
 
     A component that was packed before needs were noted fits.
@@ -211,11 +216,11 @@ def unfit(manifest: dict, names: list[str], machine: str, glibc: str, python: st
         if needs["machine"] != machine:
             reasons.append(f"{name} is for {needs['machine']}, the node is {machine}: leave the node out")
         if version_key(glibc) < version_key(needs["glibc"]):
-            mend = "make it on the node's distribution or an older one"
-            reasons.append(f"{name} needs glibc {needs['glibc']}, the node has {glibc}: {mend}")
+            fix = "make it on the node's distribution or an older one"
+            reasons.append(f"{name} needs glibc {needs['glibc']}, the node has {glibc}: {fix}")
         if needs["python"] != python:
-            mend = "name another one in inference_server_vllm_python"
-            reasons.append(f"{name} is for Python {needs['python']}, the node's is {python}: {mend}")
+            fix = "name another one in inference_server_vllm_python"
+            reasons.append(f"{name} is for Python {needs['python']}, the node's is {python}: {fix}")
     return reasons
 
 
@@ -238,8 +243,9 @@ class Splitter(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data) -> int:  # type: ignore[no-untyped-def]
+    def write(self, data: ReadableBuffer, /) -> int:
         view = memoryview(data)
+        size = view.nbytes
         while view:
             if self._room == 0:
                 self._next()
@@ -248,7 +254,7 @@ class Splitter(io.RawIOBase):
             self._sink.write(piece)
             self._room -= len(piece)
             view = view[len(piece) :]
-        return len(data)
+        return size
 
     def _next(self) -> None:
         if self._sink is not None:
@@ -264,7 +270,7 @@ class Splitter(io.RawIOBase):
         super().close()
 
 
-def compress(folder: Path, sink: io.RawIOBase) -> None:
+def compress(folder: Path, sink: IO[bytes]) -> None:
     """Write `folder` as tar.xz to `sink`, on all cores where the xz command exists."""
     xz = shutil.which("xz")
     if xz is None:
@@ -282,7 +288,7 @@ def compress(folder: Path, sink: io.RawIOBase) -> None:
         shutil.copyfileobj(scratch, sink, BLOCK)
 
 
-def add_all(folder: Path, stream) -> None:  # type: ignore[no-untyped-def]
+def add_all(folder: Path, stream: IO[bytes]) -> None:
     """Write everything below `folder` to `stream` as tar, in sorted order, so that equal trees give equal archives."""
     folders = {PurePosixPath(".")}
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
@@ -299,7 +305,7 @@ def add_all(folder: Path, stream) -> None:  # type: ignore[no-untyped-def]
                 archive.addfile(plain(member), content)
 
 
-def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
+def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict[str, Any]:
     """Add the contents of `folder` to the bundle as component `name`; return its entry in the manifest."""
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder")
@@ -312,10 +318,13 @@ def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
     target = bundle / name
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    with Splitter(target, f"{name}.tar.xz", part_mib << 20) as sink:
+    splitter = Splitter(target, f"{name}.tar.xz", part_mib << 20)
+    with io.BufferedWriter(splitter, BLOCK) as sink:
         compress(folder, sink)
-        paths = sink.paths
-    parts = [{"file": f"{name}/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in paths]
+    parts = [
+        {"file": f"{name}/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in splitter.paths
+    ]
     entry = {"digest": digest, "parts": parts, "needs": needs_of(folder)}
     manifest["components"][name] = entry
     manifest["made_at"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -323,7 +332,7 @@ def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict:
     return entry
 
 
-def wrong_parts(bundle: Path, entry: dict) -> list[str]:
+def wrong_parts(bundle: Path, entry: dict[str, Any]) -> list[str]:
     """Say of every part of a component what is wrong with it; an empty list is good."""
     wrong = []
     for part in entry["parts"]:
@@ -337,7 +346,7 @@ def wrong_parts(bundle: Path, entry: dict) -> list[str]:
     return wrong
 
 
-def verify(bundle: Path, names: list[str], digest: str = "") -> dict:
+def verify(bundle: Path, names: list[str], digest: str = "") -> dict[str, Any]:
     """Compare every part of the named components (all, if none is named) with the manifest, which is returned.
 
     Raises:
@@ -355,11 +364,11 @@ def verify(bundle: Path, names: list[str], digest: str = "") -> dict:
 class Parts(io.RawIOBase):
     """The parts of an archive, read as one file. Reading raises BundleError when one was exchanged since it was verified."""
 
-    def __init__(self, bundle: Path, parts: list[dict]) -> None:
+    def __init__(self, bundle: Path, parts: list[dict[str, Any]]) -> None:
         self._streams = self._open(bundle, parts)
         self._current = next(self._streams, None)
 
-    def _open(self, bundle: Path, parts: list[dict]) -> Iterator[io.BufferedReader]:
+    def _open(self, bundle: Path, parts: list[dict[str, Any]]) -> Iterator[io.BufferedReader]:
         for part in parts:
             self._digest = hashlib.sha256()
             with (bundle / part["file"]).open("rb") as stream:
@@ -370,7 +379,7 @@ class Parts(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
         while self._current is not None:
             count = self._current.readinto(buffer)
             if count:
@@ -380,7 +389,7 @@ class Parts(io.RawIOBase):
         return 0
 
 
-def extract(bundle: Path, parts: list[dict], folder: Path) -> None:
+def extract(bundle: Path, parts: list[dict[str, Any]], folder: Path) -> None:
     """Unpack the archive that `parts` hold into `folder`, which is empty.
 
     Raises:
@@ -510,7 +519,7 @@ def main() -> int:
     return 0
 
 
-def run(arguments: argparse.Namespace) -> dict:
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the command that `arguments` name; return what it prints as JSON."""
     if arguments.command == "pack":
         return pack(arguments.bundle, arguments.name, arguments.folder, arguments.part_mib)
@@ -524,7 +533,8 @@ def run(arguments: argparse.Namespace) -> dict:
         return {"unfit": unfit(manifest, arguments.names, *arguments.node)}
     if arguments.command == "unpack":
         return {"changed": unpack(arguments.bundle, arguments.name, arguments.dest, arguments.digest)}
-    return read_manifest(arguments.bundle)["components"]
+    held: dict[str, Any] = read_manifest(arguments.bundle)["components"]
+    return held
 
 
 if __name__ == "__main__":

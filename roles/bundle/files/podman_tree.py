@@ -48,7 +48,7 @@ LIBRARY_FOLDERS = ("usr/lib", "lib")
 
 
 class TreeError(Exception):
-    """Something the user must mend; the text says what and how."""
+    """Something the user must fix; the text says what and how."""
 
 
 def run(argv: Sequence[str], cwd: Path | None = None) -> str:

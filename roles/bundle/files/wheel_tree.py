@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
@@ -37,7 +38,7 @@ PIP_LIMIT_S = 3600
 
 
 class TreeError(Exception):
-    """Something the user must mend; the text says what and how."""
+    """Something the user must fix; the text says what and how."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,9 @@ class Profile:
     @property
     def environment(self) -> dict[str, str]:
         """Values of the markers on the node."""
+        here = {name: str(value) for name, value in default_environment().items()}
         version = {"python_version": self.python, "python_full_version": f"{self.python}.0"}
-        return {**default_environment(), **version, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
+        return {**here, **version, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
 
     def keeps(self, name: str) -> bool:
         """Say whether the distribution `name` belongs into the tree (whole names: httpx2 is not httpx)."""
@@ -109,7 +111,7 @@ def run_pip(arguments: list[str]) -> None:
         raise TreeError(f"pip {arguments[0]} failed: " + " / ".join(errors))
 
 
-def locked_lines(report: dict, profile: Profile) -> list[str]:
+def locked_lines(report: dict[str, Any], profile: Profile) -> list[str]:
     """Turn pip's installation report into requirement lines with digests, for the distributions that are kept."""
     lines = []
     for item in report["install"]:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 TIMEOUT_S = 30
 MESSAGES = {
@@ -138,7 +139,7 @@ def checkpoint_and_restore(criu: Criu) -> None:
         listener.wait(TIMEOUT_S)
 
 
-def try_build(front: str, build: str) -> dict:
+def try_build(front: str, build: str) -> dict[str, Any]:
     """Try one build and return what was found."""
     images = Path(tempfile.mkdtemp(prefix="gpuckpt-trial-"))
     criu = Criu(front, build, images)

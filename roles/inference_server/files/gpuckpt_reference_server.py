@@ -11,6 +11,8 @@ It speaks the part of vLLM's interface that gpuckpt uses (/health, /v1/completio
 serves each connection on a thread of one single process. Python 3.9 or newer.
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import http.server
@@ -24,6 +26,8 @@ import sys
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 MIB = 1 << 20
 PAGE_BYTES = mmap.PAGESIZE
@@ -39,19 +43,21 @@ VOWELS = "aeiouy"
 class RequestError(Exception):
     """What is wrong with a request, as the OpenAI interface reports it."""
 
-    def __init__(self, message, status=400, param=None, kind="invalid_request_error"):
+    def __init__(
+        self, message: str, status: int = 400, param: str | None = None, kind: str = "invalid_request_error"
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def digest_path(path):
+def digest_path(path: str) -> str:
     """Path of the file that holds the sha256 of the weights file `path`."""
     return path + ".sha256"
 
 
-def make_weights(path, mib, seed=WEIGHTS_SEED):
-    """Write `mib` MiB of incompressible bytes, the same for the same seed, and their sha256 beside them.
+def make_weights(path: str, mib: int, seed: int = WEIGHTS_SEED) -> str:
+    """Write `mib` MiB of incompressible bytes, the same for the same seed, and their sha256 next to them.
 
     Both files appear whole or not at all. Returns the digest (hexadecimal).
     """
@@ -68,8 +74,8 @@ def make_weights(path, mib, seed=WEIGHTS_SEED):
                 out.write(chunk)
             out.flush()
             os.fsync(out.fileno())
-        with open(scratch + ".sha256", "w", encoding="ascii") as out:
-            out.write(f"{digest.hexdigest()}  {os.path.basename(path)}\n")
+        with open(scratch + ".sha256", "w", encoding="ascii") as sums:
+            sums.write(f"{digest.hexdigest()}  {os.path.basename(path)}\n")
         os.replace(scratch, path)
         os.replace(scratch + ".sha256", digest_path(path))
     finally:
@@ -82,17 +88,22 @@ def make_weights(path, mib, seed=WEIGHTS_SEED):
 class Model:
     """Weights in plain anonymous memory, and the tokens computed from them."""
 
-    def __init__(self, path, kv_mib):
+    def __init__(self, path: str, kv_mib: int) -> None:
         self.path = path
         self.kv_bytes = kv_mib * MIB
-        self.weights = None
-        self.kv_cache = None
-        self.expected_digest = None
+        self.weights: bytearray | None = None  # None before the start, and in sleep level 2
+        self.kv_cache: bytearray | None = None
+        self.expected_digest: str | None = None
 
-    def load(self):
-        """Read the weights and check them. Raises OSError or ValueError with the cause and the mend."""
-        with open(digest_path(self.path), encoding="ascii") as source:
-            self.expected_digest = source.read().split()[0]
+    def _loaded(self) -> bytearray:
+        if self.weights is None:
+            raise ValueError("the weights are not loaded")
+        return self.weights
+
+    def load(self) -> None:
+        """Read the weights and check them. Raises OSError or ValueError with the cause and the fix."""
+        with open(digest_path(self.path), encoding="ascii") as sums:
+            self.expected_digest = sums.read().split()[0]
         size = os.path.getsize(self.path)
         if size < PAGE_BYTES:
             raise ValueError(f"the weights file {self.path} holds {size} bytes only; make it again with --make-weights")
@@ -115,30 +126,31 @@ class Model:
             )
         self.weights = weights
 
-    def allocate_kv_cache(self):
+    def allocate_kv_cache(self) -> None:
         """Fill the cache with bytes that a checkpoint cannot leave out (zero pages would be)."""
-        repeats = -(-self.kv_bytes // len(self.weights))
-        self.kv_cache = (self.weights * repeats)[: self.kv_bytes]
+        weights = self._loaded()
+        repeats = -(-self.kv_bytes // len(weights))
+        self.kv_cache = (weights * repeats)[: self.kv_bytes]
 
-    def digest(self):
+    def digest(self) -> str:
         """sha256 of the weights as they lie in memory now."""
-        return hashlib.sha256(self.weights).hexdigest()
+        return hashlib.sha256(self._loaded()).hexdigest()
 
-    def kv_cache_digest(self):
+    def kv_cache_digest(self) -> str | None:
         """sha256 of the KV cache as it lies in memory now; None without one."""
         return None if self.kv_cache is None else hashlib.sha256(self.kv_cache).hexdigest()
 
-    def tokens(self, prompt, count, salt=b""):
+    def tokens(self, prompt: str, count: int, salt: bytes = b"") -> Iterator[str]:
         """Yield `count` tokens (strings). Without a salt the same prompt yields the same tokens."""
         state = hashlib.blake2b(prompt.encode("utf-8"), key=salt[:64], digest_size=32).digest()
         for _ in range(count):
             offset = int.from_bytes(state[:4], "little") % PAGE_BYTES
-            one_byte_of_every_page = self.weights[offset::PAGE_BYTES]
+            one_byte_of_every_page = self._loaded()[offset::PAGE_BYTES]
             state = hashlib.blake2b(one_byte_of_every_page, key=state, digest_size=32).digest()
             yield token_text(state)
 
 
-def token_text(state):
+def token_text(state: bytes) -> str:
     """The word that stands for a decoder state."""
     syllables = 1 + state[0] % 3
     letters = [
@@ -151,7 +163,7 @@ def token_text(state):
 class Engine:
     """State of the server: readiness, sleep level and the counters, all of it in memory only."""
 
-    def __init__(self, model, model_name):
+    def __init__(self, model: Model, model_name: str) -> None:
         self.model = model
         self.model_name = model_name
         self.ready = threading.Event()
@@ -159,9 +171,9 @@ class Engine:
         self.started_at = int(time.time())
         self.requests_total = 0
         self.tokens_total = 0
-        self.asleep = set()
+        self.asleep: set[str] = set()
 
-    def start(self):
+    def start(self) -> None:
         """Load, warm up, and only then report ready."""
         self.model.load()
         self.model.allocate_kv_cache()
@@ -169,13 +181,13 @@ class Engine:
             pass
         self.ready.set()
 
-    def count(self, tokens):
+    def count(self, tokens: int) -> None:
         """One finished request of `tokens` tokens."""
         with self.lock:
             self.requests_total += 1
             self.tokens_total += tokens
 
-    def sleep(self, level):
+    def sleep(self, level: int | None) -> None:
         """Level 1 gives up the KV cache, level 2 the weights too (they stay on disk)."""
         if level not in (1, 2):
             raise RequestError("level must be 1 or 2", param="level")
@@ -185,23 +197,24 @@ class Engine:
             if level == 2:
                 self.model.weights = None
 
-    def wake_up(self, tags):
+    def wake_up(self, tags: Iterable[str]) -> None:
         """Take back what `tags` names. Weights that level 2 gave up come back with reload_weights."""
-        unknown = set(tags) - {"weights", "kv_cache"}
+        wanted = set(tags)
+        unknown = wanted - {"weights", "kv_cache"}
         if unknown:
             raise RequestError(
                 "unknown tag {}; the tags are weights and kv_cache".format(", ".join(sorted(unknown))), param="tags"
             )
         with self.lock:
-            if "kv_cache" in tags and self.model.kv_cache is None:
+            if "kv_cache" in wanted and self.model.kv_cache is None:
                 if self.model.weights is None:
                     raise RequestError(
                         "the weights were given up by sleep level 2; call reload_weights first", status=409
                     )
                 self.model.allocate_kv_cache()
-            self.asleep -= set(tags)
+            self.asleep -= wanted
 
-    def reload_weights(self):
+    def reload_weights(self) -> None:
         """Read the weights again after sleep level 2."""
         with self.lock:
             if self.model.weights is None:
@@ -211,7 +224,7 @@ class Engine:
 class Completion:
     """A validated request to /v1/completions."""
 
-    def __init__(self, body, model_name):
+    def __init__(self, body: Any, model_name: str) -> None:
         if not isinstance(body, dict):
             raise RequestError("the body must be a JSON object")
         asked = body.get("model", model_name)
@@ -219,9 +232,10 @@ class Completion:
             raise RequestError(
                 f"the model `{asked}` does not exist; this server has `{model_name}`", 404, "model", "NotFoundError"
             )
-        self.prompt = body.get("prompt")
-        if not isinstance(self.prompt, str):
+        prompt = body.get("prompt")
+        if not isinstance(prompt, str):
             raise RequestError("prompt must be a string", param="prompt")
+        self.prompt = prompt
         self.max_tokens = body.get("max_tokens", 16)
         if type(self.max_tokens) is not int or not 1 <= self.max_tokens <= MAX_TOKENS_LIMIT:
             raise RequestError(f"max_tokens must be an integer from 1 to {MAX_TOKENS_LIMIT}", param="max_tokens")
@@ -235,7 +249,7 @@ class Completion:
         if not isinstance(self.stream, bool):
             raise RequestError("stream must be true or false", param="stream")
 
-    def salt(self):
+    def salt(self) -> bytes:
         """Nothing at temperature 0; else the seed, or chance."""
         if self.temperature == 0:
             return b""
@@ -249,9 +263,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version = "gpuckpt-reference/1"
     timeout = IDLE_CONNECTION_S
     disable_nagle_algorithm = True
-    engine = None
+    engine: Engine  # serve() sets it
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         self._dispatch(
             {
                 "/health": self._health,
@@ -262,7 +276,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             }
         )
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         self._dispatch(
             {
                 "/v1/completions": self._completions,
@@ -272,10 +286,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             }
         )
 
-    def log_message(self, format, *args):
+    def log_message(self, format: str, *args: Any) -> None:
         """Requests are not logged: a checkpointed process must not hold a growing file."""
 
-    def _dispatch(self, routes):
+    def _dispatch(self, routes: dict[str, Callable[[], None]]) -> None:
         address = urllib.parse.urlsplit(self.path)
         self.query = urllib.parse.parse_qs(address.query)
         self.body_bytes = b""
@@ -292,7 +306,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    def _read_body(self):
+    def _read_body(self) -> None:
         try:
             length = int(self.headers.get("Content-Length", 0))
         except ValueError:
@@ -302,17 +316,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raise RequestError(f"Content-Length must be from 0 to {MAX_BODY_BYTES}")
         self.body_bytes = self.rfile.read(length)
 
-    def _json_body(self):
+    def _json_body(self) -> Any:
         try:
             return json.loads(self.body_bytes)
         except ValueError as error:
             raise RequestError(f"the body is not valid JSON: {error}") from None
 
-    def _require_ready(self):
+    def _require_ready(self) -> None:
         if not self.engine.ready.is_set():
             raise RequestError("the model is still loading", status=503, kind="service_unavailable")
 
-    def _require_awake(self):
+    def _require_awake(self) -> None:
         self._require_ready()
         if self.engine.asleep or self.engine.model.weights is None:
             raise RequestError(
@@ -321,21 +335,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 kind="service_unavailable",
             )
 
-    def _send(self, payload, content_type, status=200):
+    def _send(self, payload: bytes, content_type: str, status: int = 200) -> None:
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(payload)))
         self.end_headers()
         self.wfile.write(payload)
 
-    def _send_json(self, value, status=200):
+    def _send_json(self, value: dict[str, Any], status: int = 200) -> None:
         self._send(json.dumps(value).encode("utf-8"), "application/json", status)
 
-    def _health(self):
+    def _health(self) -> None:
         self._require_ready()
         self._send(b"", "text/plain")
 
-    def _models(self):
+    def _models(self) -> None:
         entry = {
             "id": self.engine.model_name,
             "object": "model",
@@ -344,7 +358,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         }
         self._send_json({"object": "list", "data": [entry]})
 
-    def _metrics(self):
+    def _metrics(self) -> None:
         lines = []
         for name, value, text in (
             ("gpuckpt_requests_total", self.engine.requests_total, "Completions finished since the process started."),
@@ -353,10 +367,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             lines += [f"# HELP {name} {text}", f"# TYPE {name} counter", f"{name} {value}"]
         self._send(("\n".join(lines) + "\n").encode("ascii"), "text/plain; version=0.0.4")
 
-    def _is_sleeping(self):
+    def _is_sleeping(self) -> None:
         self._send_json({"is_sleeping": bool(self.engine.asleep)})
 
-    def _digest(self):
+    def _digest(self) -> None:
         self._require_awake()
         actual = self.engine.model.digest()
         self._send_json(
@@ -368,18 +382,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             }
         )
 
-    def _sleep(self):
+    def _sleep(self) -> None:
         self._require_ready()
         level = self.query.get("level", ["1"])[0]
         self.engine.sleep(int(level) if level.isdigit() else None)
         self._send(b"", "text/plain")
 
-    def _wake_up(self):
+    def _wake_up(self) -> None:
         self._require_ready()
         self.engine.wake_up(self.query.get("tags", ["weights", "kv_cache"]))
         self._send(b"", "text/plain")
 
-    def _collective_rpc(self):
+    def _collective_rpc(self) -> None:
         self._require_ready()
         body = self._json_body()
         method = body.get("method") if isinstance(body, dict) else None
@@ -388,7 +402,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.engine.reload_weights()
         self._send_json({"results": [None]})
 
-    def _completions(self):
+    def _completions(self) -> None:
         self._require_awake()
         request = Completion(self._json_body(), self.engine.model_name)
         identity = "cmpl-" + os.urandom(8).hex()
@@ -398,7 +412,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self._answer(identity, tokens, request)
 
-    def _chunk(self, identity, text, finish_reason):
+    def _chunk(self, identity: str, text: str, finish_reason: str | None) -> dict[str, Any]:
         return {
             "id": identity,
             "object": "text_completion",
@@ -407,7 +421,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}],
         }
 
-    def _answer(self, identity, tokens, request):
+    def _answer(self, identity: str, tokens: Iterable[str], request: Completion) -> None:
         answer = self._chunk(identity, "".join(tokens), "length")
         prompt_tokens = len(request.prompt.split())
         answer["usage"] = {
@@ -418,7 +432,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.engine.count(request.max_tokens)
         self._send_json(answer)
 
-    def _stream(self, identity, tokens, count):
+    def _stream(self, identity: str, tokens: Iterable[str], count: int) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
@@ -431,7 +445,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._event("[DONE]")
         self.wfile.write(b"0\r\n\r\n")
 
-    def _event(self, data):
+    def _event(self, data: str) -> None:
         payload = f"data: {data}\n\n".encode()
         self.wfile.write(b"%x\r\n%s\r\n" % (len(payload), payload))
 
@@ -443,16 +457,16 @@ class Server(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, address, handler):
+    def __init__(self, address: tuple[str, int], handler: type[Handler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
 
 
-def parse_arguments(arguments):
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse ends the process with a message when it is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument(
-        "--weights", required=True, metavar="FILE", help="weights file; its sha256 lies beside it in FILE.sha256"
+        "--weights", required=True, metavar="FILE", help="weights file; its sha256 lies next to it in FILE.sha256"
     )
     parser.add_argument(
         "--make-weights", type=int, metavar="MIB", help="write FILE with so many MiB of seeded random bytes, and end"
@@ -474,7 +488,7 @@ def parse_arguments(arguments):
     return options
 
 
-def serve(options):
+def serve(options: argparse.Namespace) -> int:
     """Listen, load, serve until SIGTERM. Returns the exit status."""
     Handler.engine = Engine(Model(options.weights, options.kv_mib), options.model)
     host = options.host.strip("[]")
@@ -497,7 +511,7 @@ def serve(options):
     return 0
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status."""
     options = parse_arguments(arguments)
     if options.make_weights is not None:

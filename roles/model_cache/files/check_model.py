@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Compare a model's files with gpuckpt-model.json beside them, and with digests that are given: `check_model.py DIR JSON`.
+"""Compare a model's files with gpuckpt-model.json next to them, and with digests that are given: `check_model.py DIR JSON`.
 
 Names everything that is wrong in one message. A file is read once; digests of files that did not change since the last
 good comparison (size and time of change) are taken as compared, so that the second run is instant. Standard library only.
@@ -13,6 +13,7 @@ import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 MARK = "gpuckpt-model.json"
 STAMP = ".gpuckpt-compared.json"
@@ -27,10 +28,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load(path: Path) -> dict:
+def load(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, an empty one if there is none."""
     try:
-        return json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
     except (OSError, ValueError):
         return {}
 

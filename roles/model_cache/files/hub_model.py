@@ -5,7 +5,7 @@
     hub_model.py --repository OWNER/NAME --revision COMMIT [--token-file FILE] DEST
 
 Needs huggingface_hub. Only what serving needs is fetched: configuration, tokenizer, safetensors. Each file is compared with
-the digest that the hub has of it. Files that arrived whole before a failure wait in .DEST-COMMIT, beside DEST, for the next call.
+the digest that the hub has of it. Files that arrived whole before a failure wait for the next call in .DEST-COMMIT, next to DEST.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MARK = "gpuckpt-model.json"
 
 
 class HubError(Exception):
-    """Something the user must mend; the text says what and how."""
+    """Something the user must fix; the text says what and how."""
 
 
 def sha256_of(path: Path) -> str:
@@ -81,9 +81,9 @@ def differs(path: Path, file: Any) -> bool:
     if not path.is_file():
         return True
     if file.lfs is not None:
-        return sha256_of(path) != file.lfs.sha256
+        return bool(sha256_of(path) != file.lfs.sha256)
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != file.blob_id
+    return bool(hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() != file.blob_id)
 
 
 def download(repository: str, revision: str, token: str | None, folder: Path) -> None:
@@ -116,7 +116,7 @@ def download(repository: str, revision: str, token: str | None, folder: Path) ->
 
 
 def explain(error: Exception) -> str:
-    """Say in one sentence what the hub's library raised, and how to mend it."""
+    """Say in one sentence what the hub's library raised, and how to fix it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, ImportError):
         return f"{sys.executable} lacks huggingface_hub ({error}); install it there, or name another model_cache_python"

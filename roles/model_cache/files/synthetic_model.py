@@ -23,6 +23,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ MARK = "gpuckpt-model.json"
 STAMP = ".gpuckpt-compared.json"
 
 
-def make_config(architecture: str):  # type: ignore[no-untyped-def]
+def make_config(architecture: str) -> Any:
     """Return the transformers configuration of an architecture; its last token ends a text."""
     import transformers
 
@@ -109,7 +110,7 @@ def make_config(architecture: str):  # type: ignore[no-untyped-def]
     )
 
 
-def make_tensor(name: str, shape: tuple[int, ...], seed: int):  # type: ignore[no-untyped-def]
+def make_tensor(name: str, shape: tuple[int, ...], seed: int) -> Any:
     """Return one tensor (bfloat16), from a generator of its own."""
     import torch
 
@@ -127,7 +128,7 @@ def make_tensor(name: str, shape: tuple[int, ...], seed: int):  # type: ignore[n
     return values.to(torch.bfloat16)
 
 
-def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type-arg]
+def make_weights(config: Any, seed: int) -> dict[str, Any]:
     """Return the named tensors, the same whatever the order and the number of threads."""
     import torch
     import transformers
@@ -144,7 +145,7 @@ def make_weights(config, seed: int) -> dict:  # type: ignore[no-untyped-def,type
         return dict(zip(largest_first, made))
 
 
-def make_tokenizer(vocab_size: int):  # type: ignore[no-untyped-def]
+def make_tokenizer(vocab_size: int) -> Any:
     """Return a tokenizer of bytes: 256 entries that encode any text, filler up to the vocabulary's size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -195,7 +196,7 @@ def is_complete(folder: Path, architecture: str, seed: int) -> bool:
         mark = json.loads((folder / MARK).read_text())
     except (OSError, ValueError):
         return False
-    return mark.get("architecture") == architecture and mark.get("seed") == seed
+    return bool(mark.get("architecture") == architecture and mark.get("seed") == seed)
 
 
 def main() -> int:

@@ -121,7 +121,7 @@ class CheckpointBackend(CuMemBackend):
 
     @staticmethod
     def _allocations(tags: list[str] | None) -> list[tuple[int, Any]]:
-        known = get_mem_allocator_instance().pointer_to_data  # type: ignore[attr-defined]
+        known = get_mem_allocator_instance().pointer_to_data
         return [(pointer, data) for pointer, data in sorted(known.items()) if tags is None or data.tag in tags]
 
     def _stage(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How GPU memory changes hands: file descriptors through a socket beside the weights file.
+"""How GPU memory changes hands: file descriptors through a socket next to the weights file.
 
 Whoever has the weights on the GPU listens there; whoever wants them connects, and receives one descriptor for each allocation, in
 the order of the layout. Nobody listening, or an end before the last one, means: read the file yourself.

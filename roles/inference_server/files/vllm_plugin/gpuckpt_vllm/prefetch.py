@@ -10,7 +10,7 @@ context of its own, copies the weights into memory of its own, and hands that me
 maps it where its weights were, and copies nothing. Start it together with the restore. Without it, or if it fails, the
 engine reads the file itself.
 
-Made beside a restore, a context takes 0.26 to 0.30 s and lengthens the driver's part of it by 0.14 s (three restores on an
+Made during a restore, a context takes 0.26 to 0.30 s and lengthens the driver's part of it by 0.14 s (three restores on an
 H100: reports/published/h100-native). With --standby it is made beforehand, on every GPU, and takes 0.6 GiB there meanwhile.
 
 It stays until standard input ends, or for --linger seconds after the handover: the end of a context keeps the driver busy,
@@ -28,7 +28,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# The package beside it, whose other half belongs to vLLM.
+# The package next to it, whose other half belongs to vLLM.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gpuckpt_vllm import handover

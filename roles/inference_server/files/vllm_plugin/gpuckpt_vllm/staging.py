@@ -63,7 +63,7 @@ class Layout:
         return weights.with_suffix(".json")
 
     def save(self, weights: Path) -> None:
-        """Write it beside the weights."""
+        """Write it next to the weights."""
         self.path(weights).write_text(json.dumps({"gpu": self.gpu, "sizes": self.sizes}) + "\n")
 
     @classmethod
