@@ -56,7 +56,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 plan:
-  description: GPUs with their generations, kind and source of the modules, features, problems with their mend.
+  description: GPUs with their generations, kind and source of the modules, features, problems with their fix.
   type: dict
   returned: always
 observed:

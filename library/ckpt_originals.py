@@ -81,7 +81,7 @@ LINK = "link to "
 
 
 class Record:
-    """What paths were before a role changed them; kept in ``<folder>/<name>.json`` with copies beside it."""
+    """What paths were before a role changed them; kept in ``<folder>/<name>.json`` with copies next to it."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.manifest = folder / f"{name}.json"

@@ -188,7 +188,7 @@ commands, of which `gpuckpt COMMAND --help` tells more:
 
 
 def _environment() -> dict[str, str]:
-    """The project's configuration, the ansible-playbook beside this program, and what Ansible cannot do without."""
+    """The project's configuration, the ansible-playbook next to this program, and what Ansible cannot do without."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     # Set, as images of containers do, it makes Python read a module that is piped to it byte by byte: 30 ms a task.
     environment = {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "PATH": path, "PYTHONUNBUFFERED": ""}

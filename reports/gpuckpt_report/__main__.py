@@ -502,7 +502,7 @@ COMMANDS: dict[str, Action] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors that the user can mend end in one message and exit status 1."""
+    """Run one command; errors that the user can fix end in one message and exit status 1."""
     arguments = parser().parse_args(argv)
     try:
         return int(arguments.action(arguments))

@@ -5,4 +5,4 @@ from __future__ import annotations
 
 
 class ReportError(Exception):
-    """Bad input: the message names the cause and the mend, and is printed without a traceback."""
+    """Bad input: the message names the cause and the fix, and is printed without a traceback."""

@@ -70,7 +70,7 @@ class Wish:
 
 @dataclass
 class Plan:
-    """What is to be done, and why it cannot be (`problems`, one sentence each with the mend)."""
+    """What is to be done, and why it cannot be (`problems`, one sentence each with the fix)."""
 
     gpus: dict[str, str] = field(default_factory=dict)  # PCI address → generation
     kind: str = "none"  # open, proprietary, none

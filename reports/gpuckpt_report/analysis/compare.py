@@ -249,7 +249,7 @@ def _host_pairs(before: Sequence[RunAnalysis], after: Sequence[RunAnalysis]) -> 
 
 
 def _differences(pair: Pair, allowed: Sequence[str]) -> list[str]:
-    """What differs beside the lanes, in words.
+    """What differs apart from the lanes, in words.
 
     :raises ReportError: if something differs that must not
     """

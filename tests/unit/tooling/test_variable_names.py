@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A mend that a message or a page gives names a variable that there is."""
+"""A fix that a message or a page gives names a variable that there is."""
 
 import re
 from pathlib import Path
