@@ -1,13 +1,13 @@
 #!/usr/bin/python
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What would fail on a node, why, and how to mend it."""
+"""What would fail on a node, why, and how to fix it."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
 module: ckpt_doctor
-short_description: Examine what a node can do, and say how to mend what it cannot
+short_description: Examine what a node can do, and say how to fix what it cannot
 version_added: "0.1.0"
 description:
   - Judges everything that checkpoints and restores of an inference server depend on, and returns one finding for each.
@@ -82,8 +82,8 @@ findings:
     state: {description: "One of ok, warn, fail, skip.", type: str, sample: ok}
     detail: {description: What was found., type: str, sample: works (0.31 s)}
     why: {description: What goes wrong where it fails., type: str}
-    mend: {description: "What to do, null if there is nothing to do.", type: str}
-    fix: {description: "A command that does it, null if there is none.", type: str}
+    fix: {description: "What to do, null if there is nothing to do.", type: str}
+    command: {description: "A command that does it, null if there is none.", type: str}
 count:
   description: How many findings there are of each state.
   returned: always
@@ -106,7 +106,7 @@ actions:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ckpt.doctor import GROUPS, Patient, count, examine, matrix
+from ansible.module_utils.ckpt.doctor import GROUPS, CheckContext, count, examine, matrix
 
 # Importing these registers their checks.
 from ansible.module_utils.ckpt.doctor import containers, criu, gpu, host, store  # noqa: F401  # isort: skip
@@ -129,7 +129,7 @@ def main() -> None:
     )
     options = module.params
     node = Node()
-    patient = Patient(
+    context = CheckContext(
         node,
         criu_home=options["criu_home"],
         store_path=options["store_path"],
@@ -139,7 +139,7 @@ def main() -> None:
         trial=options["trial"] and not module.check_mode,
         workdir=module.tmpdir,
     )
-    findings = examine(patient, options["groups"])
+    findings = examine(context, options["groups"])
     states = count(findings)
     module.exit_json(
         changed=False,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The matrix of what a node can do. Each check judges one thing and changes nothing.
 
-A check is a function of a `Patient` that returns a `Verdict`; the decorator gives it a name, a title, and why it
+A check is a function of a `CheckContext` that returns a `Verdict`; the decorator gives it a name, a title, and why it
 matters. `examine` runs them in order. A check that breaks is a failure of its own and does not stop the others.
 """
 
@@ -23,12 +23,12 @@ GROUPS = ("host", "criu", "containers", "store", "server", "gpu")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check found; `mend` tells what to do, `fix` is a command that does it."""
+    """What a check found; `fix` tells what to do, `command` is a command that does it."""
 
     state: str
     detail: str
-    mend: str | None = None
     fix: str | None = None
+    command: str | None = None
 
 
 def ok(detail: str) -> Verdict:
@@ -41,18 +41,18 @@ def skip(detail: str) -> Verdict:
     return Verdict("skip", detail)
 
 
-def warn(detail: str, mend: str, fix: str | None = None) -> Verdict:
+def warn(detail: str, fix: str, command: str | None = None) -> Verdict:
     """Works, but not as well as it could, or not for everything."""
-    return Verdict("warn", detail, mend, fix)
+    return Verdict("warn", detail, fix, command)
 
 
-def fail(detail: str, mend: str, fix: str | None = None) -> Verdict:
+def fail(detail: str, fix: str, command: str | None = None) -> Verdict:
     """A checkpoint or a restore would fail."""
-    return Verdict("fail", detail, mend, fix)
+    return Verdict("fail", detail, fix, command)
 
 
 @dataclass
-class Patient:
+class CheckContext:
     """A node, what is expected of it, and what several checks look at, read once."""
 
     node: Node
@@ -123,7 +123,7 @@ class Check:
     group: str
     title: str
     why: str
-    judge: Callable[[Patient], Verdict] = field(repr=False)
+    judge: Callable[[CheckContext], Verdict] = field(repr=False)
 
 
 REGISTRY: list[Check] = []
@@ -131,10 +131,10 @@ REGISTRY: list[Check] = []
 
 def check(
     id: str, group: str, title: str, why: str
-) -> Callable[[Callable[[Patient], Verdict]], Callable[[Patient], Verdict]]:
+) -> Callable[[Callable[[CheckContext], Verdict]], Callable[[CheckContext], Verdict]]:
     """Registers a check under an id; `why` says what goes wrong where it fails."""
 
-    def register(judge: Callable[[Patient], Verdict]) -> Callable[[Patient], Verdict]:
+    def register(judge: Callable[[CheckContext], Verdict]) -> Callable[[CheckContext], Verdict]:
         REGISTRY.append(Check(id, group, title, why, judge))
         return judge
 
@@ -151,31 +151,31 @@ class Finding:
     state: str
     detail: str
     why: str
-    mend: str | None
     fix: str | None
+    command: str | None
 
     def as_dict(self) -> dict[str, str | None]:
         """For a module's result."""
         return asdict(self)
 
 
-def examine(patient: Patient, groups: Iterable[str] = GROUPS) -> list[Finding]:
+def examine(context: CheckContext, groups: Iterable[str] = GROUPS) -> list[Finding]:
     """Runs the checks of the groups, in the order of GROUPS."""
     wanted = [one for group in GROUPS if group in set(groups) for one in REGISTRY if one.group == group]
-    return [_judge(one, patient) for one in wanted]
+    return [_judge(one, context) for one in wanted]
 
 
-def _judge(one: Check, patient: Patient) -> Finding:
-    if one.group == "gpu" and not patient.has_gpu:
+def _judge(one: Check, context: CheckContext) -> Finding:
+    if one.group == "gpu" and not context.has_gpu:
         verdict = skip("no NVIDIA GPU on this node")
     else:
-        verdict = _guarded(one, patient)
-    return Finding(one.id, one.group, one.title, verdict.state, verdict.detail, one.why, verdict.mend, verdict.fix)
+        verdict = _guarded(one, context)
+    return Finding(one.id, one.group, one.title, verdict.state, verdict.detail, one.why, verdict.fix, verdict.command)
 
 
-def _guarded(one: Check, patient: Patient) -> Verdict:
+def _guarded(one: Check, context: CheckContext) -> Verdict:
     try:
-        return one.judge(patient)
+        return one.judge(context)
     except CkptError as error:
         return fail(error.message, "See why the command did not end.")
     except Exception as error:  # one broken check must not hide the others
@@ -186,7 +186,7 @@ def _guarded(one: Check, patient: Patient) -> Verdict:
 
 
 def matrix(findings: Iterable[Finding]) -> list[str]:
-    """Returns the matrix as lines to read: one for each check, its reason and mend below those that are not ok."""
+    """Returns the matrix as lines to read: one for each check, its reason and fix below those that are not ok."""
     lines = []
     group = ""
     for finding in findings:
@@ -196,7 +196,7 @@ def matrix(findings: Iterable[Finding]) -> list[str]:
         lines.append(f"  {finding.state:<4}  {finding.title:<30} {finding.detail}")
         if finding.state in ("warn", "fail"):
             lines.append(f"          why:  {finding.why}")
-            lines.append(f"          mend: {finding.mend}" + (f"  ({finding.fix})" if finding.fix else ""))
+            lines.append(f"          fix:  {finding.fix}" + (f"  ({finding.command})" if finding.command else ""))
     return lines
 
 

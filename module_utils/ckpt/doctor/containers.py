@@ -9,7 +9,7 @@ from typing import Any
 
 from ..node.inspection import open_files_limit, program_version
 from ..parsing import FormatError, parse_json, pick
-from . import Patient, Verdict, check, fail, ok, skip, warn
+from . import CheckContext, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 ENOSYS = 38
@@ -31,15 +31,15 @@ NOFILE = re.compile(r"nofile=(?:-?[0-9]{1,19}:)?(-?[0-9]{1,19})")
     "podman",
     "The runtime that users run; without it only the runtime `process` can be measured.",
 )
-def podman(patient: Patient) -> Verdict:
+def podman(context: CheckContext) -> Verdict:
     """podman runs."""
-    if patient.podman is None:
+    if context.podman is None:
         return warn(
             "not installed",
             "Run provision.yml (role container_runtime), or use lanes of the runtime `process`.",
             PROVISION,
         )
-    version = program_version(patient.node, patient.podman, "--version")
+    version = program_version(context.node, context.podman, "--version")
     if version is None:
         return fail("podman --version fails", "Reinstall podman.", "apt-get install --reinstall podman")
     return ok(version)
@@ -51,11 +51,11 @@ def podman(patient: Patient) -> Verdict:
     "OCI runtime",
     "podman hands checkpoints to it; crun can only if it was built with CRIU, and loads libcriu then.",
 )
-def oci_runtime(patient: Patient) -> Verdict:
+def oci_runtime(context: CheckContext) -> Verdict:
     """podman's runtime can checkpoint, on this kind of cgroups."""
-    if patient.podman is None:
+    if context.podman is None:
         return skip("no podman")
-    done = patient.node.run(patient.podman, "info", "--format", "json")
+    done = context.node.run(context.podman, "info", "--format", "json")
     if done.rc != 0:
         return fail(
             f"podman info fails: {done.stderr.strip().splitlines()[-1:]}",
@@ -65,8 +65,8 @@ def oci_runtime(patient: Patient) -> Verdict:
         name, version = named_runtime(done.stdout)
     except FormatError as error:
         return fail(f"what podman info says {error}", "Use the podman that provision.yml installs.", PROVISION)
-    libraries = patient.node.run("ldconfig", "-p").stdout
-    return judge_runtime(name, version, patient.cgroups, LIBCRIU in libraries)
+    libraries = context.node.run("ldconfig", "-p").stdout
+    return judge_runtime(name, version, context.cgroups, LIBCRIU in libraries)
 
 
 def named_runtime(text: str) -> tuple[str, str]:
@@ -99,9 +99,9 @@ def judge_runtime(name: str, version: str, cgroup_mode: str, libcriu: bool) -> V
     "container network",
     "podman's bridge needs a packet filter; CRIU locks the network of a container with it.",
 )
-def network(patient: Patient) -> Verdict:
+def network(context: CheckContext) -> Verdict:
     """iptables or nft is there."""
-    found = [tool for tool in ("iptables", "nft") if patient.node.which(tool)]
+    found = [tool for tool in ("iptables", "nft") if context.node.which(tool)]
     if found:
         return ok(", ".join(found))
     return warn(
@@ -115,13 +115,13 @@ def network(patient: Patient) -> Verdict:
     "limits of containers",
     "A container whose limits exceed the machine's hard limits does not start where CAP_SYS_RESOURCE is missing.",
 )
-def container_limits(patient: Patient) -> Verdict:
+def container_limits(context: CheckContext) -> Verdict:
     """default_ulimits fits the hard limit of open files."""
     hard = open_files_limit()
-    if patient.capabilities["CAP_SYS_RESOURCE"] or hard == -1:
+    if context.capabilities["CAP_SYS_RESOURCE"] or hard == -1:
         return ok("limits can be raised here")
     try:
-        asked = default_nofile(containers_config(patient))
+        asked = default_nofile(containers_config(context))
     except FormatError as error:
         return fail(f"containers.conf {error}", "Correct it, or its drop-ins.", PROVISION)
     if asked is None:
@@ -139,10 +139,10 @@ def container_limits(patient: Patient) -> Verdict:
     return ok(f"nofile {asked}, hard limit {hard}")
 
 
-def containers_config(patient: Patient) -> list[str]:
+def containers_config(context: CheckContext) -> list[str]:
     """Returns the texts of containers.conf and its drop-ins, in the order in which podman reads them."""
-    paths = [*CONTAINERS_CONF, *patient.node.glob(CONTAINERS_CONF_D)]
-    return [text for text in map(patient.node.read, paths) if text is not None]
+    paths = [*CONTAINERS_CONF, *context.node.glob(CONTAINERS_CONF_D)]
+    return [text for text in map(context.node.read, paths) if text is not None]
 
 
 def default_nofile(texts: list[str]) -> int | None:
@@ -165,19 +165,19 @@ def default_nofile(texts: list[str]) -> int | None:
     "seccomp profile",
     "It must answer io_uring with ENOSYS, so that libraries fall back instead of failing.",
 )
-def seccomp(patient: Patient) -> Verdict:
+def seccomp(context: CheckContext) -> Verdict:
     """The profile denies io_uring in the way that libraries understand."""
-    text = patient.node.read(patient.seccomp_path)
+    text = context.node.read(context.seccomp_path)
     if text is None:
         return warn(
-            f"{patient.seccomp_path} does not exist",
+            f"{context.seccomp_path} does not exist",
             "Run provision.yml (role seccomp_profile). podman's default denies io_uring too, --privileged does not.",
             PROVISION,
         )
     try:
         answered = io_uring_answers(parse_json(text))
     except FormatError as error:
-        return fail(f"{patient.seccomp_path} {error}", "Run provision.yml (role seccomp_profile).", PROVISION)
+        return fail(f"{context.seccomp_path} {error}", "Run provision.yml (role seccomp_profile).", PROVISION)
     wrong = sorted(call for call in IO_URING_CALLS if answered.get(call) != ENOSYS)
     if wrong:
         return fail(
@@ -192,15 +192,15 @@ def seccomp(patient: Patient) -> Verdict:
     "AppArmor",
     "A container is restored under the profile that it was checkpointed under; CRIU fails where that is not loaded.",
 )
-def apparmor(patient: Patient) -> Verdict:
+def apparmor(context: CheckContext) -> Verdict:
     """Where podman confines containers with its own profile, the profile is loaded."""
-    if patient.podman is None:
+    if context.podman is None:
         return skip("no podman")
-    if patient.node.read(APPARMOR_SWITCH) != "Y":
+    if context.node.read(APPARMOR_SWITCH) != "Y":
         return ok("not in use on this kernel")
-    if not patient.node.which("apparmor_parser"):
+    if not context.node.which("apparmor_parser"):
         return ok("no apparmor_parser, so podman confines no container with it")
-    profiles = patient.node.read(APPARMOR_PROFILES)
+    profiles = context.node.read(APPARMOR_PROFILES)
     if profiles is None:
         return warn(
             f"{APPARMOR_PROFILES} cannot be read",

@@ -9,7 +9,7 @@ from ..criu import builds as criu_builds
 from ..criu.settings import CONFIG_FILE, DEFAULTS_FILE, OVERRIDES_FILE, SWITCH
 from ..node.inspection import program_version
 from ..versions import version_tuple
-from . import Patient, Verdict, check, fail, ok, skip, warn
+from . import CheckContext, Verdict, check, fail, ok, skip, warn
 from .trial import try_listener
 
 WANTED = "4.2.1"
@@ -26,15 +26,15 @@ GLOBAL_CONFIGS = ("/etc/criu/default.conf", "/root/.criu/default.conf")
     "criu in PATH",
     "podman, runc and crun take criu from PATH; the front gives it the node's and the lane's settings.",
 )
-def front(patient: Patient) -> Verdict:
+def front(context: CheckContext) -> Verdict:
     """The first criu in PATH is our front."""
-    if patient.criu is None:
+    if context.criu is None:
         return fail("no criu in PATH", "Run provision.yml (role criu).", PROVISION)
-    real = os.path.realpath(patient.node.path(patient.criu))
-    if real.startswith(patient.node.path(patient.criu_home) + "/"):
-        return ok(f"{patient.criu} → {real}")
+    real = os.path.realpath(context.node.path(context.criu))
+    if real.startswith(context.node.path(context.criu_home) + "/"):
+        return ok(f"{context.criu} → {real}")
     return warn(
-        f"{patient.criu} is not the front of {patient.criu_home}",
+        f"{context.criu} is not the front of {context.criu_home}",
         "Run provision.yml (role criu); until then no switch of a lane reaches podman's CRIU.",
         PROVISION,
     )
@@ -46,9 +46,9 @@ def front(patient: Patient) -> Verdict:
     "CRIU version",
     "Older ones cannot dump what this kernel made: 4.1.1 fails on TCP listeners of Linux 6.18.",
 )
-def version(patient: Patient) -> Verdict:
+def version(context: CheckContext) -> Verdict:
     """The criu in PATH is the release that the project is tested with, or newer."""
-    found = program_version(patient.node, patient.criu, "--version") if patient.criu else None
+    found = program_version(context.node, context.criu, "--version") if context.criu else None
     if found is None:
         return fail("criu does not run", "Run provision.yml (role criu).", PROVISION)
     if version_tuple(found) < version_tuple(WANTED):
@@ -62,24 +62,24 @@ def version(patient: Patient) -> Verdict:
     "builds side by side",
     "A lane names a build; one that is not what it says makes the comparison worthless.",
 )
-def builds(patient: Patient) -> Verdict:
+def builds(context: CheckContext) -> Verdict:
     """Every build that a lane can name is complete and is what its BUILD.json says."""
-    named = [one for one in patient.builds if one.names]
+    named = [one for one in context.builds if one.names]
     if not named:
-        return fail(f"none below {patient.criu_home}", "Run provision.yml (role criu).", PROVISION)
+        return fail(f"none below {context.criu_home}", "Run provision.yml (role criu).", PROVISION)
     troubles = [f"{'/'.join(sorted(one.names))}: {problem}" for one in named for problem in one.problems]
-    troubles += [f"{link} leads nowhere" for link in criu_builds.dangling(patient.node, patient.criu_home)]
-    if patient.current is None:
-        troubles.append(f"{patient.criu_home}/current is missing")
+    troubles += [f"{link} leads nowhere" for link in criu_builds.dangling(context.node, context.criu_home)]
+    if context.current is None:
+        troubles.append(f"{context.criu_home}/current is missing")
     if troubles:
         return fail("; ".join(troubles), "Remove the broken folder and run provision.yml: it builds again.", PROVISION)
     return ok(", ".join(sorted(f"{'/'.join(sorted(one.names))} {one.version}" for one in named)))
 
 
 @check("criu-check", "criu", "criu check", "CRIU's own test of what the kernel offers.")
-def kernel_check(patient: Patient) -> Verdict:
+def kernel_check(context: CheckContext) -> Verdict:
     """`criu check` passes with every build that a lane can name."""
-    named = [one for one in patient.builds if one.names]
+    named = [one for one in context.builds if one.names]
     if not named:
         return skip("no build to ask")
     bad = [one for one in named if one.check not in ("ok", None)]
@@ -99,9 +99,9 @@ def kernel_check(patient: Patient) -> Verdict:
     "settings of the front",
     "Switches that nobody reads, or left by a lane that ended, make a measurement something else than it says.",
 )
-def settings(patient: Patient) -> Verdict:
+def settings(context: CheckContext) -> Verdict:
     """The environment files hold known switches only, and no lane's overrides are left."""
-    files = criu_builds.setting_files(patient.node)
+    files = criu_builds.setting_files(context.node)
     if OVERRIDES_FILE in files:
         return warn(
             f"{OVERRIDES_FILE} overrides the node's settings",
@@ -136,21 +136,21 @@ def settings(patient: Patient) -> Verdict:
     "configuration for containers",
     "runc hands CRIU this file, which overrides podman's options; default.conf reaches every CRIU beside it.",
 )
-def config(patient: Patient) -> Verdict:
+def config(context: CheckContext) -> Verdict:
     """The file that containers use is accepted by CRIU, and no other file mixes in."""
-    text = patient.node.read(CONTAINER_CONFIG)
+    text = context.node.read(CONTAINER_CONFIG)
     if text is None:
         return warn(f"{CONTAINER_CONFIG} does not exist", "Run provision.yml (role criu).", PROVISION)
-    if patient.current is not None:
+    if context.current is not None:
         done = criu_builds.execute(
-            patient.node, patient.current, "check", "--no-default-config", "--config", CONTAINER_CONFIG
+            context.node, context.current, "check", "--no-default-config", "--config", CONTAINER_CONFIG
         )
         if done.rc != 0:
             return fail(
                 f"CRIU refuses {CONTAINER_CONFIG}: {criu_builds.check_result(done)}",
                 "Correct or remove the line that it names.",
             )
-    others = [path for path in GLOBAL_CONFIGS if patient.node.exists(path)]
+    others = [path for path in GLOBAL_CONFIGS if context.node.exists(path)]
     if others:
         return warn(
             f"{', '.join(others)} is read by every CRIU, before {CONTAINER_CONFIG}",
@@ -166,10 +166,10 @@ def config(patient: Patient) -> Verdict:
     "dump and restore of a listener",
     "The real thing: a process with a TCP listener, dumped and restored on this kernel.",
 )
-def trial(patient: Patient) -> Verdict:
+def trial(context: CheckContext) -> Verdict:
     """A small process survives a checkpoint."""
-    if not patient.trial:
+    if not context.trial:
         return skip("not asked for")
-    if patient.criu is None:
+    if context.criu is None:
         return skip("no criu to try")
-    return try_listener(patient.criu, patient.node.commands, patient.workdir)
+    return try_listener(context.criu, context.node.commands, context.workdir)

@@ -15,7 +15,7 @@ from ..node.gpu import (
     processes_named,
 )
 from ..node.inspection import thp
-from . import Patient, Verdict, check, fail, ok, skip, warn
+from . import CheckContext, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 ELF_MAGIC = b"\x7fELF"
@@ -23,15 +23,15 @@ OUR_COMMAND_MARK = b"gpuckpt"
 
 
 @check("driver", "gpu", "NVIDIA driver", "A CUDA checkpoint is the driver's work; each feature has a lowest version.")
-def driver(patient: Patient) -> Verdict:
+def driver(context: CheckContext) -> Verdict:
     """A driver is loaded that can do what CRIU's plugin asks."""
-    if patient.driver is None:
+    if context.driver is None:
         return fail(
-            f"{len(patient.pci_gpus)} NVIDIA GPU(s), but no driver is loaded",
+            f"{len(context.pci_gpus)} NVIDIA GPU(s), but no driver is loaded",
             "Install a driver (role nvidia_driver), reboot where its kernel module needs it.",
             PROVISION,
         )
-    return judge_driver(str(patient.driver["version"]), bool(patient.driver["open"]))
+    return judge_driver(str(context.driver["version"]), bool(context.driver["open"]))
 
 
 def judge_driver(version: str, is_open: bool) -> Verdict:
@@ -55,11 +55,11 @@ def judge_driver(version: str, is_open: bool) -> Verdict:
     "driver and libraries",
     "After an upgrade without a reboot every CUDA call fails with a version mismatch.",
 )
-def libraries(patient: Patient) -> Verdict:
+def libraries(context: CheckContext) -> Verdict:
     """libcuda is of the version of the loaded kernel module."""
-    if patient.driver is None:
+    if context.driver is None:
         return skip("no driver is loaded")
-    return judge_libraries(str(patient.driver["version"]), installed_libraries(patient.node), patient.gpus[1])
+    return judge_libraries(str(context.driver["version"]), installed_libraries(context.node), context.gpus[1])
 
 
 def judge_libraries(loaded: str, found: dict[str, str], complaint: str) -> Verdict:
@@ -73,7 +73,7 @@ def judge_libraries(loaded: str, found: dict[str, str], complaint: str) -> Verdi
     if complaint:
         return fail(
             f"nvidia-smi fails: {complaint.splitlines()[0]}",
-            "Mend the driver first; a mismatch goes away with a reboot.",
+            "Fix the driver first; a mismatch goes away with a reboot.",
         )
     if others:
         return warn(f"libcuda of other versions too: {', '.join(others)}", "Remove what is left of the other driver.")
@@ -86,14 +86,14 @@ def judge_libraries(loaded: str, found: dict[str, str], complaint: str) -> Verdi
 
 
 @check("gpus", "gpu", "GPUs", "What a restore can be put on.")
-def gpus(patient: Patient) -> Verdict:
+def gpus(context: CheckContext) -> Verdict:
     """nvidia-smi sees the GPUs that are on the bus."""
-    seen, complaint = patient.gpus
+    seen, complaint = context.gpus
     if not seen:
-        return fail(f"nvidia-smi: {complaint or 'no GPU'}", "Mend the driver: the GPU is on the bus, but not served.")
-    if len(patient.pci_gpus) > len(seen):
+        return fail(f"nvidia-smi: {complaint or 'no GPU'}", "Fix the driver: the GPU is on the bus, but not served.")
+    if len(context.pci_gpus) > len(seen):
         return warn(
-            f"{len(seen)} of {len(patient.pci_gpus)} GPUs on the bus are served",
+            f"{len(seen)} of {len(context.pci_gpus)} GPUs on the bus are served",
             "Look at the kernel's log for Xid errors.",
         )
     return ok(", ".join(f"{gpu.name} ({gpu.pci})" for gpu in seen))
@@ -105,14 +105,14 @@ def gpus(patient: Patient) -> Verdict:
     "cuda-checkpoint",
     "CRIU's plugin takes a missing one for `not a CUDA process`, and a mock for success.",
 )
-def cuda_checkpoint(patient: Patient) -> Verdict:
+def cuda_checkpoint(context: CheckContext) -> Verdict:
     """The cuda-checkpoint that CRIU finds is a real program."""
-    inside = f"{patient.current.path}/bin/cuda-checkpoint" if patient.current else None
-    path = inside if inside and patient.node.exists(inside) else patient.node.which("cuda-checkpoint")
+    inside = f"{context.current.path}/bin/cuda-checkpoint" if context.current else None
+    path = inside if inside and context.node.exists(inside) else context.node.which("cuda-checkpoint")
     if path is None:
         return fail("not found", "Run provision.yml (role criu): its builds carry one.", PROVISION)
     try:
-        with open(patient.node.path(path), "rb") as source:
+        with open(context.node.path(path), "rb") as source:
             kind = command_kind(source.read())
     except OSError as error:
         return fail(f"{path} cannot be read: {error.strerror}", "Run provision.yml (role criu).", PROVISION)
@@ -136,9 +136,9 @@ def command_kind(content: bytes) -> str:
     "CRIU's CUDA plugin",
     "A plugin of another build than its criu fails to load, or does other things than the lane says.",
 )
-def plugin(patient: Patient) -> Verdict:
+def plugin(context: CheckContext) -> Verdict:
     """The plugin of the build in use is there and of that build."""
-    build = patient.current
+    build = context.current
     if build is None:
         return fail("no build is in use", "Run provision.yml (role criu).", PROVISION)
     if build.plugin_sha256 is None:
@@ -149,7 +149,7 @@ def plugin(patient: Patient) -> Verdict:
         )
     if build.problems:
         return fail("; ".join(build.problems), "Remove the build's folder and run provision.yml.", PROVISION)
-    return ok(f"of the same build as criu ({os.path.basename(os.path.realpath(patient.node.path(build.path)))})")
+    return ok(f"of the same build as criu ({os.path.basename(os.path.realpath(context.node.path(build.path)))})")
 
 
 @check(
@@ -158,9 +158,9 @@ def plugin(patient: Patient) -> Verdict:
     "persistence mode",
     "Without it the driver shuts the GPU down after each dump, and the restore pays for its initialisation.",
 )
-def persistence(patient: Patient) -> Verdict:
+def persistence(context: CheckContext) -> Verdict:
     """Every GPU is kept initialised."""
-    seen, _ = patient.gpus
+    seen, _ = context.gpus
     if not seen:
         return skip("nvidia-smi sees no GPU")
     off = [str(gpu.index) for gpu in seen if not gpu.persistence]
@@ -175,9 +175,9 @@ def persistence(patient: Patient) -> Verdict:
     "huge pages for the dump",
     "The driver's checkpoint is bound by the first touch of fresh host memory.",
 )
-def huge_pages(patient: Patient) -> Verdict:
+def huge_pages(context: CheckContext) -> Verdict:
     """Large host allocations get huge pages."""
-    chosen = thp(patient.node).get("enabled", "not in this kernel")
+    chosen = thp(context.node).get("enabled", "not in this kernel")
     if chosen == "always":
         return ok("always")
     return warn(
@@ -193,11 +193,11 @@ def huge_pages(patient: Patient) -> Verdict:
     "CDI specification",
     "A specification of another driver mounts libraries that no longer exist, or the wrong ones.",
 )
-def cdi(patient: Patient) -> Verdict:
+def cdi(context: CheckContext) -> Verdict:
     """The CDI specification is of the loaded driver."""
-    if patient.driver is None:
+    if context.driver is None:
         return skip("no driver is loaded")
-    return judge_cdi(str(patient.driver["version"]), cdi_specifications(patient.node), patient.podman is not None)
+    return judge_cdi(str(context.driver["version"]), cdi_specifications(context.node), context.podman is not None)
 
 
 def judge_cdi(loaded: str, specifications: dict[str, set[str]], has_podman: bool) -> Verdict:
@@ -224,28 +224,28 @@ def judge_cdi(loaded: str, specifications: dict[str, set[str]], has_podman: bool
     "libraries for containers",
     "The folder is mounted into containers; libraries of an older driver in it fail at the first CUDA call.",
 )
-def container_libraries(patient: Patient) -> Verdict:
+def container_libraries(context: CheckContext) -> Verdict:
     """/opt/nvidia-libs is of the loaded driver."""
-    if patient.driver is None:
+    if context.driver is None:
         return skip("no driver is loaded")
-    if not patient.node.exists(patient.gpu_libraries):
-        return skip(f"{patient.gpu_libraries} does not exist")
-    loaded = str(patient.driver["version"])
-    found = library_versions(patient.node, (patient.gpu_libraries, f"{patient.gpu_libraries}/lib"))
+    if not context.node.exists(context.gpu_libraries):
+        return skip(f"{context.gpu_libraries} does not exist")
+    loaded = str(context.driver["version"])
+    found = library_versions(context.node, (context.gpu_libraries, f"{context.gpu_libraries}/lib"))
     others = sorted(set(found.values()) - {loaded})
     if others or not found:
         return fail(
-            f"{patient.gpu_libraries} has libcuda {', '.join(others) or 'of no version'}, the driver is {loaded}",
+            f"{context.gpu_libraries} has libcuda {', '.join(others) or 'of no version'}, the driver is {loaded}",
             "Run provision.yml.",
             PROVISION,
         )
-    return ok(f"{patient.gpu_libraries}: {loaded}")
+    return ok(f"{context.gpu_libraries}: {loaded}")
 
 
 @check("mig", "gpu", "MIG", "A checkpoint holds the GPU's identity; a MIG instance made anew has another.")
-def mig(patient: Patient) -> Verdict:
+def mig(context: CheckContext) -> Verdict:
     """No GPU is cut into MIG instances."""
-    cut = [str(gpu.index) for gpu in patient.gpus[0] if gpu.mig == "Enabled"]
+    cut = [str(gpu.index) for gpu in context.gpus[0] if gpu.mig == "Enabled"]
     if cut:
         return warn(
             f"on, GPU {', '.join(cut)}",
@@ -258,10 +258,10 @@ def mig(patient: Patient) -> Verdict:
 @check(
     "mps", "gpu", "MPS", "Clients of the MPS daemon share one context, so none of them can be checkpointed by itself."
 )
-def mps(patient: Patient) -> Verdict:
+def mps(context: CheckContext) -> Verdict:
     """No MPS daemon serves the GPUs."""
     # daemon and server have the same first 15 characters, which is what the kernel keeps of a name
-    pids = processes_named(patient.node, "nvidia-cuda-mps-control")
+    pids = processes_named(context.node, "nvidia-cuda-mps-control")
     if pids:
         return fail(
             f"MPS is running (pid {', '.join(map(str, pids))})", "Stop it.", "echo quit | nvidia-cuda-mps-control"
@@ -275,9 +275,9 @@ def mps(patient: Patient) -> Verdict:
     "other users of the GPU",
     "A restore needs the GPU memory that was in use at the dump; others may hold it.",
 )
-def uvm_users(patient: Patient) -> Verdict:
+def uvm_users(context: CheckContext) -> Verdict:
     """Nobody uses the GPU now."""
-    users = device_users(patient.node)
+    users = device_users(context.node)
     if users:
         return warn(", ".join(users), "End them before a benchmark, or they share memory and time with it.")
     return ok("none")
@@ -289,9 +289,9 @@ def uvm_users(patient: Patient) -> Verdict:
     "container hooks",
     "NVIDIA's legacy OCI hook runs at a restore too, finds the container's root already set up, and breaks it.",
 )
-def hooks(patient: Patient) -> Verdict:
+def hooks(context: CheckContext) -> Verdict:
     """No legacy hook is configured for podman."""
-    found = legacy_hooks(patient.node)
+    found = legacy_hooks(context.node)
     if found:
         return fail(", ".join(found), "Remove the hook and use the CDI specification instead.", f"rm {' '.join(found)}")
     return ok("none")

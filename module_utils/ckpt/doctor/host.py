@@ -9,7 +9,7 @@ import sys
 
 from ..node.inspection import memory_bytes, open_files_limit, sysctl, thp
 from ..system.procfs import port_holder
-from . import Patient, Verdict, check, fail, ok, warn
+from . import CheckContext, Verdict, check, fail, ok, warn
 
 OLDEST_PYTHON = (3, 11)
 KERNEL_FILES = {
@@ -24,7 +24,7 @@ GIB = 1024**3
 
 
 @check("root", "host", "privileges", "CRIU, podman's checkpoints and the tmpfs need uid 0.")
-def root(patient: Patient) -> Verdict:
+def root(context: CheckContext) -> Verdict:
     """The modules run as root."""
     if os.geteuid() == 0:
         return ok("uid 0")
@@ -32,10 +32,10 @@ def root(patient: Patient) -> Verdict:
 
 
 @check("kernel", "host", "kernel", "CRIU reads and rebuilds processes through interfaces that are kernel options.")
-def kernel(patient: Patient) -> Verdict:
+def kernel(context: CheckContext) -> Verdict:
     """The kernel has what CRIU cannot do without."""
-    release = patient.node.read("/proc/sys/kernel/osrelease") or "unknown release"
-    missing = sorted({option for path, option in KERNEL_FILES.items() if not patient.node.exists(path)})
+    release = context.node.read("/proc/sys/kernel/osrelease") or "unknown release"
+    missing = sorted({option for path, option in KERNEL_FILES.items() if not context.node.exists(path)})
     if missing:
         return fail(
             f"{release} without {', '.join(missing)}",
@@ -50,9 +50,9 @@ def kernel(patient: Patient) -> Verdict:
     "capabilities",
     "Each is used by a part of dump or restore; a container host may withhold them.",
 )
-def capability_set(patient: Patient) -> Verdict:
+def capability_set(context: CheckContext) -> Verdict:
     """The capabilities that CRIU uses are there."""
-    missing = [name for name, have in patient.capabilities.items() if not have]
+    missing = [name for name, have in context.capabilities.items() if not have]
     if not missing:
         return ok("all that CRIU uses")
     if missing == ["CAP_SYS_RESOURCE"]:
@@ -66,9 +66,9 @@ def capability_set(patient: Patient) -> Verdict:
 
 
 @check("cgroups", "host", "cgroups", "The runtime freezes the processes through the freezer cgroup; crun wants v2.")
-def cgroup_mode(patient: Patient) -> Verdict:
+def cgroup_mode(context: CheckContext) -> Verdict:
     """There are cgroups that a runtime can freeze with."""
-    mode = patient.cgroups
+    mode = context.cgroups
     if mode == "none":
         return fail(
             "none are mounted", "Mount /sys/fs/cgroup (systemd does); without it only the runtime `process` works."
@@ -79,9 +79,9 @@ def cgroup_mode(patient: Patient) -> Verdict:
 
 
 @check("memory", "host", "memory", "Images on tmpfs and the server share the memory of the node.")
-def memory(patient: Patient) -> Verdict:
+def memory(context: CheckContext) -> Verdict:
     """There is memory left."""
-    size = memory_bytes(patient.node)
+    size = memory_bytes(context.node)
     text = f"{size['available'] / GIB:.1f} of {size['total'] / GIB:.1f} GiB available"
     if size["available"] < GIB:
         return warn(text, "Free memory before a benchmark, or use smaller weights (gpuckpt_weights_mib).")
@@ -94,9 +94,9 @@ def memory(patient: Patient) -> Verdict:
     "transparent huge pages",
     "First touch of fresh memory is several times faster with huge pages; it bounds stock restores.",
 )
-def huge_pages(patient: Patient) -> Verdict:
+def huge_pages(context: CheckContext) -> Verdict:
     """The chosen settings of transparent huge pages."""
-    chosen = thp(patient.node)
+    chosen = thp(context.node)
     if not chosen:
         return warn("not in this kernel", "Boot a kernel with CONFIG_TRANSPARENT_HUGEPAGE.")
     text = ", ".join(f"{name}={word}" for name, word in chosen.items())
@@ -113,9 +113,9 @@ def huge_pages(patient: Patient) -> Verdict:
     "mappings of a process",
     "A mapped restore makes one mapping for each run of pages; the limit ends it with ENOMEM.",
 )
-def map_count(patient: Patient) -> Verdict:
+def map_count(context: CheckContext) -> Verdict:
     """vm.max_map_count is not below the kernel's default."""
-    limit = sysctl(patient.node, "vm.max_map_count")
+    limit = sysctl(context.node, "vm.max_map_count")
     if limit is None:
         return warn("vm.max_map_count cannot be read", "Mount /proc completely.")
     if limit < MAP_COUNT_DEFAULT:
@@ -129,7 +129,7 @@ def map_count(patient: Patient) -> Verdict:
     "open files",
     "A server and a restore of it hold many descriptors; a hard limit cannot be raised without CAP_SYS_RESOURCE.",
 )
-def open_files(patient: Patient) -> Verdict:
+def open_files(context: CheckContext) -> Verdict:
     """The hard limit of open files is ample."""
     limit = open_files_limit()
     if limit == -1 or limit >= OPEN_FILES_WANTED:
@@ -140,24 +140,24 @@ def open_files(patient: Patient) -> Verdict:
 
 
 @check("io-uring", "host", "io_uring", "A process that holds an io_uring descriptor cannot be dumped.")
-def io_uring(patient: Patient) -> Verdict:
+def io_uring(context: CheckContext) -> Verdict:
     """io_uring is denied by the kernel, or by a profile where containers are used."""
-    state = sysctl(patient.node, "kernel.io_uring_disabled")
+    state = sysctl(context.node, "kernel.io_uring_disabled")
     if state is None:
         return ok("this kernel has no switch for it; containers rely on the seccomp profile")
     if state == 2:
         return ok("denied by the kernel (kernel.io_uring_disabled = 2)")
-    if patient.node.exists(patient.seccomp_path):
-        return ok(f"kernel.io_uring_disabled = {state}; containers are denied it by {patient.seccomp_path}")
+    if context.node.exists(context.seccomp_path):
+        return ok(f"kernel.io_uring_disabled = {state}; containers are denied it by {context.seccomp_path}")
     return warn(
-        f"kernel.io_uring_disabled = {state}, and {patient.seccomp_path} does not exist",
+        f"kernel.io_uring_disabled = {state}, and {context.seccomp_path} does not exist",
         "Run provision.yml (role seccomp_profile), or deny it on the whole node.",
         "sysctl -w kernel.io_uring_disabled=2",
     )
 
 
 @check("python", "host", "Python of the modules", "The modules are written for this version and measure through httpx.")
-def python(patient: Patient) -> Verdict:
+def python(context: CheckContext) -> Verdict:
     """The interpreter that runs the modules is new enough and has httpx."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST_PYTHON:
@@ -177,12 +177,12 @@ def python(patient: Patient) -> Verdict:
     "port of the server",
     "A server that cannot bind its port never becomes healthy; a restore into a taken port fails.",
 )
-def port(patient: Patient) -> Verdict:
+def port(context: CheckContext) -> Verdict:
     """Nobody listens on the port that the server under test uses."""
-    holder = port_holder(patient.port, patient.node.path("/proc"))
+    holder = port_holder(context.port, context.node.path("/proc"))
     if holder:
         return fail(
-            f"{patient.port} is taken by {holder}",
+            f"{context.port} is taken by {holder}",
             "End that process, or give the server another port (inference_server_port).",
         )
-    return ok(f"{patient.port} is free")
+    return ok(f"{context.port} is free")

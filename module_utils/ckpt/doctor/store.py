@@ -8,7 +8,7 @@ import stat
 
 from ..node.inspection import mount_at
 from ..safety import leftovers
-from . import Patient, Verdict, check, fail, ok, skip, warn
+from . import CheckContext, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 WANTED_OPTIONS = {"nosuid", "nodev", "noexec"}
@@ -21,17 +21,17 @@ GIB = 1024**3
     "checkpoint store",
     "Images on a disk restore at the disk's speed; images are secrets and must not be open to others.",
 )
-def store(patient: Patient) -> Verdict:
+def store(context: CheckContext) -> Verdict:
     """The store is a tmpfs, closed to others, with its options."""
-    path = patient.store_path
-    mount = mount_at(patient.node, path)
+    path = context.store_path
+    mount = mount_at(context.node, path)
     if mount is None:
         return fail(f"nothing is mounted on {path}", "Run provision.yml (role checkpoint_store).", PROVISION)
     if mount.fstype != "tmpfs":
         return warn(
             f"{path} is {mount.fstype}", "Mount a tmpfs there if restores shall not be bound by the disk.", PROVISION
         )
-    mode = stat.S_IMODE(os.stat(patient.node.path(path)).st_mode)
+    mode = stat.S_IMODE(os.stat(context.node.path(path)).st_mode)
     if mode & 0o077:
         return fail(
             f"{path} has mode {mode:04o}", "Close it: images hold prompts, weights and keys.", f"chmod 0700 {path}"
@@ -44,16 +44,16 @@ def store(patient: Patient) -> Verdict:
 
 
 @check("store-space", "store", "space in the store", "A dump into a full tmpfs fails half way.")
-def space(patient: Patient) -> Verdict:
+def space(context: CheckContext) -> Verdict:
     """There is room for images."""
-    if mount_at(patient.node, patient.store_path) is None:
+    if mount_at(context.node, context.store_path) is None:
         return skip("nothing is mounted")
-    sizes = os.statvfs(patient.node.path(patient.store_path))
+    sizes = os.statvfs(context.node.path(context.store_path))
     free, total = sizes.f_bavail * sizes.f_frsize, sizes.f_blocks * sizes.f_frsize
     text = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if free < GIB:
         return warn(
-            text, "Delete old checkpoints, or give it more (checkpoint_store_size_mib).", f"ls {patient.store_path}"
+            text, "Delete old checkpoints, or give it more (checkpoint_store_size_mib).", f"ls {context.store_path}"
         )
     return ok(text)
 
@@ -64,11 +64,11 @@ def space(patient: Patient) -> Verdict:
     "what benchmarks left",
     "Checkpoints of a benchmark that was broken off fill the store, which is memory, and nothing else names them.",
 )
-def left(patient: Patient) -> Verdict:
+def left(context: CheckContext) -> Verdict:
     """No checkpoint of a broken-off benchmark lies here."""
     there = []
-    for made in leftovers.noted(patient.node.path(leftovers.NOTES)):
-        there += [f"{folder} (run {made.run_id})" for folder in made.checkpoints if patient.node.exists(folder)]
+    for made in leftovers.noted(context.node.path(leftovers.NOTES)):
+        there += [f"{folder} (run {made.run_id})" for folder in made.checkpoints if context.node.exists(folder)]
     if not there:
         return ok("nothing")
     return warn(

@@ -96,13 +96,13 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _failure(verb: str, images: str, mend: str) -> Verdict:
+def _failure(verb: str, images: str, fix: str) -> Verdict:
     try:
         with open(os.path.join(images, f"{verb}.log"), encoding="utf-8", errors="replace") as log:
             errors = [line.strip() for line in log if "Error (" in line and HARMLESS not in line]
     except OSError:
         errors = []
-    return fail(f"{verb} failed: {' | '.join(errors[:3]) or 'CRIU wrote no error to its log'}", mend)
+    return fail(f"{verb} failed: {' | '.join(errors[:3]) or 'CRIU wrote no error to its log'}", fix)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

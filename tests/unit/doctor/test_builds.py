@@ -50,7 +50,7 @@ def examined(node):
 
 
 def finding(node, name):
-    return next(one for one in doctor.examine(doctor.Patient(node), ["criu"]) if one.id == name)
+    return next(one for one in doctor.examine(doctor.CheckContext(node), ["criu"]) if one.id == name)
 
 
 def test_a_link_to_a_link_names_the_same_build(node):

@@ -53,13 +53,13 @@ CALLS = sorted(containers.IO_URING_CALLS)
     ],
 )
 def test_profiles(make_node, content, state):
-    patient = doctor.Patient(make_node({"/profile.json": json.dumps(content)}), seccomp_path="/profile.json")
-    assert containers.seccomp(patient).state == state
+    context = doctor.CheckContext(make_node({"/profile.json": json.dumps(content)}), seccomp_path="/profile.json")
+    assert containers.seccomp(context).state == state
 
 
 def test_a_broken_profile_is_told(make_node):
-    patient = doctor.Patient(make_node({"/profile.json": "{"}), seccomp_path="/profile.json")
-    assert "is not JSON" in containers.seccomp(patient).detail
+    context = doctor.CheckContext(make_node({"/profile.json": "{"}), seccomp_path="/profile.json")
+    assert "is not JSON" in containers.seccomp(context).detail
 
 
 def test_the_last_file_with_limits_decides():
@@ -91,15 +91,15 @@ SWITCH, LIST = containers.APPARMOR_SWITCH, containers.APPARMOR_PROFILES
 def test_a_restore_needs_the_profile_of_podman(make_node, monkeypatch, programs, files, state, word):
     node = make_node(files)
     monkeypatch.setattr(type(node), "which", lambda _, name: f"/usr/bin/{name}" if name in programs else None)
-    verdict = containers.apparmor(doctor.Patient(node))
+    verdict = containers.apparmor(doctor.CheckContext(node))
     assert verdict.state == state
     assert word in verdict.detail
 
 
 @pytest.mark.parametrize("content", ['{"syscalls": 3}', '{"syscalls": [{"names": "io_uring_setup"}]}', "[" * 100000])
 def test_a_profile_that_is_none_is_told(make_node, content):
-    patient = doctor.Patient(make_node({"/profile.json": content}), seccomp_path="/profile.json")
-    assert containers.seccomp(patient).state == "fail"
+    context = doctor.CheckContext(make_node({"/profile.json": content}), seccomp_path="/profile.json")
+    assert containers.seccomp(context).state == "fail"
 
 
 @pytest.mark.parametrize("text", ["[containers", '[containers]\ndefault_ulimits = "nofile=1"\n', "a = 1_\n"])

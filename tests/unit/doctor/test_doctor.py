@@ -9,8 +9,8 @@ from ansible.module_utils.ckpt.doctor import containers, criu, gpu, host, store,
 from ansible.module_utils.ckpt.system.commands import Commands
 
 
-def finding(patient, group, name):
-    return next(one for one in doctor.examine(patient, [group]) if one.id == name)
+def finding(context, group, name):
+    return next(one for one in doctor.examine(context, [group]) if one.id == name)
 
 
 def test_ids_are_unique_and_every_group_has_checks():
@@ -20,7 +20,9 @@ def test_ids_are_unique_and_every_group_has_checks():
 
 
 def test_findings_come_in_the_order_of_the_groups(make_node):
-    groups = [one.group for one in doctor.examine(doctor.Patient(make_node(), trial=False), ["gpu", "store", "criu"])]
+    groups = [
+        one.group for one in doctor.examine(doctor.CheckContext(make_node(), trial=False), ["gpu", "store", "criu"])
+    ]
     assert list(dict.fromkeys(groups)) == ["criu", "store", "gpu"]
 
 
@@ -29,7 +31,7 @@ def test_a_check_that_breaks_is_a_failure_of_its_own(make_node, monkeypatch):
         raise KeyError("ociRuntime")
 
     monkeypatch.setattr(doctor, "REGISTRY", [doctor.Check("x", "host", "a thing", "it matters", broken)])
-    (found,) = doctor.examine(doctor.Patient(make_node()))
+    (found,) = doctor.examine(doctor.CheckContext(make_node()))
     assert found.state == "fail"
     assert found.detail == "the check broke: KeyError: 'ociRuntime'"
 
@@ -42,12 +44,12 @@ def test_the_matrix_gives_reason_and_mend_of_what_is_not_well():
     text = "\n".join(doctor.matrix(findings))
     assert "why a" not in text
     assert "why:  why b" in text
-    assert "mend: mount it  (mount …)" in text
+    assert "fix:  mount it  (mount …)" in text
     assert doctor.count(findings) == {"ok": 1, "warn": 0, "fail": 1, "skip": 0}
 
 
 def test_nothing_to_find_is_told_everywhere_with_a_mend(make_node):
-    findings = doctor.examine(doctor.Patient(make_node(), trial=False))
+    findings = doctor.examine(doctor.CheckContext(make_node(), trial=False))
     assert not [one for one in findings if "check broke" in one.detail]
     assert {one.id for one in findings if one.state == "fail"} >= {
         "kernel",
@@ -56,16 +58,16 @@ def test_nothing_to_find_is_told_everywhere_with_a_mend(make_node):
         "criu-builds",
         "store",
     }
-    assert all(one.mend for one in findings if one.state in ("warn", "fail"))
+    assert all(one.fix for one in findings if one.state in ("warn", "fail"))
 
 
 def test_a_taken_port_names_its_holder(make_node):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        patient = doctor.Patient(doctor.Node(), port=server.getsockname()[1])
-        found = finding(patient, "server", "port")
+        context = doctor.CheckContext(doctor.Node(), port=server.getsockname()[1])
+        found = finding(context, "server", "port")
     assert found.state == "fail"
     assert f"(pid {os.getpid()})" in found.detail
-    assert finding(doctor.Patient(make_node()), "server", "port").state == "ok"
+    assert finding(doctor.CheckContext(make_node()), "server", "port").state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,7 @@ def test_a_taken_port_names_its_holder(make_node):
 def test_stores(make_node, tmp_path, options, mode, state, detail):
     (tmp_path / "ram").mkdir(mode=mode)
     node = make_node({"/proc/self/mountinfo": f"1 2 0:3 / /ram {options}\n"})
-    found = finding(doctor.Patient(node, store_path="/ram"), "store", "store")
+    found = finding(doctor.CheckContext(node, store_path="/ram"), "store", "store")
     assert found.state == state
     assert detail in found.detail
 

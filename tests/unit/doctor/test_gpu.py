@@ -26,8 +26,8 @@ PCI = {"/sys/bus/pci/devices/0000:18:00.0/vendor": "0x10de\n", "/sys/bus/pci/dev
 
 
 def judged(node, *groups):
-    patient = doctor.Patient(node)
-    return {finding.id: finding for finding in doctor.examine(patient, groups or ["gpu"])}
+    context = doctor.CheckContext(node)
+    return {finding.id: finding for finding in doctor.examine(context, groups or ["gpu"])}
 
 
 def test_kernel_modules():
@@ -72,7 +72,7 @@ def test_a_library_of_another_version_than_the_kernel_module_fails():
     assert verdict.state == "fail"
     assert "580.173.02" in verdict.detail
     assert "580.178" in verdict.detail
-    assert "Reboot" in verdict.mend
+    assert "Reboot" in verdict.fix
 
 
 def test_the_linkers_folders_are_searched_too(make_node):
@@ -154,4 +154,4 @@ def test_a_whole_node(make_node):
     }
     assert "GPU 1" in found["persistence"].detail
     assert "pid 77" in found["mps"].detail
-    assert all(finding.mend for finding in found.values() if finding.state in ("warn", "fail"))
+    assert all(finding.fix for finding in found.values() if finding.state in ("warn", "fail"))
