@@ -118,11 +118,11 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "groups": {"type": "list", "elements": "str", "choices": list(GROUPS), "default": list(GROUPS)},
-            "criu_home": {"type": "path", "default": "/opt/gpuckpt/criu"},
-            "store_path": {"type": "path", "default": "/mnt/checkpoint-ram"},
-            "seccomp_path": {"type": "path", "default": "/etc/containers/seccomp.d/no-io-uring.json"},
-            "gpu_libraries": {"type": "path", "default": "/opt/nvidia-libs"},
-            "port": {"type": "int", "default": 18080},
+            "criu_home": {"type": "path", "default": CheckContext.criu_home},
+            "store_path": {"type": "path", "default": CheckContext.store_path},
+            "seccomp_path": {"type": "path", "default": CheckContext.seccomp_path},
+            "gpu_libraries": {"type": "path", "default": CheckContext.gpu_libraries},
+            "port": {"type": "int", "default": CheckContext.port},
             "trial": {"type": "bool", "default": True},
         },
         supports_check_mode=True,

@@ -74,6 +74,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ckpt.paths import ORIGINALS
 
 ABSENT = "absent"
 FILE = "file"
@@ -205,7 +206,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "paths": {"type": "list", "elements": "path", "default": []},
             "state": {"type": "str", "choices": ["saved", "restored"], "default": "saved"},
-            "folder": {"type": "path", "default": "/var/lib/gpuckpt/rollback"},
+            "folder": {"type": "path", "default": ORIGINALS},
         },
         required_if=[("state", "saved", ["paths"])],
         supports_check_mode=True,

@@ -85,6 +85,8 @@ provenance:
 import platform
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ckpt import paths
+from ansible.module_utils.ckpt.criu import folder
 from ansible.module_utils.ckpt.measure import provenance
 from ansible.module_utils.ckpt.node.inspection import Node
 
@@ -93,8 +95,8 @@ def main() -> None:
     """Runs the module."""
     module = AnsibleModule(
         argument_spec={
-            "criu_home": {"type": "path", "default": "/opt/gpuckpt/criu"},
-            "store_path": {"type": "path", "default": "/mnt/checkpoint-ram"},
+            "criu_home": {"type": "path", "default": folder.HOME},
+            "store_path": {"type": "path", "default": paths.STORE},
             "image": {"type": "str"},
             "model_path": {"type": "path"},
             "python": {"type": "path"},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+from .. import paths
 from ..criu import builds as criu_builds
 from ..criu.folder import HOME
 from ..errors import CkptError
@@ -57,12 +58,12 @@ class CheckContext:
 
     node: Node
     criu_home: str = HOME
-    store_path: str = "/mnt/checkpoint-ram"
-    seccomp_path: str = "/etc/containers/seccomp.d/no-io-uring.json"
+    store_path: str = paths.STORE
+    seccomp_path: str = paths.SECCOMP_PROFILE
     port: int = 18080
     trial: bool = True
     workdir: str = "/tmp"
-    gpu_libraries: str = "/opt/nvidia-libs"
+    gpu_libraries: str = paths.GPU_LIBRARIES
 
     @cached_property
     def builds(self) -> list[criu_builds.Build]:
