@@ -120,12 +120,10 @@ checkpoint:
 from dataclasses import asdict
 from typing import Any
 
-from ansible.module_utils.ckpt.checkpoints.digests import LEVELS
-from ansible.module_utils.ckpt.checkpoints.manifest import SOURCES
 from ansible.module_utils.ckpt.measure import checkpoint, flows
 from ansible.module_utils.ckpt.measure.options import CheckpointOptions
 from ansible.module_utils.ckpt.module import run_module
-from ansible.module_utils.ckpt.server.slimming import MODES
+from ansible.module_utils.ckpt.vocabulary import LEVELS, SLIMMINGS, SOURCES
 
 OPTIONS: dict[str, Any] = {
     "checkpoint": {
@@ -137,7 +135,7 @@ OPTIONS: dict[str, Any] = {
             "source": {"type": "str", "choices": list(SOURCES), "default": "store"},
         },
     },
-    "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
+    "slimming": {"type": "str", "choices": list(SLIMMINGS), "default": "none"},
     "leave_running": {"type": "bool", "default": False},
     "tcp_established": {"type": "bool", "default": False},
     "digests": {"type": "str", "choices": list(LEVELS), "default": "metadata"},

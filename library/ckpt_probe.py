@@ -116,8 +116,8 @@ from typing import Any
 
 from ansible.module_utils.ckpt.measure import flows, probe
 from ansible.module_utils.ckpt.measure.options import ProbeOptions
-from ansible.module_utils.ckpt.measure.record import MEASURED_KINDS
 from ansible.module_utils.ckpt.module import run_module
+from ansible.module_utils.ckpt.vocabulary import MEASURED_KINDS
 
 OPTIONS: dict[str, Any] = {
     "requests": {"type": "int", "default": 5},

@@ -170,12 +170,10 @@ log_lines:
 
 from typing import Any
 
-from ansible.module_utils.ckpt.checkpoints.digests import LEVELS
-from ansible.module_utils.ckpt.checkpoints.manifest import SOURCES
 from ansible.module_utils.ckpt.measure import flows, restore
 from ansible.module_utils.ckpt.measure.options import RestoreOptions
 from ansible.module_utils.ckpt.module import run_module
-from ansible.module_utils.ckpt.server.slimming import MODES
+from ansible.module_utils.ckpt.vocabulary import LEVELS, PAGE_CACHE_STATES, SLIMMINGS, SOURCES
 
 OPTIONS: dict[str, Any] = {
     "checkpoint": {
@@ -191,10 +189,10 @@ OPTIONS: dict[str, Any] = {
         },
     },
     "flags": {"type": "list", "elements": "str", "default": []},
-    "slimming": {"type": "str", "choices": list(MODES), "default": "none"},
+    "slimming": {"type": "str", "choices": list(SLIMMINGS), "default": "none"},
     "verify": {"type": "str", "choices": list(LEVELS), "default": "metadata"},
     "memory_digest": {"type": "bool", "default": True},
-    "page_cache": {"type": "str", "choices": ["warm", "dropped"], "default": "warm"},
+    "page_cache": {"type": "str", "choices": list(PAGE_CACHE_STATES), "default": "warm"},
     "resident_pool": {"type": "bool", "default": False},
     "prefetch": {"type": "bool", "default": False},
     "replace_running": {"type": "bool", "default": False},

@@ -109,7 +109,7 @@ from ansible.module_utils.ckpt.server.spec import parse_server
 from ansible.module_utils.ckpt.system.commands import Commands
 
 OPTIONS: dict[str, Any] = {
-    "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},
+    "runtime": {"type": "str", "choices": list(RUNTIMES), "required": True},
     "server": {"type": "dict", "required": True},
     "left_behind": {"type": "bool", "default": False},
     "checkpoints": {"type": "list", "elements": "path", "default": []},

@@ -9,39 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# docs/failures.md tells what each means and what to do about it; a test compares the two.
-REASONS = (
-    "criu_missing",
-    "criu_too_old",
-    "criu_failed",
-    "runtime_failed",
-    "server_unhealthy",
-    "server_died",
-    "port_taken",
-    "pid_taken",
-    "server_running",
-    "io_uring",
-    "tcp_connection",
-    "not_restorable",
-    "store_full",
-    "file_unusable",
-    "images_truncated",
-    "images_missing",
-    "images_damaged",
-    "canary_differs",
-    "memory_damaged",
-    "counter_lost",
-    "pids_missing",
-    "cuda_not_running",
-    "gpu_bytes_missing",
-    "wake_failed",
-    "gpu_memory_short",
-    "model_missing",
-    "timeout",
-    "node_taken",
-    "bad_input",
-    "internal",
-)
+from .vocabulary import REASONS
 
 
 class CkptError(Exception):

@@ -9,12 +9,14 @@ from typing import Any, Protocol, TypeVar
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .criu.folder import HOME, NAMES
+from .criu.folder import HOME
 from .errors import CkptError, os_errors_explained
 from .measure import flows
-from .measure.record import MEASURED_KINDS, Record, outcome, write_record
+from .measure.record import Record, outcome, write_record
+from .runtimes import RUNTIMES
 from .safety import claim, locks
 from .system.commands import Commands
+from .vocabulary import BUILDS, MEASURED_KINDS
 
 # kinds that are results even where they fail, and kinds that leave the node as it was
 RESULT_KINDS = (*MEASURED_KINDS, "floor")
@@ -35,12 +37,12 @@ RECORDING_OPTIONS: dict[str, Any] = {
     "fail_on_error": {"type": "bool", "default": False},
 }
 SERVER_OPTIONS: dict[str, Any] = {
-    "runtime": {"type": "str", "choices": ["podman", "process"], "required": True},
+    "runtime": {"type": "str", "choices": list(RUNTIMES), "required": True},
     "server": {"type": "dict", "required": True},
     "criu": {
         "type": "dict",
         "options": {
-            "build": {"type": "str", "choices": list(NAMES), "default": "current"},
+            "build": {"type": "str", "choices": list(BUILDS), "default": "current"},
             "switches": {"type": "dict", "default": {}},
             "home": {"type": "path", "default": HOME},
         },

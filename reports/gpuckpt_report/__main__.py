@@ -14,13 +14,13 @@ import textwrap
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from gpuckpt_report import DATABASE_URL_VARIABLE, PROJECT, VERSION
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.export import FORMATS
-from gpuckpt_report.records.schema import Metric
 from gpuckpt_report.records.store import RunFolder, find_run, started_at
+from gpuckpt_report.records.vocabulary import METRICS
 
 Action = Callable[[argparse.Namespace], int]
 if TYPE_CHECKING:
@@ -446,7 +446,7 @@ def _command(commands: Commands, name: str, action: Action) -> argparse.Argument
 def _add_history_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("lane")
     command.add_argument("--host", help="this host alone")
-    command.add_argument("--metric", choices=get_args(Metric), help="default: what the newest run measures")
+    command.add_argument("--metric", choices=METRICS, help="default: what the newest run measures")
     command.add_argument("--check", action="store_true", help="exit 7 on a change that nobody accepted")
     command.add_argument(
         "--accepted", type=Path, metavar="FILE", help="accepted shifts (default: accepted-shifts.yml of the runs)"

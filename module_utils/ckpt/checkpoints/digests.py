@@ -22,7 +22,6 @@ from .manifest import File, Layout, Manifest
 PIECE_BYTES = 4 << 20
 READ_BYTES = 256 << 10
 MAX_THREADS = 32
-LEVELS = ("metadata", "pages")
 PAGES = re.compile(r"(pages-\d+|mapped-base-[0-9a-f]+)\.img")
 # how many files are named in a message
 NAMED = 4

@@ -13,14 +13,15 @@ from ..errors import CkptError
 from ..parsing import FormatError, build
 from ..system.files import read_json, write_json
 from ..system.procfs import Task
+from ..vocabulary import ARCHIVES
 
 SCHEMA_VERSION = 2
 NAME = "checkpoint.json"
 # key of the manifest's own digest
 DIGEST = "sha256"
-SOURCES = ("store", "disk", "tar", "tar.gz", "tar.zst")
-ARCHIVES = {"tar": "checkpoint.tar", "tar.gz": "checkpoint.tar.gz", "tar.zst": "checkpoint.tar.zst"}
-OWN_NAMES = {NAME, "images", "work", "expendable", *ARCHIVES.values()}
+# the archive of each source that is one
+ARCHIVE_NAMES: dict[str, str] = {kind: f"checkpoint.{kind}" for kind in ARCHIVES}
+OWN_NAMES = {NAME, "images", "work", "expendable", *ARCHIVE_NAMES.values()}
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Layout:
     @property
     def archive(self) -> str | None:
         """The archive, None if the images lie in place."""
-        name = ARCHIVES.get(self.source)
+        name = ARCHIVE_NAMES.get(self.source)
         return os.path.join(self.folder, name) if name else None
 
     @property

@@ -12,8 +12,9 @@ from ..node.inspection import Node
 from ..parsing import FormatError
 from ..system.commands import Result
 from ..versions import version_in
+from ..vocabulary import BUILDS
 from . import settings as criu_settings
-from .folder import HOME, NAMES, BuildFolder
+from .folder import HOME, BuildFolder
 
 SWITCHES = (
     "CRIU_MAPPED_RESTORE",
@@ -68,7 +69,7 @@ def find(node: Node, home: str = HOME) -> list[Build]:
             continue
         inside = path if not os.path.islink(node.path(path)) else f"{home}/{os.path.basename(real)}"
         build = builds.setdefault(real, Build(inside))
-        if name in NAMES:
+        if name in BUILDS:
             build.names.append(name)
     return list(builds.values())
 
@@ -77,7 +78,7 @@ def dangling(node: Node, home: str = HOME) -> list[str]:
     """Returns the links below `home` that lead nowhere."""
     return [
         path
-        for path in (f"{home}/{name}" for name in NAMES)
+        for path in (f"{home}/{name}" for name in BUILDS)
         if os.path.islink(node.path(path)) and not node.exists(path)
     ]
 

@@ -13,8 +13,9 @@ from ..errors import CkptError
 from ..parsing import FormatError, pick
 from ..system.commands import SYSTEM_PATH, Commands
 from ..versions import version_in, version_tuple
+from ..vocabulary import BUILDS
 from . import settings
-from .folder import HOME, NAMES, BuildFolder
+from .folder import HOME, BuildFolder
 
 # the first release with --network-lock, which the process runtime uses
 MINIMUM_VERSION = (3, 17)
@@ -117,8 +118,8 @@ def parse_criu(raw: Mapping[str, Any]) -> Criu:
         if not settings.SAFE_VALUE.fullmatch(value)
     ]
     build = raw.get("build") or "current"
-    if build not in NAMES:
-        errors.append(f"criu.build must be one of {', '.join(NAMES)}")
+    if build not in BUILDS:
+        errors.append(f"criu.build must be one of {', '.join(BUILDS)}")
     home = raw.get("home") or HOME
     if not isinstance(home, str) or not home.startswith("/") or not settings.SAFE_VALUE.fullmatch(home):
         errors.append("criu.home must be an absolute path of letters, digits and _ . / : , = + - only")

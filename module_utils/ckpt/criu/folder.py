@@ -11,8 +11,6 @@ from ..parsing import FormatError
 from ..system.files import read_json
 
 HOME = "/opt/gpuckpt/criu"
-# links in HOME, by which a lane names a build
-NAMES = ("current", "stock", "patched", "distro")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..vocabulary import SWITCH_NAME
+
 # the node's settings; the overrides of the lane that is being measured, which count while their holder lives
 DEFAULTS_FILE = "/etc/gpuckpt/criu.env"
 OVERRIDES_FILE = "/run/gpuckpt/criu.env"
@@ -26,7 +28,7 @@ HOLDER = "holder"
 # CRIU's own; role criu sets it for crun, which hands CRIU no file of options
 CONFIG_FILE = "CRIU_CONFIG_FILE"
 # what CRIU and its plugin read
-SWITCH = re.compile(r"CRIU_[A-Z0-9_]+")
+SWITCH = re.compile(SWITCH_NAME)
 NAME = re.compile(rf"{SWITCH.pattern}|{BUILD}|{ROOT}|{LIBCUDA}")
 SAFE_VALUE = re.compile(r"[A-Za-z0-9_./:,=+-]*")
 

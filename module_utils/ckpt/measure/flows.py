@@ -19,8 +19,9 @@ from ..server.client import Client, Completion
 from ..server.spec import ServerSpec, parse_server
 from ..system import procfs
 from ..system.commands import Commands, Job, Result
+from ..vocabulary import MEASURED_KINDS
 from .conditions import Watch
-from .record import MEASURED_KINDS, Record
+from .record import Record
 
 ALIVE_CHECK_INTERVAL_S = 1.0
 STATE_POLL_INTERVAL_S = 0.005

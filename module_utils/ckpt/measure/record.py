@@ -12,11 +12,11 @@ from typing import Any
 from ..errors import CkptError
 from ..system import private
 from ..system.files import write_json
+from ..vocabulary import MOMENTS
 from .conditions import Watch
 
 SCHEMA_VERSION = 1
-MEASURED_KINDS = ("cold", "restore")
-MARKS = ("T0", "T1", "T2", "T3", "T4", "T5")
+MARKS = ("T0", *MOMENTS)
 # in the order in which a failure is reported: what comes first explains what follows
 GATES: dict[str, tuple[str, str]] = {
     "exit_zero": ("criu_failed", "the restore command failed"),

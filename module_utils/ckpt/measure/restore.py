@@ -13,12 +13,13 @@ from ..checkpoints.manifest import Layout, Manifest
 from ..criu import images, network_lock
 from ..criu import log as criu_log
 from ..cuda import processes as cuda
-from ..errors import REASONS, CkptError
+from ..errors import CkptError
 from ..runtimes.base import RestoreRequest, Runtime
 from ..safety.locks import exclusive, lane_settings
 from ..server import slimming
 from ..system import pagecache, private
 from ..system.commands import Job, Result
+from ..vocabulary import REASONS
 from . import flows, prefetch, resident_pool
 from .options import RestoreOptions, Untaken
 

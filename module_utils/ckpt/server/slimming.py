@@ -14,6 +14,7 @@ from .client import Client
 
 Request = tuple[str, Any]
 
+# `staged` is in neither table: only a server that says how can write its weights to a file of the checkpoint store
 RELOAD: Request = ("/collective_rpc", {"method": "reload_weights"})
 BEFORE: dict[str, tuple[Request, ...]] = {
     "none": (),
@@ -28,9 +29,6 @@ AFTER: dict[str, tuple[Request, ...]] = {
     "sleep2": (("/wake_up?tags=weights", None), RELOAD, ("/wake_up?tags=kv_cache", None)),
     "kv-drop": (("/wake_up?tags=kv_cache", None),),
 }
-# has no table: only a server that says how can write its weights to a file of the checkpoint store
-STAGED = "staged"
-MODES = (*BEFORE, STAGED)
 
 
 def slim(client: Client, mode: str) -> None:

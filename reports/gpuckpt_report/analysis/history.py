@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from gpuckpt_report.analysis import compare, noise, stats
 from gpuckpt_report.analysis.run import HostAnalysis, LaneResult, RunAnalysis
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.records.schema import MEASURED_KINDS, LaneName, Metric, Name, RunManifest, explain
+from gpuckpt_report.records.schema import LaneName, Name, RunManifest, explain
 from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.records.vocabulary import MEASURED_KINDS, Metric
 from gpuckpt_report.text.table import Table
 from gpuckpt_report.text.units import seconds
 

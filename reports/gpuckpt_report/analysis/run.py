@@ -12,8 +12,9 @@ from typing import Any
 from gpuckpt_report.analysis import bill, stats
 from gpuckpt_report.analysis.bill import BillSample
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.records.schema import MEASURED_KINDS, MOMENTS, Lane, Metric, Quantity, Record, Request, RunManifest
+from gpuckpt_report.records.schema import Lane, Quantity, Record, Request, RunManifest
 from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.records.vocabulary import MEASURED_KINDS, MOMENTS, Metric
 
 UNATTRIBUTED = "unattributed"
 # Floor quantities that this package gives a meaning; others are listed as they are.

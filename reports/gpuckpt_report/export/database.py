@@ -32,8 +32,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gpuckpt_report import DATABASE_URL_VARIABLE
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.records.schema import MOMENTS, SIZES, Record, RunManifest
+from gpuckpt_report.records.schema import SIZES, Record, RunManifest
 from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.records.vocabulary import MOMENTS
 
 METADATA = MetaData()
 # So many are in memory while a run is loaded.

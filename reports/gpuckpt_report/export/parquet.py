@@ -9,7 +9,8 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.records.schema import MOMENTS, SCHEMA_VERSION, SIZES, Record, RunManifest
+from gpuckpt_report.records.schema import SCHEMA_VERSION, SIZES, Record, RunManifest
+from gpuckpt_report.records.vocabulary import MOMENTS
 
 if TYPE_CHECKING:
     import pyarrow

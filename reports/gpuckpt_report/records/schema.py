@@ -7,59 +7,86 @@ Times are seconds, sizes are bytes, unless a name says otherwise.
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from gpuckpt_report.records.vocabulary import (
+    LANE_NAME,
+    LANE_NAME_LENGTH,
+    MEASURED_KINDS,
+    SWITCH_NAME,
+    Build,
+    Kind,
+    Metric,
+    PageCacheState,
+    Reason,
+    Runtime,
+    Slimming,
+    Source,
+    Start,
+    lane_problems,
+    set_problems,
+)
 
 SCHEMA_VERSION = 1
+SIZES = ("images_total", "gpu", "read", "mapped", "archive")
+# what is said of a value instead of pydantic's own words; the braces are filled from the error's context
+WORDS = {
+    "missing": "is missing",
+    "literal_error": "must be {expected}",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "list_type": "must be a list",
+    "dict_type": "must be a dictionary",
+    "model_type": "must be a dictionary",
+}
+
+
+def _named(pattern: str, words: str) -> AfterValidator:
+    """A check that a text is as the pattern has it, which says so in words."""
+    expression = re.compile(pattern)
+
+    def check(name: str) -> str:
+        if not expression.fullmatch(name):
+            raise ValueError(f"{words}, not {_short(name)}")
+        return name
+
+    return AfterValidator(check)
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"must be text, a number, true or false, not {_short(value)}")
+    return value
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
-LaneName = Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=64)]
-SwitchName = Annotated[str, Field(pattern=r"^CRIU_[A-Z0-9_]+$")]
+LaneName = Annotated[
+    str, Field(max_length=LANE_NAME_LENGTH), _named(LANE_NAME, "must be lower-case words joined by '-'")
+]
+SwitchName = Annotated[str, _named(SWITCH_NAME, "must be the name of a switch, CRIU_*")]
+# one message for what is none of them, not one for each
+SwitchValue = Annotated[str | int | float | bool, BeforeValidator(_plain)]
 Seconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
-
-Kind = Literal["cold", "restore", "checkpoint", "probe", "floor"]
-MEASURED_KINDS = ("cold", "restore")
-MOMENTS = ("T1", "T2", "T3", "T4", "T5")
-SIZES = ("images_total", "gpu", "read", "mapped", "archive")
-Metric = Literal["T4", "T1"]
-Slimming = Literal["none", "sleep1", "sleep2", "kv-drop", "staged"]
-Source = Literal["store", "disk", "tar", "tar.gz", "tar.zst"]
-Build = Literal["stock", "patched", "distro", "current"]
-Reason = Literal[
-    "criu_missing",
-    "criu_too_old",
-    "criu_failed",
-    "runtime_failed",
-    "server_unhealthy",
-    "server_died",
-    "port_taken",
-    "pid_taken",
-    "server_running",
-    "io_uring",
-    "tcp_connection",
-    "not_restorable",
-    "store_full",
-    "file_unusable",
-    "images_truncated",
-    "images_missing",
-    "images_damaged",
-    "canary_differs",
-    "memory_damaged",
-    "counter_lost",
-    "pids_missing",
-    "cuda_not_running",
-    "gpu_bytes_missing",
-    "wake_failed",
-    "gpu_memory_short",
-    "model_missing",
-    "timeout",
-    "node_taken",
-    "bad_input",
-    "internal",
-]
-SwitchValue = str | int | float | bool
 
 
 class Model(BaseModel):
@@ -143,7 +170,7 @@ class Bill(Model):
     command had returned and the canary was answered.
     """
 
-    started: Literal["cold", "restore"]
+    started: Start
     asked_s: Seconds | None = None
     at_s: Seconds | None = None
     concurrency: Annotated[int, Field(ge=1)] | None = None
@@ -161,7 +188,7 @@ class BuildUsed(Model):
 class PageCache(Model):
     """Page cache state asked for, and the fraction of image pages resident before the restore (mincore)."""
 
-    asked: Literal["warm", "dropped"] = "warm"
+    asked: PageCacheState = "warm"
     resident_fraction: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
@@ -273,39 +300,38 @@ class Lane(Model):
     """One way to bring the server up, as users write it in the inventory."""
 
     name: LaneName
-    start: Literal["cold", "restore"]
-    runtime: Literal["podman", "process"]
+    start: Start
+    runtime: Runtime
     build: Build = "current"
     switches: dict[SwitchName, SwitchValue] = {}
     slimming: Slimming = "none"
     source: Source = "store"
-    flags: list[str] = []
-    page_cache: Literal["warm", "dropped"] = "warm"
+    flags: list[Annotated[str, Field(min_length=1)]] = []
+    page_cache: PageCacheState = "warm"
     resident_pool: bool = False
     prefetch: bool = False
     checkpoint: LaneCheckpoint = LaneCheckpoint()
     server: dict[str, Any] = {}
     iterations: Annotated[int, Field(ge=1)] | None = None
     baseline: bool = False
-    description: str | None = None
+    description: str | None = ""
 
     @model_validator(mode="after")
-    def _page_cache_needs_a_disk(self) -> Self:
-        if self.page_cache == "dropped" and self.source != "disk":
-            raise ValueError(f"page_cache: dropped needs source: disk; images from {self.source} lie in memory")
+    def _goes_together(self) -> Self:
+        if problems := lane_problems(self.model_dump(exclude_defaults=True)):
+            raise ValueError("; ".join(problems))
         return self
 
-    @model_validator(mode="after")
-    def _resident_pool_is_the_patched_builds(self) -> Self:
-        if self.resident_pool and (self.start, self.build) != ("restore", "patched"):
-            raise ValueError(f"resident_pool needs a restore and build: patched, not {self.start} and {self.build}")
-        return self
 
-    @model_validator(mode="after")
-    def _prefetch_needs_staged_weights(self) -> Self:
-        if self.prefetch and self.slimming != "staged":
-            raise ValueError(f"prefetch needs slimming: staged, not {self.slimming}")
-        return self
+def lane_errors(lane: Mapping[str, Any]) -> list[str]:
+    """Everything that is wrong with a lane as a user wrote it: its keys, their values, and how they go together."""
+    errors = []
+    try:
+        Lane.model_validate(lane)
+    except ValidationError as error:
+        # Errors without a place come from the rules. They are asked below, of lanes with other errors, too.
+        errors = [line for place, line in _explained(error, Lane) if place]
+    return errors + lane_problems({key: value for key, value in lane.items() if key in Lane.model_fields})
 
 
 class GitState(Model):
@@ -375,26 +401,49 @@ class RunManifest(Model):
 
 def lane_set_errors(lanes: list[Lane]) -> list[str]:
     """Errors that no single lane shows: names used twice, several baselines."""
-    names = [lane.name for lane in lanes]
-    errors = [f"lane {name!r} is named twice" for name in sorted({name for name in names if names.count(name) > 1})]
-    baselines = [lane.name for lane in lanes if lane.baseline]
-    if len(baselines) > 1:
-        errors.append(f"only one lane can be the baseline, not {', '.join(baselines)}")
-    return errors
+    return set_problems((lane.name, lane.baseline) for lane in lanes)
+
+
+Place = tuple[int | str, ...]
 
 
 def explain(error: ValidationError) -> list[str]:
     """One line per error: where, what is wrong, and what was found."""
-    lines = []
+    return [line for _, line in _explained(error)]
+
+
+def _explained(error: ValidationError, model: type[Model] | None = None) -> Iterator[tuple[Place, str]]:
+    """Place and line of each error. With the model that was validated, an unknown key is told with the ones there are."""
     for item in error.errors(include_url=False):
-        place = ".".join(str(part) for part in item["loc"])
+        # pydantic marks a key that is wrong itself
+        place = tuple(part for part in item["loc"] if part != "[key]")
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            message = "unknown key"
-        elif item["type"] not in ("missing", "value_error"):
-            message += f", not {_short(item['input'])}"
-        lines.append(f"{place}: {message}" if place else message)
-    return lines
+            message = "unknown key" + _meant(place, model)
+        elif item["type"] != "value_error":
+            words = WORDS.get(item["type"])
+            message = words.format(**item.get("ctx", {})) if words else message
+            message += "" if item["type"] == "missing" else f", not {_short(item['input'])}"
+        joint = " " if message.startswith(("must ", "is ")) else ": "
+        yield place, joint.join([".".join(map(str, place)), message] if place else [message])
+
+
+def _meant(place: Place, model: type[Model] | None) -> str:
+    """What an unknown key may stand for."""
+    known = _keys_at(place[:-1], model)
+    close = difflib.get_close_matches(str(place[-1])[:LANE_NAME_LENGTH], known, n=1)
+    if close:
+        return f", did you mean {close[0]!r}?"
+    return f" (known: {', '.join(known)})" if known else ""
+
+
+def _keys_at(place: Place, model: type[Model] | None) -> list[str]:
+    """The keys of a model within a model; none where there is no other."""
+    for part in place:
+        field = model.model_fields.get(str(part)) if model else None
+        inner = field.annotation if field else None
+        model = inner if isinstance(inner, type) and issubclass(inner, Model) else None
+    return list(model.model_fields) if model else []
 
 
 def _short(value: object, limit: int = 60) -> str:

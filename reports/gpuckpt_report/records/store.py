@@ -18,7 +18,8 @@ from typing import BinaryIO, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gpuckpt_report.errors import ReportError
-from gpuckpt_report.records.schema import MEASURED_KINDS, Record, RunManifest, explain
+from gpuckpt_report.records.schema import Record, RunManifest, explain
+from gpuckpt_report.records.vocabulary import MEASURED_KINDS
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

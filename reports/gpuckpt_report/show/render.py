@@ -20,8 +20,9 @@ from gpuckpt_report.analysis import noise, stats
 from gpuckpt_report.analysis.advisor import Advice, advise
 from gpuckpt_report.analysis.noise import Noise
 from gpuckpt_report.analysis.run import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, LaneResult, RunAnalysis
-from gpuckpt_report.records.schema import MOMENTS, SIZES, Record, RunManifest
+from gpuckpt_report.records.schema import SIZES, Record, RunManifest
 from gpuckpt_report.records.store import RunFolder
+from gpuckpt_report.records.vocabulary import MOMENTS
 from gpuckpt_report.show import charts, subject, tables
 from gpuckpt_report.show.headline import headline
 from gpuckpt_report.show.phase_classes import glossary

@@ -42,6 +42,23 @@ def test_only_a_lane_of_the_patched_build_has_a_resident_pool() -> None:
         ckpt_lanes([{**TAR, "resident_pool": True}])  # without a build it is that of the link `current`
 
 
+@pytest.mark.parametrize("source", ["tar", "tar.gz", "tar.zst"])
+def test_a_bare_process_can_be_restored_from_an_archive(source: str) -> None:
+    [lane] = ckpt_lanes([{**DISK, "source": source, "page_cache": "warm"}])
+    assert (lane["runtime"], lane["source"]) == ("process", source)
+
+
+def test_a_key_without_a_value_has_its_default() -> None:
+    [lane] = ckpt_lanes([{**STOCK, "iterations": None, "description": None}])
+    assert "iterations" not in lane
+    assert lane["description"] == ""
+
+
+def test_a_lane_with_a_wrong_value_is_still_asked_what_goes_together() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"2 error\(s\).*flags must be a list.*needs source: disk"):
+        ckpt_lanes([{**STOCK, "flags": 3, "page_cache": "dropped"}])
+
+
 def test_a_chosen_baseline_stays_and_a_filtered_one_is_replaced() -> None:
     chosen = {**TAR, "baseline": True}
     assert [lane["baseline"] for lane in ckpt_lanes([STOCK, chosen])] == [False, True]
@@ -58,24 +75,26 @@ def test_the_users_lanes_are_left_as_they_were() -> None:
     ("change", "expected"),
     [
         ({"name": "Podman_Stock"}, "name must be lower-case words"),
-        ({"start": "warm"}, "start must be one of cold, restore, not 'warm'"),
-        ({"runtime": "docker"}, "runtime must be one of podman, process"),
-        ({"build": "newest"}, "build must be one of"),
-        ({"swiches": {}}, "unknown key 'swiches', did you mean 'switches'?"),
-        ({"switches": {"LD_PRELOAD": "x"}}, "switches.LD_PRELOAD must be a CRIU_* name"),
-        ({"switches": {"CRIU_X": [1]}}, "switches.CRIU_X must be a CRIU_* name with a plain value"),
-        ({"flags": "--keep"}, "flags must be a list of strings"),
-        ({"source": "zip"}, "source must be one of"),
+        ({"start": "warm"}, "start must be 'cold' or 'restore', not 'warm'"),
+        ({"runtime": "docker"}, "runtime must be 'podman' or 'process', not 'docker'"),
+        ({"build": "newest"}, "build must be 'stock', 'patched', 'distro' or 'current'"),
+        ({"swiches": {}}, "swiches: unknown key, did you mean 'switches'?"),
+        ({"switches": {"LD_PRELOAD": "x"}}, "switches.LD_PRELOAD must be the name of a switch, CRIU_*"),
+        ({"switches": {"CRIU_X": [1]}}, "switches.CRIU_X must be text, a number, true or false, not [1]"),
+        ({"flags": "--keep"}, "flags must be a list, not '--keep'"),
+        ({"flags": [""]}, "flags.0 must not be empty"),
+        ({"source": "zip"}, "source must be 'store', "),
         ({"page_cache": "dropped"}, "needs source: disk"),
         ({"resident_pool": "yes"}, "resident_pool must be true or false, not 'yes'"),
         ({"resident_pool": True}, "resident_pool: true needs build: patched"),
         ({"prefetch": True, "slimming": "kv-drop"}, "prefetch: true needs slimming: staged"),
-        ({"start": "cold", "resident_pool": False}, "a cold start has no use for flags, resident_pool, build"),
-        ({"runtime": "process", "source": "tar.gz"}, "the process runtime knows store and disk"),
-        ({"iterations": 0}, "iterations must be a whole number of at least 1, not 0"),
-        ({"checkpoint": {"bild": "stock"}}, "checkpoint has an unknown key 'bild'"),
-        ({"checkpoint": {"build": "old"}}, "checkpoint.build must be one of"),
-        ({"start": "cold"}, "a cold start has no use for flags, build"),
+        ({"start": "cold", "resident_pool": False}, "a cold start has no use for build, flags, resident_pool"),
+        ({"iterations": 0}, "iterations must be at least 1, not 0"),
+        ({"iterations": "3"}, "iterations must be a whole number, not '3'"),
+        ({"checkpoint": {"bild": "stock"}}, "checkpoint.bild: unknown key, did you mean 'build'?"),
+        ({"checkpoint": {"x": 1}}, "checkpoint.x: unknown key (known: build, switches)"),
+        ({"checkpoint": {"build": "old"}}, "checkpoint.build must be 'stock', "),
+        ({"start": "cold"}, "a cold start has no use for build, flags"),
         ({"server": "vllm"}, "server must be a dictionary"),
     ],
 )
@@ -165,5 +184,5 @@ def test_a_filter_that_is_no_expression_is_named(lane_filter):
 
 
 def test_a_lane_without_a_name_is_named():
-    with pytest.raises(AnsibleFilterError, match="name must be lower-case words"):
+    with pytest.raises(AnsibleFilterError, match="name must be text, not None"):
         ckpt_lanes([{"name": None, "start": "cold", "runtime": "process"}])

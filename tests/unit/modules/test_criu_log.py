@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt.criu import log as criu_log
-from ansible.module_utils.ckpt.errors import REASONS
 from ansible.module_utils.ckpt.measure import flows
 from ansible.module_utils.ckpt.runtimes import base
 from ansible.module_utils.ckpt.runtimes.base import Evidence
+from ansible.module_utils.ckpt.vocabulary import REASONS
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from ansible.module_utils.ckpt.errors import REASONS, CkptError
+from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.measure.record import GATES, Record, outcome, uncovered, write_record
+from ansible.module_utils.ckpt.vocabulary import REASONS
 
 from gpuckpt_report.records import schema
 
@@ -73,8 +74,7 @@ def test_a_failure_before_the_clock_is_a_record_too() -> None:
     assert (parsed.status, parsed.reason, parsed.t.T1) == ("failed", "port_taken", None)
 
 
-def test_reasons_are_the_schemas_reasons() -> None:
-    assert set(REASONS) == set(schema.Reason.__args__)
+def test_a_failure_has_a_reason_of_the_list() -> None:
     assert {reason for reason, _ in GATES.values()} <= set(REASONS)
     with pytest.raises(ValueError, match="not one of the reasons"):
         CkptError("made_up", "text")

@@ -174,7 +174,7 @@ def test_another_moment_and_another_host(lane_over, capsys):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("- {run: a, lane: b, reason: c}", "0.date: "),
+        ("- {run: a, lane: b, reason: c}", "0.date is missing"),
         ("- {run: a, lane: b, reason: c, date: 2026-01-01, hots: d}", "0.hots: unknown key"),
         ("run: a", "not a list"),
         ("- [", "is not YAML"),
