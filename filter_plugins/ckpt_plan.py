@@ -84,16 +84,21 @@ def ckpt_plan(
         instance = _instance_name(lane, wanted, identifier)
         named = _named(spec, instance)
         checkpoint: Spec = {"id": identifier, "dir": folder, "instance": instance, "server": named, "lanes": []}
-        checkpoint |= {"number": len(checkpoints), **{key: lane[key] for key in TAKEN_WITH}}
+        checkpoint |= {"number": len(checkpoints), "bytes": _copies(lane) * int(image_bytes)}
+        checkpoint |= {key: lane[key] for key in TAKEN_WITH}
         checkpoints.setdefault(identifier, checkpoint)["lanes"].append(lane["name"])
         placed[lane["name"]] = {**lane, "server": named, "checkpoint_id": identifier, "checkpoint_dir": folder}
-    on_disk = sum(1 for checkpoint in checkpoints.values() if checkpoint["source"] == "disk")
     return {
         "lanes": placed,
         "instances": _instances(list(checkpoints.values())),
-        "store_bytes": (len(checkpoints) - on_disk) * int(image_bytes),
-        "disk_bytes": on_disk * int(image_bytes),
+        "store_bytes": sum(one["bytes"] for one in checkpoints.values() if one["source"] != "disk"),
+        "disk_bytes": sum(one["bytes"] for one in checkpoints.values() if one["source"] == "disk"),
     }
+
+
+def _copies(lane: Spec) -> int:
+    """How often the images are in a checkpoint's folder: a bare process is restored from an archive that is unpacked there."""
+    return 2 if lane["runtime"] == "process" and lane["source"].startswith("tar") else 1
 
 
 def _instance_name(lane: Spec, wanted: Spec, identifier: str) -> str:

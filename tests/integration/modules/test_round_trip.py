@@ -110,7 +110,7 @@ def test_many_checkpoints_of_one_busy_server(call: Call, process_server: Result,
     assert shared_memory_files() == shared_memory
 
 
-@pytest.mark.parametrize("source", ["store", "tar", "tar.zst"])
+@pytest.mark.parametrize("source", ["store", "tar", "tar.gz", "tar.zst"])
 def test_process_round_trip(call: Call, process_server: Result, store: Path, source: str) -> None:
     round_trip(call, process_server, store, source, [])
 

@@ -166,6 +166,8 @@ def test_space_is_counted_where_the_images_go() -> None:
     result = plan(STOCK, MAPPED, TAR, DISK, image_bytes=100)
     assert (result["store_bytes"], result["disk_bytes"]) == (200, 100)
     assert result["lanes"]["process-disk"]["checkpoint_dir"].startswith("/disk/process-disk-")
+    unpacked = {**TAR, "name": "process-tar", "runtime": "process"}
+    assert plan(TAR, unpacked, image_bytes=100)["store_bytes"] == 300, "an archive, and one with its images next to it"
 
 
 def test_overrides_merge_and_extra_arguments_are_appended() -> None:
