@@ -123,6 +123,13 @@ def open_files_limit() -> int:
     return -1 if hard == resource.RLIM_INFINITY else hard
 
 
+def hard_limits() -> dict[str, int | str]:
+    """Returns this process' hard limits of open files, processes and locked memory (bytes), or `unlimited`."""
+    kinds = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC, "memlock": resource.RLIMIT_MEMLOCK}
+    limits = {name: resource.getrlimit(kind)[1] for name, kind in kinds.items()}
+    return {name: "unlimited" if limit == resource.RLIM_INFINITY else limit for name, limit in limits.items()}
+
+
 def os_release(node: Node) -> dict[str, str]:
     """Returns the fields of /etc/os-release."""
     return dict(re.findall(r'^(\w+)="?(.*?)"?$', node.read("/etc/os-release") or "", re.M))
