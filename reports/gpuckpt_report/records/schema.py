@@ -23,6 +23,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from gpuckpt_report.records.vocabulary import (
     LANE_NAME,
@@ -329,8 +330,9 @@ def lane_errors(lane: Mapping[str, Any]) -> list[str]:
     try:
         Lane.model_validate(lane)
     except ValidationError as error:
-        # Errors without a place come from the rules. They are asked below, of lanes with other errors, too.
-        errors = [line for place, line in _explained(error, Lane) if place]
+        # An error of value without a place comes from the rules. They are asked below, of lanes with other errors, too.
+        found = _explained(error, Lane)
+        errors = [line for item, line in found if item["loc"] or item["type"] != "value_error"]
     return errors + lane_problems({key: value for key, value in lane.items() if key in Lane.model_fields})
 
 
@@ -412,8 +414,8 @@ def explain(error: ValidationError) -> list[str]:
     return [line for _, line in _explained(error)]
 
 
-def _explained(error: ValidationError, model: type[Model] | None = None) -> Iterator[tuple[Place, str]]:
-    """Place and line of each error. With the model that was validated, an unknown key is told with the ones there are."""
+def _explained(error: ValidationError, model: type[Model] | None = None) -> Iterator[tuple[ErrorDetails, str]]:
+    """Each error and its line. With the model that was validated, an unknown key is told with the ones there are."""
     for item in error.errors(include_url=False):
         # pydantic marks a key that is wrong itself
         place = tuple(part for part in item["loc"] if part != "[key]")
@@ -425,7 +427,7 @@ def _explained(error: ValidationError, model: type[Model] | None = None) -> Iter
             message = words.format(**item.get("ctx", {})) if words else message
             message += "" if item["type"] == "missing" else f", not {_short(item['input'])}"
         joint = " " if message.startswith(("must ", "is ")) else ": "
-        yield place, joint.join([".".join(map(str, place)), message] if place else [message])
+        yield item, joint.join([".".join(map(str, place)), message] if place else [message])
 
 
 def _meant(place: Place, model: type[Model] | None) -> str:

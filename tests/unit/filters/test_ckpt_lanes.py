@@ -188,3 +188,8 @@ def test_a_filter_that_is_no_expression_is_named(lane_filter):
 def test_a_lane_without_a_name_is_named():
     with pytest.raises(AnsibleFilterError, match="name must be text, not None"):
         ckpt_lanes([{"name": None, "start": "cold", "runtime": "process"}])
+
+
+def test_a_key_that_is_no_text_of_unicode_is_named():
+    with pytest.raises(AnsibleFilterError, match=r"1 error\(s\) in the lanes: lane 'a': .*'\\ud800'"):
+        ckpt_lanes([{"name": "a", "start": "cold", "runtime": "process", "\ud800": 1}])
