@@ -25,8 +25,8 @@ static struct {
 	bool timeout_given;
 } options;
 
-static struct cuda_driver driver;
-static struct cuda_device_map map;
+static struct gc_driver driver;
+static struct gc_device_map map;
 
 static const char usage[] =
 	"CUDA checkpoint and restore utility, of gpuckpt (on the CUDA driver API, driver 570 or newer).\n"
@@ -149,14 +149,14 @@ static void validate(void)
 		return;
 	if (!is_action("restore"))
 		die("--device-map is for --action restore only");
-	if (cuda_device_map_parse(options.device_map, &map, why, sizeof(why)))
+	if (gc_device_map_parse(options.device_map, &map, why, sizeof(why)))
 		die(why);
 }
 
 /* CRIU's plugin asks for the state of a thread; the driver knows processes. */
 static pid_t process_of(pid_t tid)
 {
-	long pid = proc_status_number(tid, "Tgid");
+	long pid = gc_proc_status_number(tid, "Tgid");
 
 	if (pid < 0)
 		die("no such process");
@@ -168,7 +168,7 @@ static int report(CUresult result, const char *what)
 	if (result == CUDA_SUCCESS)
 		return EXIT_SUCCESS;
 	fprintf(stderr, "cuda-checkpoint: %s of pid %d failed: %s\n", what, options.pid,
-		cuda_driver_error(&driver, result));
+		gc_driver_error(&driver, result));
 	return EXIT_FAILURE;
 }
 
@@ -178,7 +178,7 @@ static int print_state(void)
 	CUresult result = driver.get_state(options.pid, &state);
 
 	if (result == CUDA_SUCCESS)
-		puts(cuda_state_name(state));
+		puts(gc_state_name(state));
 	return report(result, "get-state");
 }
 
@@ -195,28 +195,28 @@ static int print_restore_tid(void)
 static int act(void)
 {
 	if (is_action("lock"))
-		return report(cuda_driver_lock(&driver, options.pid, options.timeout_ms), "lock");
+		return report(gc_driver_lock(&driver, options.pid, options.timeout_ms), "lock");
 	if (is_action("checkpoint"))
-		return report(cuda_driver_checkpoint(&driver, options.pid), "checkpoint");
+		return report(gc_driver_checkpoint(&driver, options.pid), "checkpoint");
 	if (is_action("restore"))
-		return report(cuda_driver_restore(&driver, options.pid, &map), "restore");
-	return report(cuda_driver_unlock(&driver, options.pid), "unlock");
+		return report(gc_driver_restore(&driver, options.pid, &map), "restore");
+	return report(gc_driver_unlock(&driver, options.pid), "unlock");
 }
 
 static int suspend(void)
 {
-	if (report(cuda_driver_lock(&driver, options.pid, 0), "lock"))
+	if (report(gc_driver_lock(&driver, options.pid, 0), "lock"))
 		return EXIT_FAILURE;
-	if (!report(cuda_driver_checkpoint(&driver, options.pid), "checkpoint"))
+	if (!report(gc_driver_checkpoint(&driver, options.pid), "checkpoint"))
 		return EXIT_SUCCESS;
-	report(cuda_driver_unlock(&driver, options.pid), "unlock");
+	report(gc_driver_unlock(&driver, options.pid), "unlock");
 	return EXIT_FAILURE;
 }
 
 static int resume(void)
 {
-	return report(cuda_driver_restore(&driver, options.pid, NULL), "restore")
-		       ?: report(cuda_driver_unlock(&driver, options.pid), "unlock");
+	return report(gc_driver_restore(&driver, options.pid, NULL), "restore")
+		       ?: report(gc_driver_unlock(&driver, options.pid), "unlock");
 }
 
 static int toggle(void)
@@ -230,7 +230,7 @@ static int toggle(void)
 	if (state == CU_PROCESS_STATE_CHECKPOINTED)
 		return resume();
 	fprintf(stderr, "cuda-checkpoint: pid %d is %s: only a running or checkpointed process can be toggled\n",
-		options.pid, cuda_state_name(state));
+		options.pid, gc_state_name(state));
 	return EXIT_FAILURE;
 }
 
@@ -240,9 +240,9 @@ int main(int argc, char **argv)
 
 	parse(argc, argv);
 	validate();
-	if (cuda_driver_open(&driver, CUDA_DRIVER_FOR_CHECKPOINT, why, sizeof(why)))
+	if (gc_driver_open(&driver, CUDA_DRIVER_FOR_CHECKPOINT, why, sizeof(why)))
 		die(why);
-	if (map.count && cuda_device_map_supported(&driver, why, sizeof(why)))
+	if (map.count && gc_device_map_supported(&driver, why, sizeof(why)))
 		die(why);
 	options.pid = process_of(options.pid);
 

@@ -47,7 +47,7 @@ struct device_job {
 	CUresult result;
 };
 
-static struct cuda_driver driver;
+static struct gc_driver driver;
 static struct device_job device_jobs[MAX_DEVICES];
 static int device_count;
 static struct timespec init_start, init_end;
@@ -106,7 +106,7 @@ static int retain_contexts(void)
 			pthread_join(device_jobs[n].thread, NULL);
 	for (n = 0; n < device_count; n++)
 		if (device_jobs[n].result != CUDA_SUCCESS) {
-			fail("no context on GPU %d: %s", n, cuda_driver_error(&driver, device_jobs[n].result));
+			fail("no context on GPU %d: %s", n, gc_driver_error(&driver, device_jobs[n].result));
 			return -1;
 		}
 	return 0;
@@ -116,13 +116,13 @@ static int initialise(void)
 {
 	CUresult result;
 
-	if (cuda_driver_open(&driver, CUDA_DRIVER_FOR_CONTEXTS, failure, sizeof(failure)))
+	if (gc_driver_open(&driver, CUDA_DRIVER_FOR_CONTEXTS, failure, sizeof(failure)))
 		return -1;
 	result = driver.init(0);
 	if (result == CUDA_SUCCESS)
 		result = driver.device_get_count(&device_count);
 	if (result != CUDA_SUCCESS) {
-		fail("the driver cannot be initialised: %s", cuda_driver_error(&driver, result));
+		fail("the driver cannot be initialised: %s", gc_driver_error(&driver, result));
 		return -1;
 	}
 	if (device_count > MAX_DEVICES)

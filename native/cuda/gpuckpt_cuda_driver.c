@@ -9,12 +9,12 @@
 
 struct symbol {
 	const char *name;
-	size_t offset; /* of the pointer in struct cuda_driver */
+	size_t offset; /* of the pointer in struct gc_driver */
 };
 
 #define SYMBOL(_name, _member)                                                                                         \
 	{                                                                                                              \
-		.name = _name, .offset = offsetof(struct cuda_driver, _member)                                         \
+		.name = _name, .offset = offsetof(struct gc_driver, _member)                                           \
 	}
 
 static const struct symbol common_symbols[] = {
@@ -43,7 +43,7 @@ static const struct symbol context_symbols[] = {
 };
 
 /* The name of the first symbol that the library lacks, or NULL. */
-static const char *resolve(struct cuda_driver *driver, const struct symbol *symbols)
+static const char *resolve(struct gc_driver *driver, const struct symbol *symbols)
 {
 	for (; symbols->name; symbols++) {
 		void *address = dlsym(driver->handle, symbols->name);
@@ -55,7 +55,7 @@ static const char *resolve(struct cuda_driver *driver, const struct symbol *symb
 	return NULL;
 }
 
-int cuda_driver_open(struct cuda_driver *driver, enum cuda_driver_use use, char *why, size_t why_size)
+int gc_driver_open(struct gc_driver *driver, enum gc_driver_use use, char *why, size_t why_size)
 {
 	const char *path = getenv("GPUCKPT_LIBCUDA");
 	const char *missing;
@@ -87,7 +87,7 @@ int cuda_driver_open(struct cuda_driver *driver, enum cuda_driver_use use, char 
 	return 0;
 }
 
-const char *cuda_driver_error(const struct cuda_driver *driver, CUresult result)
+const char *gc_driver_error(const struct gc_driver *driver, CUresult result)
 {
 	const char *name = NULL;
 
@@ -96,7 +96,7 @@ const char *cuda_driver_error(const struct cuda_driver *driver, CUresult result)
 	return name;
 }
 
-bool cuda_driver_unreachable(CUresult result)
+bool gc_driver_unreachable(CUresult result)
 {
 	switch (result) {
 	case CUDA_ERROR_STUB_LIBRARY:
@@ -112,28 +112,28 @@ bool cuda_driver_unreachable(CUresult result)
 	}
 }
 
-const char *cuda_state_name(CUprocessState state)
+const char *gc_state_name(CUprocessState state)
 {
 	static const char *const names[] = {"running", "locked", "checkpointed", "failed"};
 
 	return (unsigned int)state < sizeof(names) / sizeof(names[0]) ? names[state] : "unknown";
 }
 
-CUresult cuda_driver_lock(const struct cuda_driver *driver, pid_t pid, unsigned int timeout_ms)
+CUresult gc_driver_lock(const struct gc_driver *driver, pid_t pid, unsigned int timeout_ms)
 {
 	CUcheckpointLockArgs args = {.timeoutMs = timeout_ms};
 
 	return driver->lock(pid, &args);
 }
 
-CUresult cuda_driver_checkpoint(const struct cuda_driver *driver, pid_t pid)
+CUresult gc_driver_checkpoint(const struct gc_driver *driver, pid_t pid)
 {
 	CUcheckpointCheckpointArgs args = {};
 
 	return driver->checkpoint(pid, &args);
 }
 
-CUresult cuda_driver_restore(const struct cuda_driver *driver, pid_t pid, const struct cuda_device_map *map)
+CUresult gc_driver_restore(const struct gc_driver *driver, pid_t pid, const struct gc_device_map *map)
 {
 	CUcheckpointRestoreArgs args = {};
 	CUresult result;
@@ -150,7 +150,7 @@ CUresult cuda_driver_restore(const struct cuda_driver *driver, pid_t pid, const 
 	return result;
 }
 
-CUresult cuda_driver_unlock(const struct cuda_driver *driver, pid_t pid)
+CUresult gc_driver_unlock(const struct gc_driver *driver, pid_t pid)
 {
 	CUcheckpointUnlockArgs args = {};
 
@@ -188,7 +188,7 @@ static const char *parse_uuid(const char *text, CUuuid *uuid)
 	return text;
 }
 
-int cuda_device_map_parse(const char *text, struct cuda_device_map *map, char *why, size_t why_size)
+int gc_device_map_parse(const char *text, struct gc_device_map *map, char *why, size_t why_size)
 {
 	const char *rest = text;
 
@@ -219,7 +219,7 @@ int cuda_device_map_parse(const char *text, struct cuda_device_map *map, char *w
 	}
 }
 
-int cuda_device_map_supported(const struct cuda_driver *driver, char *why, size_t why_size)
+int gc_device_map_supported(const struct gc_driver *driver, char *why, size_t why_size)
 {
 	if (driver->version >= CUDA_VERSION_GPU_PAIRS)
 		return 0;

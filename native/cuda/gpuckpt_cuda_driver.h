@@ -12,7 +12,7 @@
 #define CUDA_DEVICE_MAP_MAX 64
 #define CUDA_WHY_SIZE 512 /* room for a cause, in the functions below that tell one */
 
-struct cuda_driver {
+struct gc_driver {
 	void *handle;
 	int version; /* as cuDriverGetVersion: 12080 is CUDA 12.8, driver 570 */
 
@@ -32,39 +32,39 @@ struct cuda_driver {
 };
 
 /* GPUs to restore onto, in place of those that were checkpointed. count 0: the same ones. */
-struct cuda_device_map {
+struct gc_device_map {
 	CUcheckpointGpuPair pairs[CUDA_DEVICE_MAP_MAX];
 	unsigned int count;
 };
 
-enum cuda_driver_use {
+enum gc_driver_use {
 	CUDA_DRIVER_FOR_CHECKPOINT, /* cuCheckpointProcess*: driver 570 or newer */
 	CUDA_DRIVER_FOR_CONTEXTS,   /* cuInit, cuDevicePrimaryCtxRetain */
 };
 
 /* Opens $GPUCKPT_LIBCUDA, or else libcuda.so.1. 0, or -1 with the cause in why. Starts no thread, opens no device. */
-int cuda_driver_open(struct cuda_driver *driver, enum cuda_driver_use use, char *why, size_t why_size);
+int gc_driver_open(struct gc_driver *driver, enum gc_driver_use use, char *why, size_t why_size);
 
 /* The driver's name of a result ("CUDA_ERROR_INVALID_VALUE"), never NULL. */
-const char *cuda_driver_error(const struct cuda_driver *driver, CUresult result);
+const char *gc_driver_error(const struct gc_driver *driver, CUresult result);
 
 /* True for results that say "the driver cannot serve anybody", not "this process has no CUDA state". */
-bool cuda_driver_unreachable(CUresult result);
+bool gc_driver_unreachable(CUresult result);
 
 /* "running", "locked", "checkpointed", "failed" or "unknown": the words of NVIDIA's command. */
-const char *cuda_state_name(CUprocessState state);
+const char *gc_state_name(CUprocessState state);
 
 /* timeout_ms 0: no limit. */
-CUresult cuda_driver_lock(const struct cuda_driver *driver, pid_t pid, unsigned int timeout_ms);
-CUresult cuda_driver_checkpoint(const struct cuda_driver *driver, pid_t pid);
+CUresult gc_driver_lock(const struct gc_driver *driver, pid_t pid, unsigned int timeout_ms);
+CUresult gc_driver_checkpoint(const struct gc_driver *driver, pid_t pid);
 /* map may be NULL. Initialises the driver first where nothing else keeps the GPU initialised. */
-CUresult cuda_driver_restore(const struct cuda_driver *driver, pid_t pid, const struct cuda_device_map *map);
-CUresult cuda_driver_unlock(const struct cuda_driver *driver, pid_t pid);
+CUresult gc_driver_restore(const struct gc_driver *driver, pid_t pid, const struct gc_device_map *map);
+CUresult gc_driver_unlock(const struct gc_driver *driver, pid_t pid);
 
 /* Parses "OLD=NEW,OLD=NEW" (UUIDs, with or without "GPU-"). 0, or -1 with the cause in why. */
-int cuda_device_map_parse(const char *text, struct cuda_device_map *map, char *why, size_t why_size);
+int gc_device_map_parse(const char *text, struct gc_device_map *map, char *why, size_t why_size);
 
 /* 0 if this driver can renumber devices, or -1 with the cause in why. */
-int cuda_device_map_supported(const struct cuda_driver *driver, char *why, size_t why_size);
+int gc_device_map_supported(const struct gc_driver *driver, char *why, size_t why_size);
 
 #endif

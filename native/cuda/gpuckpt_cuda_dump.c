@@ -57,14 +57,14 @@ static int consider(pid_t pid)
 	char device[64], why[CUDA_WHY_SIZE];
 	int ret;
 
-	if (gc_find_task(pid) || !proc_maps_libcuda(pid))
+	if (gc_find_task(pid) || !gc_proc_maps_libcuda(pid))
 		return 0;
 	ret = gc_reach_driver(pid, why, sizeof(why));
 	if (!ret)
 		return identify(pid);
 	if (ret == GPUCKPT_CUDA_PASS)
 		return ret;
-	if (proc_holds_gpu_device(pid, device, sizeof(device))) {
+	if (gc_proc_holds_gpu_device(pid, device, sizeof(device))) {
 		pr_err("pid %d has %s open and its GPU memory cannot be taken: %s\n", pid, device, why);
 		return -1;
 	}
@@ -82,12 +82,12 @@ static int consider_all(const struct pid_list *pids)
 	return ret;
 }
 
-int gpuckpt_cuda_pause(pid_t pid)
+int gc_pause(pid_t pid)
 {
 	static const struct driver_call lock = {
 		.span = "cuda-lock",
 		.verb = "lock",
-		.run = cuda_call_lock,
+		.run = gc_call_lock,
 		.reaches = CU_PROCESS_STATE_LOCKED,
 	};
 	struct pid_list tree = {};
@@ -97,7 +97,7 @@ int gpuckpt_cuda_pause(pid_t pid)
 		return GPUCKPT_CUDA_PASS;
 
 	/* The first call names the root: lock the whole tree before any of it is frozen. */
-	ret = proc_descendants(pid, &tree);
+	ret = gc_proc_descendants(pid, &tree);
 	if (ret)
 		pr_err("No memory to list the processes below pid %d\n", pid);
 	else
@@ -118,7 +118,7 @@ static uint64_t record_parked(struct task *task)
 
 	if (task->result != CUDA_SUCCESS)
 		return 0;
-	bytes = cuda_ranges_record(task->pid, &task->memory);
+	bytes = gc_ranges_record(task->pid, &task->memory);
 	if (!bytes)
 		pr_warn("pid %d was checkpointed, but its memory did not grow: it held no GPU memory\n", task->pid);
 	return bytes;
@@ -131,7 +131,7 @@ static void record_parked_by_others(void)
 
 	for (size_t n = 0; n < gc_nr_tasks; n++)
 		if (gc_tasks[n].initial == CU_PROCESS_STATE_CHECKPOINTED)
-			cuda_ranges_write(gc_tasks[n].pid, &unknown);
+			gc_ranges_write(gc_tasks[n].pid, &unknown);
 }
 
 static void checkpoint_all(void)
@@ -139,13 +139,13 @@ static void checkpoint_all(void)
 	static const struct driver_call checkpoint = {
 		.span = "cuda-checkpoint",
 		.verb = "checkpoint",
-		.run = cuda_call_checkpoint,
+		.run = gc_call_checkpoint,
 		.reaches = CU_PROCESS_STATE_CHECKPOINTED,
 		.bytes = record_parked,
 	};
 
 	for (size_t n = 0; n < gc_nr_tasks; n++)
-		if (proc_anonymous_ranges(gc_tasks[n].pid, &gc_tasks[n].memory))
+		if (gc_proc_anonymous_ranges(gc_tasks[n].pid, &gc_tasks[n].memory))
 			pr_warn("Cannot read the memory map of pid %d\n", gc_tasks[n].pid);
 
 	record_parked_by_others();
@@ -153,20 +153,20 @@ static void checkpoint_all(void)
 	gc_run_call(&checkpoint, gc_is_locked, gc_interrupt_threads);
 }
 
-int gpuckpt_cuda_refuse_unsaved(pid_t pid)
+int gc_refuse_unsaved(pid_t pid)
 {
 	char device[64];
 	CUresult result = CUDA_SUCCESS;
 	int tid;
 
-	if (!proc_holds_gpu_device(pid, device, sizeof(device)))
+	if (!gc_proc_holds_gpu_device(pid, device, sizeof(device)))
 		return 0;
 	if (gc_driver.handle)
 		result = gc_driver.get_restore_tid(pid, &tid);
 
 	if (gc_driver.handle && result == CUDA_SUCCESS)
 		pr_err("pid %d initialised CUDA while it was being frozen; checkpoint again\n", pid);
-	else if (gc_driver.handle && cuda_driver_unreachable(result))
+	else if (gc_driver.handle && gc_driver_unreachable(result))
 		pr_err("pid %d has %s open and the driver cannot be asked about it: %s\n", pid, device,
 		       gc_result_name(result));
 	else
@@ -176,7 +176,7 @@ int gpuckpt_cuda_refuse_unsaved(pid_t pid)
 	return -1;
 }
 
-int gpuckpt_cuda_checkpoint(pid_t pid)
+int gc_checkpoint(pid_t pid)
 {
 	struct task *task;
 
@@ -189,6 +189,6 @@ int gpuckpt_cuda_checkpoint(pid_t pid)
 	}
 	task = gc_find_task(pid);
 	if (!task)
-		return gpuckpt_cuda_refuse_unsaved(pid);
+		return gc_refuse_unsaved(pid);
 	return task->failed || !gc_is_checkpointed(task) ? -1 : 0;
 }

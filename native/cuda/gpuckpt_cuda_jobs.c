@@ -5,29 +5,29 @@
 #include <signal.h>
 #include <stdlib.h>
 
-CUresult cuda_call_lock(const struct cuda_job *job)
+CUresult gc_call_lock(const struct gc_job *job)
 {
-	return cuda_driver_lock(job->driver, job->pid, job->lock_timeout_ms);
+	return gc_driver_lock(job->driver, job->pid, job->lock_timeout_ms);
 }
 
-CUresult cuda_call_checkpoint(const struct cuda_job *job)
+CUresult gc_call_checkpoint(const struct gc_job *job)
 {
-	return cuda_driver_checkpoint(job->driver, job->pid);
+	return gc_driver_checkpoint(job->driver, job->pid);
 }
 
-CUresult cuda_call_restore(const struct cuda_job *job)
+CUresult gc_call_restore(const struct gc_job *job)
 {
-	return cuda_driver_restore(job->driver, job->pid, job->map);
+	return gc_driver_restore(job->driver, job->pid, job->map);
 }
 
-CUresult cuda_call_unlock(const struct cuda_job *job)
+CUresult gc_call_unlock(const struct gc_job *job)
 {
-	return cuda_driver_unlock(job->driver, job->pid);
+	return gc_driver_unlock(job->driver, job->pid);
 }
 
-struct cuda_job *cuda_job_new(const struct cuda_driver *driver, pid_t pid)
+struct gc_job *gc_job_new(const struct gc_driver *driver, pid_t pid)
 {
-	struct cuda_job *job = calloc(1, sizeof(*job));
+	struct gc_job *job = calloc(1, sizeof(*job));
 
 	if (job) {
 		job->driver = driver;
@@ -38,14 +38,14 @@ struct cuda_job *cuda_job_new(const struct cuda_driver *driver, pid_t pid)
 
 static void *run_job(void *argument)
 {
-	struct cuda_job *job = argument;
+	struct gc_job *job = argument;
 
 	job->returned = job->call(job);
 	clock_gettime(CLOCK_MONOTONIC, &job->returned_at);
 	return NULL;
 }
 
-static void start_job(struct cuda_job *job, cuda_job_call call)
+static void start_job(struct gc_job *job, gc_job_call call)
 {
 	job->call = call;
 	clock_gettime(CLOCK_MONOTONIC, &job->start);
@@ -54,7 +54,7 @@ static void start_job(struct cuda_job *job, cuda_job_call call)
 		run_job(job);
 }
 
-static int join_job(struct cuda_job *job, const struct timespec *deadline)
+static int join_job(struct gc_job *job, const struct timespec *deadline)
 {
 	if (!job->started)
 		return 0;
@@ -62,7 +62,7 @@ static int join_job(struct cuda_job *job, const struct timespec *deadline)
 			: pthread_join(job->thread, NULL);
 }
 
-static void finish_job(struct cuda_job *job, const struct timespec *deadline)
+static void finish_job(struct gc_job *job, const struct timespec *deadline)
 {
 	if (join_job(job, deadline)) {
 		pthread_detach(job->thread);
@@ -75,7 +75,7 @@ static void finish_job(struct cuda_job *job, const struct timespec *deadline)
 	job->end = job->returned_at;
 }
 
-void cuda_jobs_run(struct cuda_job **jobs, size_t count, cuda_job_call call, unsigned int timeout_s)
+void gc_jobs_run(struct gc_job **jobs, size_t count, gc_job_call call, unsigned int timeout_s)
 {
 	struct timespec deadline;
 	sigset_t all, old;
@@ -95,7 +95,7 @@ void cuda_jobs_run(struct cuda_job **jobs, size_t count, cuda_job_call call, uns
 		finish_job(jobs[n], timeout_s ? &deadline : NULL);
 }
 
-void cuda_job_free(struct cuda_job *job)
+void gc_job_free(struct gc_job *job)
 {
 	if (job && !job->abandoned)
 		free(job);

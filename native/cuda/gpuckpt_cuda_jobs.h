@@ -13,13 +13,13 @@
 /* Returned for a call that did not come back in time; no CUresult is negative. */
 #define CUDA_JOB_TIMED_OUT (-1)
 
-struct cuda_job;
-typedef CUresult (*cuda_job_call)(const struct cuda_job *job);
+struct gc_job;
+typedef CUresult (*gc_job_call)(const struct gc_job *job);
 
-/* One driver call. Allocated with cuda_job_new, freed with cuda_job_free. */
-struct cuda_job {
-	const struct cuda_driver *driver;
-	const struct cuda_device_map *map;
+/* One driver call. Allocated with gc_job_new, freed with gc_job_free. */
+struct gc_job {
+	const struct gc_driver *driver;
+	const struct gc_device_map *map;
 	unsigned int lock_timeout_ms;
 	pid_t pid;
 
@@ -28,7 +28,7 @@ struct cuda_job {
 	struct timespec end;
 
 	/* Private to gpuckpt_cuda_jobs.c. */
-	cuda_job_call call;
+	gc_job_call call;
 	pthread_t thread;
 	bool started;
 	bool abandoned;
@@ -37,20 +37,20 @@ struct cuda_job {
 	struct timespec returned_at;
 };
 
-struct cuda_job *cuda_job_new(const struct cuda_driver *driver, pid_t pid);
+struct gc_job *gc_job_new(const struct gc_driver *driver, pid_t pid);
 
 /*
  * Runs call for each job and waits for all of them, timeout_s at most (0: without limit).
  * A job whose thread cannot be started is run in place.
  */
-void cuda_jobs_run(struct cuda_job **jobs, size_t count, cuda_job_call call, unsigned int timeout_s);
+void gc_jobs_run(struct gc_job **jobs, size_t count, gc_job_call call, unsigned int timeout_s);
 
 /* Keeps the memory of an abandoned job: its thread may still come back from the driver and write there. */
-void cuda_job_free(struct cuda_job *job);
+void gc_job_free(struct gc_job *job);
 
-CUresult cuda_call_lock(const struct cuda_job *job);
-CUresult cuda_call_checkpoint(const struct cuda_job *job);
-CUresult cuda_call_restore(const struct cuda_job *job);
-CUresult cuda_call_unlock(const struct cuda_job *job);
+CUresult gc_call_lock(const struct gc_job *job);
+CUresult gc_call_checkpoint(const struct gc_job *job);
+CUresult gc_call_restore(const struct gc_job *job);
+CUresult gc_call_unlock(const struct gc_job *job);
 
 #endif

@@ -69,7 +69,7 @@ static int read_device_map(void)
 	gc_options.map.count = 0;
 	if (!text || !*text)
 		return 0;
-	if (cuda_device_map_parse(text, &gc_options.map, why, sizeof(why))) {
+	if (gc_device_map_parse(text, &gc_options.map, why, sizeof(why))) {
 		pr_err("CRIU_CUDA_DEVICE_MAP: %s\n", why);
 		return -1;
 	}

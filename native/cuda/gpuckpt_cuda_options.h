@@ -15,7 +15,7 @@ struct gc_options {
 	unsigned int pool_wait_s;
 	bool pool;
 	bool pool_contexts;
-	struct cuda_device_map map;
+	struct gc_device_map map;
 };
 
 extern struct gc_options gc_options;

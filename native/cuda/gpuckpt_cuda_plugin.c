@@ -29,14 +29,14 @@
 
 static struct range_list memory_before;
 
-void gpuckpt_cuda_action_begin(const char *action, pid_t pid, struct timespec *start)
+void gc_action_begin(const char *action, pid_t pid, struct timespec *start)
 {
-	if (!strcmp(action, "checkpoint") && proc_anonymous_ranges(pid, &memory_before))
+	if (!strcmp(action, "checkpoint") && gc_proc_anonymous_ranges(pid, &memory_before))
 		pr_warn("Cannot read the memory map of pid %d\n", pid);
 	clock_gettime(CLOCK_MONOTONIC, start);
 }
 
-void gpuckpt_cuda_action_end(const char *action, pid_t pid, const struct timespec *start, int status)
+void gc_action_end(const char *action, pid_t pid, const struct timespec *start, int status)
 {
 	struct timespec end;
 	uint64_t bytes = 0;
@@ -44,24 +44,24 @@ void gpuckpt_cuda_action_end(const char *action, pid_t pid, const struct timespe
 
 	clock_gettime(CLOCK_MONOTONIC, &end);
 	if (!strcmp(action, "checkpoint") && !status)
-		bytes = cuda_ranges_record(pid, &memory_before);
+		bytes = gc_ranges_record(pid, &memory_before);
 	else if (!strcmp(action, "restore"))
-		cuda_ranges_read(pid, &bytes);
+		gc_ranges_read(pid, &bytes);
 	snprintf(name, sizeof(name), "cuda-%s", action);
-	gpuckpt_cuda_span(name, pid, start, &end, bytes, status ? "failed" : "ok");
+	gc_span(name, pid, start, &end, bytes, status ? "failed" : "ok");
 }
 
-int gpuckpt_cuda_refuse_lost(pid_t pid)
+int gc_refuse_lost(pid_t pid)
 {
 	uint64_t bytes;
 
-	if (!cuda_ranges_read(pid, &bytes))
+	if (!gc_ranges_read(pid, &bytes))
 		return 0;
 	pr_err("pid %d was a CUDA process at the dump, but the driver does not know it now\n", pid);
 	return -1;
 }
 
-int gpuckpt_cuda_unavailable(int stage)
+int gc_unavailable(int stage)
 {
 	if (stage != CR_PLUGIN_STAGE__RESTORE)
 		return 0;
@@ -69,23 +69,23 @@ int gpuckpt_cuda_unavailable(int stage)
 	return -1;
 }
 
-int gpuckpt_cuda_init(int stage)
+int gc_init(int stage)
 {
 	if (gc_options_read())
 		return -1;
 	if (stage == CR_PLUGIN_STAGE__RESTORE && gc_options.pool)
-		gpuckpt_pool_start();
+		gc_pool_start();
 	return gc_options.backend == BACKEND_CUDA_CHECKPOINT ? GPUCKPT_CUDA_PASS : 0;
 }
 
-void gpuckpt_cuda_fini(int stage, int failed)
+void gc_fini(int stage, int failed)
 {
 	if (stage == CR_PLUGIN_STAGE__DUMP && gc_nr_tasks && (failed || opts.final_state == TASK_ALIVE))
 		gc_put_back();
 	if (stage == CR_PLUGIN_STAGE__RESTORE && failed)
-		gpuckpt_pool_release();
+		gc_pool_release();
 	else if (stage == CR_PLUGIN_STAGE__RESTORE)
-		gpuckpt_pool_let_go();
+		gc_pool_let_go();
 	gc_forget_tasks();
 	free(memory_before.ranges);
 }

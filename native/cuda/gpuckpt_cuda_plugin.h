@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the patches call from CRIU's CUDA plugin, and what our side takes from it. */
+/*
+ * What the patches call from CRIU's CUDA plugin, and what our side takes from it.
+ * Symbols of our side begin with gc_ (gpuckpt, CUDA). Its files begin with gpuckpt_cuda_, since they are built among
+ * CRIU's.
+ */
 #ifndef GPUCKPT_CUDA_PLUGIN_H
 #define GPUCKPT_CUDA_PLUGIN_H
 
@@ -17,30 +21,30 @@
  * Reads the switches; at the restore stage starts the context pool.
  * 0: the driver API is used (or tried first), GPUCKPT_CUDA_PASS: cuda-checkpoint is, -1: a switch is wrong.
  */
-int gpuckpt_cuda_init(int stage);
-void gpuckpt_cuda_fini(int stage, int failed);
+int gc_init(int stage);
+void gc_fini(int stage, int failed);
 
 /* The hooks. 0, -1 (the dump or restore must fail), or GPUCKPT_CUDA_PASS. */
-int gpuckpt_cuda_pause(pid_t pid);
-int gpuckpt_cuda_checkpoint(pid_t pid);
-int gpuckpt_cuda_resume(pid_t pid);
+int gc_pause(pid_t pid);
+int gc_checkpoint(pid_t pid);
+int gc_resume(pid_t pid);
 
 /* What the plugin's init returns when it cannot serve: 0 for a dump, -1 for a restore, whose images need it. */
-int gpuckpt_cuda_unavailable(int stage);
+int gc_unavailable(int stage);
 
 /* -1 with an error logged when pid has a GPU open that nobody checkpointed, else 0. */
-int gpuckpt_cuda_refuse_unsaved(pid_t pid);
+int gc_refuse_unsaved(pid_t pid);
 
 /* -1 with an error logged when pid, unknown to the driver, was a CUDA process at the dump, else 0. */
-int gpuckpt_cuda_refuse_lost(pid_t pid);
+int gc_refuse_lost(pid_t pid);
 
 /* Around one run of cuda-checkpoint: logs its span, and records the memory that a checkpoint parks data in. */
-void gpuckpt_cuda_action_begin(const char *action, pid_t pid, struct timespec *start);
-void gpuckpt_cuda_action_end(const char *action, pid_t pid, const struct timespec *start, int status);
+void gc_action_begin(const char *action, pid_t pid, struct timespec *start);
+void gc_action_end(const char *action, pid_t pid, const struct timespec *start, int status);
 
 /* Logs one span. note is one word. */
-void gpuckpt_cuda_span(const char *name, pid_t pid, const struct timespec *start, const struct timespec *end,
-		       uint64_t bytes, const char *note);
+void gc_span(const char *name, pid_t pid, const struct timespec *start, const struct timespec *end, uint64_t bytes,
+	     const char *note);
 
 /* From cuda_plugin.c. */
 int cuda_checkpoint_supports_flag(const char *flag);

@@ -74,7 +74,7 @@ static int spawn_pool(int socket)
 	return status ? -1 : 0;
 }
 
-void gpuckpt_pool_start(void)
+void gc_pool_start(void)
 {
 	int sockets[2];
 
@@ -145,7 +145,7 @@ static bool report_ready(const char *line)
 	start.tv_nsec = start_us * 1000;
 	end.tv_nsec = end_us * 1000;
 	pr_info("ready, %d devices, %d contexts\n", devices, contexts);
-	gpuckpt_cuda_span("pool-init", 0, &start, &end, 0, contexts ? "contexts" : "devices");
+	gc_span("pool-init", 0, &start, &end, 0, contexts ? "contexts" : "devices");
 	return true;
 }
 
@@ -166,7 +166,7 @@ static const char *await_ready(unsigned int wait_s)
 	return "failed";
 }
 
-void gpuckpt_pool_wait(unsigned int wait_s)
+void gc_pool_wait(unsigned int wait_s)
 {
 	struct timespec start, end;
 	const char *note;
@@ -176,10 +176,10 @@ void gpuckpt_pool_wait(unsigned int wait_s)
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	note = await_ready(wait_s);
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	gpuckpt_cuda_span("pool-wait", 0, &start, &end, 0, note);
+	gc_span("pool-wait", 0, &start, &end, 0, note);
 }
 
-bool gpuckpt_pool_release(void)
+bool gc_pool_release(void)
 {
 	char rest[64];
 
@@ -195,7 +195,7 @@ bool gpuckpt_pool_release(void)
 	return true;
 }
 
-void gpuckpt_pool_let_go(void)
+void gc_pool_let_go(void)
 {
 	if (pool_socket < 0)
 		return;

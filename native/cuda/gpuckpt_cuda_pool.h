@@ -6,15 +6,15 @@
 #include <stdbool.h>
 
 /* Starts gpuckpt-pool. Never fails: without a pool the restore is only slower. */
-void gpuckpt_pool_start(void);
+void gc_pool_start(void);
 
 /* Waits until the pool is ready, has failed, or wait_s seconds went by. */
-void gpuckpt_pool_wait(unsigned int wait_s);
+void gc_pool_wait(unsigned int wait_s);
 
 /* Lets the pool go and waits shortly for it, so that its GPU memory is free. True if there was one to let go. */
-bool gpuckpt_pool_release(void);
+bool gc_pool_release(void);
 
 /* Lets it go without waiting: giving up a context takes the driver 80 ms, and the restored tasks run already. */
-void gpuckpt_pool_let_go(void);
+void gc_pool_let_go(void);
 
 #endif

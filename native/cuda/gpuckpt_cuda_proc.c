@@ -70,7 +70,7 @@ static int append_children(pid_t pid, struct pid_list *list)
 	return ret;
 }
 
-int proc_descendants(pid_t pid, struct pid_list *list)
+int gc_proc_descendants(pid_t pid, struct pid_list *list)
 {
 	size_t next = list->count;
 
@@ -83,7 +83,7 @@ int proc_descendants(pid_t pid, struct pid_list *list)
 	return 0;
 }
 
-bool proc_maps_libcuda(pid_t pid)
+bool gc_proc_maps_libcuda(pid_t pid)
 {
 	FILE *maps = open_proc_file(pid, "maps");
 	char *line = NULL;
@@ -99,7 +99,7 @@ bool proc_maps_libcuda(pid_t pid)
 	return found;
 }
 
-bool proc_holds_gpu_device(pid_t pid, char *device, size_t device_size)
+bool gc_proc_holds_gpu_device(pid_t pid, char *device, size_t device_size)
 {
 	DIR *fds = open_proc_folder(pid, "fd");
 	struct dirent *entry;
@@ -135,7 +135,7 @@ static long last_number(char *text)
 	}
 }
 
-long proc_status_number(pid_t pid, const char *key)
+long gc_proc_status_number(pid_t pid, const char *key)
 {
 	FILE *status = open_proc_file(pid, "status");
 	size_t key_len = strlen(key), size = 0;
@@ -181,7 +181,7 @@ static bool parse_anonymous(const char *line, struct address_range *range)
 	return permissions[0] == 'r' && permissions[1] == 'w' && permissions[3] == 'p' && inode == 0 && !name[0];
 }
 
-int proc_anonymous_ranges(pid_t pid, struct range_list *list)
+int gc_proc_anonymous_ranges(pid_t pid, struct range_list *list)
 {
 	FILE *maps = open_proc_file(pid, "maps");
 	struct address_range range;
@@ -200,7 +200,7 @@ int proc_anonymous_ranges(pid_t pid, struct range_list *list)
 	return ret;
 }
 
-int range_difference(const struct range_list *after, const struct range_list *before, struct range_list *out)
+int gc_range_difference(const struct range_list *after, const struct range_list *before, struct range_list *out)
 {
 	size_t a, b = 0;
 
@@ -223,7 +223,7 @@ int range_difference(const struct range_list *after, const struct range_list *be
 	return 0;
 }
 
-uint64_t range_total_bytes(const struct range_list *list)
+uint64_t gc_range_total_bytes(const struct range_list *list)
 {
 	uint64_t total = 0;
 

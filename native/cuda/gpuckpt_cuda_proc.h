@@ -26,23 +26,23 @@ struct range_list {
 };
 
 /* Appends pid and all that descend from it, parents first. 0, or -1 when memory is short; who vanished is left out. */
-int proc_descendants(pid_t pid, struct pid_list *list);
+int gc_proc_descendants(pid_t pid, struct pid_list *list);
 
 /* True when pid has the driver's library mapped: only then is it worth to ask the driver. */
-bool proc_maps_libcuda(pid_t pid);
+bool gc_proc_maps_libcuda(pid_t pid);
 
 /* True when pid has an NVIDIA device open; its path goes to device. */
-bool proc_holds_gpu_device(pid_t pid, char *device, size_t device_size);
+bool gc_proc_holds_gpu_device(pid_t pid, char *device, size_t device_size);
 
 /* A number from /proc/PID/status ("Tgid", "TracerPid"), the last one of several ("NSpid"), or -1. */
-long proc_status_number(pid_t pid, const char *key);
+long gc_proc_status_number(pid_t pid, const char *key);
 
 /* The private, writable, anonymous memory of pid. 0, or -1 with errno set. */
-int proc_anonymous_ranges(pid_t pid, struct range_list *list);
+int gc_proc_anonymous_ranges(pid_t pid, struct range_list *list);
 
 /* The parts of after that before does not cover. 0, or -1 when memory is short. */
-int range_difference(const struct range_list *after, const struct range_list *before, struct range_list *out);
+int gc_range_difference(const struct range_list *after, const struct range_list *before, struct range_list *out);
 
-uint64_t range_total_bytes(const struct range_list *list);
+uint64_t gc_range_total_bytes(const struct range_list *list);
 
 #endif

@@ -22,7 +22,7 @@ static FILE *open_ranges(pid_t pid, int flags, const char *mode)
 	FILE *file;
 	int fd;
 
-	snprintf(name, sizeof(name), CUDA_RANGES_FILE, (int)proc_status_number(pid, "NSpid"));
+	snprintf(name, sizeof(name), CUDA_RANGES_FILE, (int)gc_proc_status_number(pid, "NSpid"));
 	fd = openat(criu_get_image_dir(), name, flags | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return NULL;
@@ -32,7 +32,7 @@ static FILE *open_ranges(pid_t pid, int flags, const char *mode)
 	return file;
 }
 
-int cuda_ranges_write(pid_t pid, const struct range_list *ranges)
+int gc_ranges_write(pid_t pid, const struct range_list *ranges)
 {
 	FILE *file;
 	bool written;
@@ -58,23 +58,23 @@ int cuda_ranges_write(pid_t pid, const struct range_list *ranges)
 	return 0;
 }
 
-uint64_t cuda_ranges_record(pid_t pid, const struct range_list *before)
+uint64_t gc_ranges_record(pid_t pid, const struct range_list *before)
 {
 	struct range_list after = {}, parked = {};
 	uint64_t bytes = 0;
 
-	if (proc_anonymous_ranges(pid, &after) || range_difference(&after, before, &parked)) {
+	if (gc_proc_anonymous_ranges(pid, &after) || gc_range_difference(&after, before, &parked)) {
 		pr_warn("Cannot tell which memory of pid %d the driver parked GPU data in\n", pid);
 		parked.count = 0;
 	}
-	bytes = range_total_bytes(&parked);
-	cuda_ranges_write(pid, &parked);
+	bytes = gc_range_total_bytes(&parked);
+	gc_ranges_write(pid, &parked);
 	free(after.ranges);
 	free(parked.ranges);
 	return bytes;
 }
 
-bool cuda_ranges_read(pid_t pid, uint64_t *bytes)
+bool gc_ranges_read(pid_t pid, uint64_t *bytes)
 {
 	FILE *file = opts.stream ? NULL : open_ranges(pid, O_RDONLY, "r");
 	unsigned long start, end;

@@ -10,12 +10,12 @@
 #include "gpuckpt_cuda_proc.h"
 
 /* Writes the file of pid, one "start-end" (hexadecimal) a line. 0, or -1 with an error logged. */
-int cuda_ranges_write(pid_t pid, const struct range_list *ranges);
+int gc_ranges_write(pid_t pid, const struct range_list *ranges);
 
 /* Writes what pid's memory has gained since before. The number of bytes; what cannot be told is logged and left out. */
-uint64_t cuda_ranges_record(pid_t pid, const struct range_list *before);
+uint64_t gc_ranges_record(pid_t pid, const struct range_list *before);
 
 /* True when the images hold the file of pid; its total goes to bytes. */
-bool cuda_ranges_read(pid_t pid, uint64_t *bytes);
+bool gc_ranges_read(pid_t pid, uint64_t *bytes);
 
 #endif

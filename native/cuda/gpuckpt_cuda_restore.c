@@ -20,14 +20,14 @@ static uint64_t parked_bytes(struct task *task)
 {
 	uint64_t bytes;
 
-	cuda_ranges_read(task->pid, &bytes);
+	gc_ranges_read(task->pid, &bytes);
 	return bytes;
 }
 
 static const struct driver_call restore_call = {
 	.span = "cuda-restore",
 	.verb = "restore",
-	.run = cuda_call_restore,
+	.run = gc_call_restore,
 	.reaches = CU_PROCESS_STATE_LOCKED,
 	.bytes = parked_bytes,
 };
@@ -35,7 +35,7 @@ static const struct driver_call restore_call = {
 static const struct driver_call unlock_call = {
 	.span = "cuda-unlock",
 	.verb = "unlock",
-	.run = cuda_call_unlock,
+	.run = gc_call_unlock,
 	.reaches = CU_PROCESS_STATE_RUNNING,
 };
 
@@ -51,7 +51,7 @@ static void retry_without_pool(void)
 
 	for (size_t n = 0; n < gc_nr_tasks; n++)
 		any = any || out_of_memory(&gc_tasks[n]);
-	if (!any || !gpuckpt_pool_release())
+	if (!any || !gc_pool_release())
 		return;
 
 	pr_warn("GPU memory ran short; trying again without the context pool\n");
@@ -81,10 +81,10 @@ static int consider_restored(pid_t pid)
 	char why[CUDA_WHY_SIZE];
 	CUresult result;
 	uint64_t bytes;
-	bool recorded = cuda_ranges_read(pid, &bytes);
+	bool recorded = gc_ranges_read(pid, &bytes);
 	int ret, tid;
 
-	if (!recorded && !proc_maps_libcuda(pid))
+	if (!recorded && !gc_proc_maps_libcuda(pid))
 		return 0;
 	ret = gc_reach_driver(pid, why, sizeof(why));
 	if (ret < 0)
@@ -98,7 +98,7 @@ static int consider_restored(pid_t pid)
 	if (recorded)
 		pr_err("pid %d was a CUDA process at the dump, but the driver does not know it now: %s\n", pid,
 		       gc_result_name(result));
-	else if (cuda_driver_unreachable(result))
+	else if (gc_driver_unreachable(result))
 		pr_err("the driver cannot be asked about pid %d: %s\n", pid, gc_result_name(result));
 	else
 		return 0;
@@ -127,7 +127,7 @@ static int restore_tree(void)
 	return 0;
 }
 
-int gpuckpt_cuda_resume(pid_t pid)
+int gc_resume(pid_t pid)
 {
 	static int tree_result;
 	struct task *task;
@@ -135,7 +135,7 @@ int gpuckpt_cuda_resume(pid_t pid)
 	if (!restored) {
 		restored = true;
 		if (gc_options.pool)
-			gpuckpt_pool_wait(gc_options.pool_wait_s);
+			gc_pool_wait(gc_options.pool_wait_s);
 		if (gc_options.backend != BACKEND_CUDA_CHECKPOINT)
 			tree_result = restore_tree();
 	}
@@ -188,5 +188,5 @@ void gc_put_back(void)
 		if (gc_tasks[n].hung || gc_tasks[n].failed || has_to_go_back(&gc_tasks[n]))
 			pr_err("pid %d stays in CUDA state %s and will hang at its next CUDA call; try cuda-checkpoint "
 			       "--action restore (if checkpointed) and unlock, else restart it\n",
-			       gc_tasks[n].pid, cuda_state_name(gc_tasks[n].state));
+			       gc_tasks[n].pid, gc_state_name(gc_tasks[n].state));
 }

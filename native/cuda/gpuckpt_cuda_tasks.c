@@ -18,12 +18,12 @@
 /* What a lock may take beyond the limit that the driver itself was given. */
 #define LOCK_GRACE_S 2
 
-struct cuda_driver gc_driver;
+struct gc_driver gc_driver;
 struct task *gc_tasks;
 size_t gc_nr_tasks;
 
-void gpuckpt_cuda_span(const char *name, pid_t pid, const struct timespec *start, const struct timespec *end,
-		       uint64_t bytes, const char *note)
+void gc_span(const char *name, pid_t pid, const struct timespec *start, const struct timespec *end, uint64_t bytes,
+	     const char *note)
 {
 	pr_info("span name=%s pid=%d start=%ld.%06ld end=%ld.%06ld bytes=%" PRIu64 " note=%s\n", name, pid,
 		(long)start->tv_sec, start->tv_nsec / 1000, (long)end->tv_sec, end->tv_nsec / 1000, bytes, note);
@@ -35,7 +35,7 @@ const char *gc_result_name(CUresult result)
 		return "ok";
 	if (result == CUDA_JOB_TIMED_OUT)
 		return "timeout";
-	return cuda_driver_error(&gc_driver, result);
+	return gc_driver_error(&gc_driver, result);
 }
 
 int gc_reach_driver(pid_t pid, char *why, size_t why_size)
@@ -49,11 +49,11 @@ int gc_reach_driver(pid_t pid, char *why, size_t why_size)
 		return 0;
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	ret = cuda_driver_open(&gc_driver, CUDA_DRIVER_FOR_CHECKPOINT, why, why_size);
+	ret = gc_driver_open(&gc_driver, CUDA_DRIVER_FOR_CHECKPOINT, why, why_size);
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	gpuckpt_cuda_span("driver-open", pid, &start, &end, 0, ret ? "failed" : "ok");
+	gc_span("driver-open", pid, &start, &end, 0, ret ? "failed" : "ok");
 
-	if (!ret && gc_options.map.count && cuda_device_map_supported(&gc_driver, why, why_size))
+	if (!ret && gc_options.map.count && gc_device_map_supported(&gc_driver, why, why_size))
 		return -1;
 	if (!ret)
 		return 0;
@@ -127,15 +127,14 @@ static void report_call(const struct driver_call *call, struct task *task)
 {
 	uint64_t bytes = call->bytes ? call->bytes(task) : 0;
 
-	gpuckpt_cuda_span(call->span, task->pid, &task->job->start, &task->job->end, bytes,
-			  gc_result_name(task->result));
+	gc_span(call->span, task->pid, &task->job->start, &task->job->end, bytes, gc_result_name(task->result));
 	if (task->result != CUDA_SUCCESS) {
 		pr_err("CUDA %s of pid %d failed: %s\n", call->verb, task->pid, gc_result_name(task->result));
 		task->failed = true;
 		task->hung = task->result == CUDA_JOB_TIMED_OUT;
 	} else if (task->failed) {
 		pr_err("CUDA %s of pid %d succeeded, but its state is %s instead of %s\n", call->verb, task->pid,
-		       cuda_state_name(task->state), cuda_state_name(call->reaches));
+		       gc_state_name(task->state), gc_state_name(call->reaches));
 	}
 }
 
@@ -149,14 +148,14 @@ static unsigned int lock_timeout_s(void)
 
 static unsigned int call_timeout_s(const struct driver_call *call)
 {
-	if (call->run != cuda_call_lock)
+	if (call->run != gc_call_lock)
 		return gc_options.timeout_s;
 	return lock_timeout_s() ? lock_timeout_s() + LOCK_GRACE_S : 0;
 }
 
 void gc_run_call(const struct driver_call *call, task_filter wanted, void (*settle)(void))
 {
-	struct cuda_job **jobs = calloc(gc_nr_tasks + 1, sizeof(*jobs));
+	struct gc_job **jobs = calloc(gc_nr_tasks + 1, sizeof(*jobs));
 	size_t count = 0, n;
 
 	for (n = 0; n < gc_nr_tasks; n++) {
@@ -164,7 +163,7 @@ void gc_run_call(const struct driver_call *call, task_filter wanted, void (*sett
 
 		if (task->failed || task->hung || !wanted(task))
 			continue;
-		task->job = jobs ? cuda_job_new(&gc_driver, task->pid) : NULL;
+		task->job = jobs ? gc_job_new(&gc_driver, task->pid) : NULL;
 		if (!task->job) {
 			pr_err("No memory for the CUDA %s of pid %d\n", call->verb, task->pid);
 			task->failed = true;
@@ -175,7 +174,7 @@ void gc_run_call(const struct driver_call *call, task_filter wanted, void (*sett
 		jobs[count++] = task->job;
 	}
 
-	cuda_jobs_run(jobs, count, call->run, call_timeout_s(call));
+	gc_jobs_run(jobs, count, call->run, call_timeout_s(call));
 	for (n = 0; n < gc_nr_tasks; n++)
 		if (gc_tasks[n].job)
 			confirm_call(call, &gc_tasks[n]);
@@ -188,7 +187,7 @@ void gc_run_call(const struct driver_call *call, task_filter wanted, void (*sett
 		if (!task->job)
 			continue;
 		report_call(call, task);
-		cuda_job_free(task->job);
+		gc_job_free(task->job);
 		task->job = NULL;
 	}
 	free(jobs);
@@ -226,7 +225,7 @@ void gc_resume_threads(task_filter wanted)
 		if (task->failed || task->hung || !wanted(task))
 			continue;
 		/* A task that we did not seize (yet) runs anyway. */
-		if (proc_status_number(task->restore_tid, "TracerPid") != getpid())
+		if (gc_proc_status_number(task->restore_tid, "TracerPid") != getpid())
 			continue;
 		if (resume_restore_thread(task->restore_tid, &task->sigset))
 			task->failed = true;

@@ -24,7 +24,7 @@ struct task {
 	bool thread_resumed;
 	k_rtsigset_t sigset;
 	struct range_list memory; /* before the checkpoint */
-	struct cuda_job *job;
+	struct gc_job *job;
 	CUresult result;
 };
 
@@ -32,14 +32,14 @@ struct task {
 struct driver_call {
 	const char *span;
 	const char *verb;
-	cuda_job_call run;
+	gc_job_call run;
 	CUprocessState reaches;
 	uint64_t (*bytes)(struct task *task); /* for the span; NULL: none */
 };
 
 typedef bool (*task_filter)(const struct task *task);
 
-extern struct cuda_driver gc_driver; /* handle is NULL until it was needed */
+extern struct gc_driver gc_driver; /* handle is NULL until it was needed */
 extern struct task *gc_tasks;
 extern size_t gc_nr_tasks;
 

@@ -30,7 +30,7 @@ struct switches {
 	bool driver_huge_pages;
 	bool driver_populate;
 	unsigned freeze_poll_ms;
-	bool hw_breakpoints; /* tasks are stopped by them where the machine has some */
+	bool hw_breakpoints;         /* tasks are stopped by them where the machine has some */
 	unsigned long max_map_count; /* of this node */
 	bool noreserve_is_kept;      /* this node's kernel notes MAP_NORESERVE */
 };

@@ -138,9 +138,7 @@ def test_every_phase_that_is_produced_has_a_class():
     plans = "".join(re.findall(r"_PHASES = _chain\((.*?)\n\)", python, re.DOTALL))
     names |= set(re.findall(r'\("(\w+)", Landmark', plans))
     c = "\n".join(path.read_text() for path in (PROJECT / "native").rglob("*.[ch]"))
-    names |= set(re.findall(r'(?:span_log|gpuckpt_cuda_span)\("([\w-]+)"', c)) | set(
-        re.findall(r'\.span = "([\w-]+)"', c)
-    )
+    names |= set(re.findall(r'(?:span_log|gc_span)\("([\w-]+)"', c)) | set(re.findall(r'\.span = "([\w-]+)"', c))
     assert len(names) > 30
     assert {name for name in names if not name.startswith(SCRIPT)} - PHASES.keys() == set()
     assert named("script_pre_resume").phase_class in CLASSES
