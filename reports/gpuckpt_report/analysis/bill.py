@@ -52,9 +52,17 @@ def samples(records: Iterable[Record]) -> dict[str, list[BillSample]]:
     """Samples of each lane; records that are no ok probe of a bill are passed over."""
     found: dict[str, list[BillSample]] = {}
     for record in records:
-        if record.kind == "probe" and record.status == "ok" and record.bill is not None:
-            found.setdefault(record.lane, []).append(_sample(record, record.bill))
+        one = sample(record)
+        if one is not None:
+            found.setdefault(record.lane, []).append(one)
     return found
+
+
+def sample(record: Record) -> BillSample | None:
+    """What a record says of a server under load; None if it is no ok probe of a bill."""
+    if record.kind != "probe" or record.status != "ok" or record.bill is None:
+        return None
+    return _sample(record, record.bill)
 
 
 def _sample(record: Record, part: Bill) -> BillSample:

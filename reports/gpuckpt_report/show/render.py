@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from gpuckpt_report import PROJECT
-from gpuckpt_report.analysis import noise, stats
+from gpuckpt_report.analysis import bill, noise, stats
 from gpuckpt_report.analysis.advisor import Advice, advise
 from gpuckpt_report.analysis.noise import Noise
 from gpuckpt_report.analysis.run import CONTEXT_COST, COPY_CEILING, RESTORE_FLOOR, HostAnalysis, LaneResult, RunAnalysis
@@ -40,6 +40,7 @@ FLOORS = {
     "store_read_1": "read of the checkpoint store, 1 thread",
     "store_read_8": "read of the checkpoint store, 8 threads",
 }
+BILL = ("at_s", "tokens_per_s", "token_s")
 CSV_IDENTITY = ("run_id", "host", "seq", "lane", "kind", "iteration", "warmup", "status", "reason")
 
 
@@ -143,9 +144,15 @@ def _context(analysis: RunAnalysis, folder: str = "") -> dict[str, Any]:
 
 
 def records_csv(records: Sequence[Record]) -> str:
-    """One row per record: identity, verdict, moments, sizes, and a column of seconds for every phase."""
+    """One row per record: identity, verdict, moments, sizes, and a column of seconds for every phase.
+
+    A run with a bill has columns for it, too: when the server was asked (seconds after its start), and how fast it was.
+    """
     phase_names = list(dict.fromkeys(name for record in records for name in record.phases))
     rows = [csv_row(record, phase_names) for record in records]
+    billed = [bill.sample(record) for record in records]
+    if any(billed):
+        rows = [row | {f"bill.{name}": getattr(one, name, None) for name in BILL} for row, one in zip(rows, billed)]
     file = StringIO()
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()

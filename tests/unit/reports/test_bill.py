@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import pytest
@@ -11,7 +13,7 @@ import synthetic
 from gpuckpt_report import __main__
 from gpuckpt_report.analysis import bill
 from gpuckpt_report.records import schema
-from gpuckpt_report.show import tables
+from gpuckpt_report.show import render, tables
 
 LOAD = {"concurrency": 2, "max_tokens": 11}
 
@@ -114,6 +116,15 @@ def test_starts_of_the_bill_enter_no_other_figure(analysed):
     assert [(lane.name, lane.n, lane.median) for lane in host.lanes] == [("cold", 1, 2.0), ("podman-mapped", 1, 2.0)]
     assert host.probes == []
     assert host.first_starts == []
+
+
+def test_the_bill_has_columns_in_the_csv(fake_run):
+    rows = list(csv.DictReader(io.StringIO(render.records_csv(fake_run(run_with_bill(1)).records()))))
+    billed = [row for row in rows if row["bill.tokens_per_s"]]
+    assert len(billed) == 4
+    assert all(row["kind"] == "probe" for row in billed)
+    assert [float(row["bill.at_s"]) for row in billed] == [0.5, 60.5, 0.5, 60.5]
+    assert "bill." not in render.records_csv(fake_run(name="other").records())
 
 
 def test_without_a_bill_there_is_no_table(analysed):
