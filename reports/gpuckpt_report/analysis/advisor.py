@@ -25,7 +25,8 @@ def advise(host: HostAnalysis) -> Advice | None:
     A lane with a failed iteration is never picked. Where the two fastest cannot be told apart, the smaller checkpoint
     wins.
     """
-    restores = [lane for lane in host.lanes if lane.kind == "restore" and lane.lane is not None and lane.n]
+    own = host.by_server().get(None, [])
+    restores = [lane for lane in own if lane.kind == "restore" and lane.lane is not None and lane.n]
     if len({_slimming(lane) for lane in restores}) < 2:
         return None
     sound = [lane for lane in restores if not lane.n_failed]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree
 
-from gpuckpt_report.analysis import stats
+from gpuckpt_report.analysis import noise, stats
 from gpuckpt_report.analysis.run import HostAnalysis, LaneResult, RunAnalysis, speedup
 from gpuckpt_report.errors import ReportError
 from gpuckpt_report.records.schema import Lane, RunManifest
@@ -30,7 +30,7 @@ UNDECIDED = (UNCLEAR, REDEFINED)
 # Changes below this share are not worth a name, however sure they are.
 LEAST_CHANGE = 0.05
 # A gate that could not have found so much has not shown that nothing changed.
-EFFECT_TO_FIND = 0.10
+EFFECT_TO_FIND = noise.EFFECT
 RUNS_A_SIDE = 3
 ALLOWABLE = ("gpu", "machine", "server", "weights", "lanes", "gone")
 HOW_TO_TELL = (

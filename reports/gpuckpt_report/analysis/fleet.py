@@ -25,6 +25,7 @@ from gpuckpt_report.analysis.run import (
     lane_order,
     loss,
     missing_of,
+    pairs,
     sample_of,
 )
 from gpuckpt_report.errors import ReportError
@@ -76,6 +77,7 @@ class FleetLane:
     median: float | None = None
     interval: stats.Interval | None = None
     speedup: stats.Ratio | None = None
+    server: str | None = None
 
     @property
     def values(self) -> list[float]:
@@ -114,13 +116,7 @@ class Fleet(RunOfHosts):
     @property
     def comparisons(self) -> int:
         """Pairs of lanes that can be compared: for so many ratios the intervals hold together."""
-        enough = sum(lane.hosts >= stats.LEAST_SAMPLES for lane in self.lanes)
-        return max(1, enough * (enough - 1) // 2)
-
-    @property
-    def baseline(self) -> FleetLane | None:
-        """The lane that the others are compared with, if any host has run it."""
-        return next((lane for lane in self.lanes if lane.is_baseline), None)
+        return pairs(lane.server for lane in self.lanes if lane.hosts >= stats.LEAST_SAMPLES)
 
 
 def has_many_hosts(manifest: RunManifest) -> bool:
@@ -161,8 +157,9 @@ def of_hosts(
     lanes = [_lane(name, by_lane[name], len(names)) for name in names]
     fleet = Fleet(manifest, list(hosts), fake, lanes, list(phase_names))
     fleet.grades = {host.host: noise.grade(host) for host in hosts}
-    baseline = fleet.baseline
+    baselines = {lane.server: lane for lane in lanes if lane.is_baseline}
     for one in lanes:
+        baseline = baselines.get(one.server)
         if baseline is not None and one is not baseline:
             one.speedup = speedup(baseline, one, fleet.comparisons)
     return fleet
@@ -186,7 +183,7 @@ class _Tally:
         lane = self.lanes.get(record.lane)
         if lane is None:
             known = manifest.lane(record.lane)
-            is_baseline = record.lane == manifest.baseline
+            is_baseline = record.lane in manifest.baselines
             lane = LaneResult(record.lane, record.kind, known, is_baseline, [], Counter(), {})
             self.lanes[record.lane] = lane
         lane.samples.append(sample_of(record, manifest.metric))
@@ -218,6 +215,7 @@ def _lane(name: str, by_host: Mapping[str, LaneResult], lanes: int) -> FleetLane
         silent=[host for host, lane in by_host.items() if not lane.n],
         spread=spread([lane.values for lane in by_host.values() if lane.n]),
         outliers=outliers(name, medians, lanes),
+        server=first.server,
     )
     if medians:
         result.median = stats.median(result.values)

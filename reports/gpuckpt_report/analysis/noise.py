@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpuckpt_report.analysis import stats
@@ -18,6 +17,8 @@ CALIBRATION_SPREAD = 0.05
 STEAL_SHARE = 0.01
 # One server at a time keeps one or two processors busy; more than all of them, and somebody else does.
 LOAD_SHARE = 1.0
+# What a run should be able to find, as a share; `compare` holds its gate to the same.
+EFFECT = 0.10
 # A drift below this share is no reason to doubt a run, however sure it is.
 LEAST_DRIFT = 0.05
 
@@ -30,6 +31,8 @@ class Noise:
     reasons: list[str]
     drift: stats.Interval | None
     could_find: float | None
+    # samples of a lane with which a tenth would have been found, as far as this run can tell
+    samples_for_a_tenth: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -37,15 +40,16 @@ class Noise:
         parts = [f"The machine was {self.grade}" if self.grade != UNKNOWN else "How calm the machine was is not known"]
         parts[0] += f": {', '.join(self.reasons)}." if self.reasons else "."
         if self.could_find is not None:
-            parts.append(
-                f"A difference of {self.could_find:.0%} between two lanes would have been found (9 times of 10)."
-            )
+            found = f"A difference of {self.could_find:.0%} between two lanes would have been found (9 times of 10)"
+            more = self.samples_for_a_tenth
+            parts.append(found + (f"; for 10% a lane needs about {more} samples." if more else "."))
         return " ".join(parts)
 
 
 def judge(host: HostAnalysis) -> Noise:
     """Grade a host by the fixed loop, by load, by stolen time, and by the drift of its lanes."""
-    return dataclasses.replace(_graded(host), could_find=_could_find(host))
+    could_find = _could_find(host)
+    return dataclasses.replace(_graded(host), could_find=could_find, samples_for_a_tenth=_samples_for(host, could_find))
 
 
 def grade(host: HostAnalysis) -> str:
@@ -100,9 +104,18 @@ def residuals(host: HostAnalysis) -> list[tuple[str, list[tuple[float, float]]]]
 
 def _could_find(host: HostAnalysis) -> float | None:
     """What comparing neighbours by their medians could have found: the middle one of all."""
-    lanes = sorted((lane for lane in host.lanes if lane.n >= stats.LEAST_SAMPLES), key=lambda lane: lane.median or 0)
-    pairs: Sequence[stats.LogEstimate | None] = [
-        speedup(slower, faster, host.comparisons).estimate for faster, slower in itertools.pairwise(lanes)
-    ]
+    pairs: list[stats.LogEstimate | None] = []
+    for lanes in host.by_server().values():
+        ranked = sorted((lane for lane in lanes if lane.n >= stats.LEAST_SAMPLES), key=lambda lane: lane.median or 0)
+        neighbours = itertools.pairwise(ranked)
+        pairs += [speedup(slower, faster, host.comparisons).estimate for faster, slower in neighbours]
     found = [estimate.could_find(host.comparisons) for estimate in pairs if estimate is not None]
     return stats.median(found) if found else None
+
+
+def _samples_for(host: HostAnalysis, could_find: float | None) -> int | None:
+    """Samples of a lane for ``EFFECT``, since an error falls with the root of their number; None where there are enough."""
+    if could_find is None or could_find <= EFFECT:
+        return None
+    fewest = min(lane.n for lane in host.lanes if lane.n >= stats.LEAST_SAMPLES)
+    return math.ceil(fewest * (math.log1p(could_find) / math.log1p(EFFECT)) ** 2)

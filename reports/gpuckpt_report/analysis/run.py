@@ -84,6 +84,11 @@ class LaneResult:
         """Number of failed iterations."""
         return sum(self.failures.values())
 
+    @property
+    def server(self) -> str | None:
+        """Model of the server, where it is another than the run's own: lanes of two servers are not compared."""
+        return self.lane.other_server if self.lane else None
+
 
 @dataclass(frozen=True)
 class CheckpointSize:
@@ -140,10 +145,12 @@ class HostAnalysis:
         """Pairs of lanes that have enough samples to be compared: for so many ratios the intervals hold together."""
         return pairs_of(self.lanes)
 
-    @property
-    def baseline(self) -> LaneResult | None:
-        """The lane that the others are compared with, if it has run on this host."""
-        return next((lane for lane in self.lanes if lane.is_baseline), None)
+    def by_server(self) -> dict[str | None, list[LaneResult]]:
+        """The lanes of each server, those of the run's own (None) first."""
+        servers: dict[str | None, list[LaneResult]] = {None: []}
+        for lane in self.lanes:
+            servers.setdefault(lane.server, []).append(lane)
+        return {server: lanes for server, lanes in servers.items() if lanes}
 
 
 @dataclass
@@ -233,9 +240,10 @@ class _Host:
             if is_measured(record):
                 measured.setdefault(record.lane, []).append(record)
         lanes = [self._lane(name, measured[name]) for name in lane_order(self.manifest, measured)]
-        baseline = next((lane for lane in lanes if lane.is_baseline), None)
+        baselines = {lane.server: lane for lane in lanes if lane.is_baseline and lane.n}
         for lane in lanes:
-            if baseline is not None and lane is not baseline and baseline.n and lane.n:
+            baseline = baselines.get(lane.server)
+            if baseline is not None and lane is not baseline and lane.n:
                 lane.speedup = speedup(baseline, lane, pairs_of(lanes))
         return lanes
 
@@ -245,7 +253,7 @@ class _Host:
             name=name,
             kind=records[0].kind,
             lane=self.manifest.lane(name),
-            is_baseline=name == self.manifest.baseline,
+            is_baseline=name in self.manifest.baselines,
             samples=[sample_of(record, self.manifest.metric) for record in records],
             failures=Counter(str(record.reason) for record in records if record.status == "failed"),
             token_gaps=_token_gaps(ok),
@@ -339,9 +347,16 @@ def sample_of(record: Record, metric: Metric) -> Sample:
 
 
 def pairs_of(lanes: Sequence[LaneResult]) -> int:
-    """Pairs of lanes with enough samples to be compared; 1 where there is none."""
-    enough = sum(lane.n >= stats.LEAST_SAMPLES for lane in lanes)
-    return max(1, enough * (enough - 1) // 2)
+    """Pairs of lanes of one server with enough samples to be compared; 1 where there is none."""
+    return pairs(lane.server for lane in lanes if lane.n >= stats.LEAST_SAMPLES)
+
+
+def pairs(servers: Iterable[str | None]) -> int:
+    """Pairs of lanes that have the same server; 1 where there is none.
+
+    :param servers: the server of each lane
+    """
+    return max(1, sum(count * (count - 1) // 2 for count in Counter(servers).values()))
 
 
 def speedup(slower: LaneResult, faster: LaneResult, comparisons: int) -> stats.Ratio:

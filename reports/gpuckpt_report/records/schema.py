@@ -317,6 +317,11 @@ class Lane(Model):
     baseline: bool = False
     description: str | None = ""
 
+    @property
+    def other_server(self) -> str | None:
+        """Model of the server that the lane has in place of the run's; None if it is the run's own, however changed."""
+        return next((str(self.server[key]) for key in ("model", "kind") if key in self.server), None)
+
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         if problems := lane_problems(self.model_dump(exclude_defaults=True)):
@@ -390,11 +395,11 @@ class RunManifest(Model):
         return self
 
     @property
-    def baseline(self) -> str:
-        """Name of the lane that the others are compared with."""
-        marked = [lane.name for lane in self.lanes if lane.baseline]
-        restores = [lane.name for lane in self.lanes if lane.start == "restore"]
-        return (marked + restores + [self.lanes[0].name])[0]
+    def baselines(self) -> frozenset[str]:
+        """Names of the lanes that others are compared with, one for each server: the marked one, else its first restore."""
+        order = sorted(self.lanes, key=lambda lane: (not lane.baseline, lane.start != "restore"))
+        chosen = {lane.other_server: lane.name for lane in reversed(order)}
+        return frozenset(chosen.values())
 
     def lane(self, name: str) -> Lane | None:
         """The lane of that name, or None where only records know it."""

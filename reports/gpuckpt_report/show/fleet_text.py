@@ -32,14 +32,18 @@ def headline(fleet: Fleet) -> str:
     """Which lane is the fastest on the hosts as a whole, and how sure that is."""
     lanes = sound(fleet)
     if lanes:
-        return " ".join(_best(lanes[0], lanes[1:], fleet))
+        told: list[str] = []
+        for server in sorted({lane.server for lane in lanes}, key=lambda name: (name is not None, name)):
+            best, *others = [lane for lane in lanes if lane.server == server]
+            told += ([] if server is None else [f"Another server, {server}:"]) + list(_best(best, others, fleet))
+        return " ".join(told)
     if not fleet.lanes:
         return "No lane has been measured."
-    told = ", ".join(
+    failed = ", ".join(
         f"{lane.name} failed {lane.n_failed} of {lane.n + lane.n_failed}, on {counted(len(lane.silent), 'host')} always"
         for lane in fleet.lanes
     )
-    return f"No lane passed on every host and failed in at most {tolerated()} of its starts: {told}."
+    return f"No lane passed on every host and failed in at most {tolerated()} of its starts: {failed}."
 
 
 def _best(best: FleetLane, others: Sequence[FleetLane], fleet: Fleet) -> Iterator[str]:

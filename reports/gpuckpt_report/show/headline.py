@@ -21,9 +21,12 @@ def headline(host: HostAnalysis, metric_name: str) -> str:
 
     :param metric_name: what the seconds are, in words
     """
-    measured = [lane for lane in host.lanes if lane.samples]
     told = [loss(host)] if host.lost else []
-    return " ".join(told + (_measured(measured, host, metric_name) if measured else ["No lane has been measured."]))
+    for server, lanes in host.by_server().items():
+        measured = [lane for lane in lanes if lane.samples]
+        said = _measured(measured, host, metric_name) if measured else []
+        told += [f"Another server, {server}:", *said] if said and server is not None else said
+    return " ".join(told or ["No lane has been measured."])
 
 
 def problems(host: HostAnalysis) -> list[str]:
@@ -81,7 +84,7 @@ def _tied(ties: list[Compared]) -> str:
 
 def _matters(lane: LaneResult, others: list[LaneResult], host: HostAnalysis) -> bool:
     """Whether readers want to know of a lane: the baseline, and the fastest cold start."""
-    return lane is host.baseline or lane is next((other for other in others if other.kind == "cold"), None)
+    return lane.is_baseline or lane is next((other for other in others if other.kind == "cold"), None)
 
 
 def _in_words(lane: LaneResult) -> str:

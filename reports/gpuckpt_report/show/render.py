@@ -202,11 +202,11 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
 
 def _answers(ranked: Sequence[LaneResult]) -> list[Answer]:
     """The lane that the headline names, the baseline, and the fastest cold start; each once."""
-    sound = [lane for lane in ranked if lane.n and not lane.n_failed]
+    own = [lane for lane in ranked if lane.server is None]
     asked = [
-        ("Lowest median", sound),
-        ("Baseline", [lane for lane in ranked if lane.is_baseline]),
-        ("Cold start", [lane for lane in ranked if lane.kind == "cold"]),
+        ("Lowest median", [lane for lane in own if lane.n and not lane.n_failed]),
+        ("Baseline", [lane for lane in own if lane.is_baseline]),
+        ("Cold start", [lane for lane in own if lane.kind == "cold"]),
     ]
     roles: dict[str, tuple[list[str], LaneResult]] = {}
     for role, found in asked:

@@ -37,13 +37,15 @@ def facts(run: RunAnalysis) -> list[tuple[str, str]]:
 
 def compared(manifest: RunManifest) -> str:
     """How many lanes of which kind were measured, and how often."""
-    starts = Counter(lane.start for lane in manifest.lanes)
+    starts = Counter(lane.start for lane in manifest.lanes if lane.other_server is None)
     restores, colds = starts.get("restore", 0), starts.get("cold", 0)
     parts = [f"{restores} way{'s' * (restores > 1)} to restore a checkpoint"] if restores else []
     parts += [f"{colds} kinds of cold start" if colds > 1 else "a cold start"] if colds else []
+    others = Counter(lane.other_server for lane in manifest.lanes if lane.other_server is not None)
+    parts += [f"{count} lane{'s' * (count > 1)} of another server, {server}" for server, count in others.items()]
     counts = sorted({lane.iterations or manifest.iterations for lane in manifest.lanes})
     times = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
-    return f"{' and '.join(parts)}; each {times} times, in turns"
+    return f"{', '.join(parts[:-1])}{' and ' * (len(parts) > 1)}{parts[-1]}; each {times} times, in turns"
 
 
 def machine(known: dict[str, Any]) -> str:

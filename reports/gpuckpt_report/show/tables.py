@@ -24,7 +24,6 @@ def ranked(lanes: Sequence[LaneResult]) -> list[LaneResult]:
 
 def lanes(host: HostAnalysis) -> Table:
     """Median, p90, n, failures and ratio to the baseline of every lane, fastest first."""
-    baseline = host.baseline
     headings = [
         "lane",
         "median s",
@@ -38,7 +37,7 @@ def lanes(host: HostAnalysis) -> Table:
     optional = [column for column in _OPTIONAL_LANE_COLUMNS if any(column.value(lane) != "–" for lane in host.lanes)]
     rows = []
     for lane in ranked(host.lanes):
-        name = f"{lane.name} (baseline)" if lane is baseline else lane.name
+        name = f"{lane.name} (baseline)" if lane.is_baseline else lane.name
         speed, interval = _speedup(lane)
         row = [name, seconds(lane.median), interval_or_values(lane, seconds), seconds(lane.p90), str(lane.n)]
         row += [_failures(lane), speed, interval]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -10,16 +11,19 @@ import synthetic
 from gpuckpt_report import __main__ as cli
 from gpuckpt_report.analysis import stats
 from gpuckpt_report.analysis.run import HostAnalysis, LaneResult, Sample
-from gpuckpt_report.show import render
+from gpuckpt_report.records.schema import Lane, RunManifest
+from gpuckpt_report.show import render, subject
 from gpuckpt_report.show.headline import headline
 
 NEAR_ONE = [0.97, 1.0, 1.03, 0.98, 1.02, 1.0, 0.99, 1.01, 1.0, 1.0]
 
 
-def lane(name, values, kind="restore", is_baseline=False, failures=0):
+def lane(name, values, kind="restore", is_baseline=False, failures=0, server=None):
     samples = [Sample(number, number, value) for number, value in enumerate(values, start=1)]
     samples += [Sample(90 + number, 90 + number, None) for number in range(failures)]
-    result = LaneResult(name, kind, None, is_baseline, samples, Counter(timeout=failures), {})
+    other = {"name": name, "start": "restore", "runtime": "process", "server": {"kind": "command", "model": server}}
+    known = Lane.model_validate(other) if server else None
+    result = LaneResult(name, kind, known, is_baseline, samples, Counter(timeout=failures), {})
     if result.n:
         result.median = stats.median(result.values)
         result.interval = stats.median_interval(result.values)
@@ -44,6 +48,32 @@ def test_a_winner_is_named_with_its_intervals():
     )
     assert "25.0× faster than a cold start (cold), 50.0 s (interval" in sentence
     assert "told apart" not in sentence
+
+
+def test_lanes_of_another_server_are_compared_with_each_other_alone():
+    sentence = said(
+        lane("small-mapped", around(0.01), server="small"),
+        lane("stock", around(8.0), is_baseline=True),
+        lane("small-stock", around(0.05), is_baseline=True, server="small"),
+        lane("mapped", around(2.0)),
+    )
+    own, other = sentence.split(" Another server, small: ")
+    assert own.startswith("mapped: ")
+    assert "the baseline stock, 8.00 s" in own
+    assert "small" not in own
+    assert other.startswith("small-mapped: ")
+    assert "the baseline small-stock, 50.0 ms" in other
+    assert "8.00" not in other
+
+
+def test_what_was_compared_tells_of_another_server_by_itself():
+    document = synthetic.manifest()
+    other = {"start": "restore", "runtime": "process", "server": {"kind": "command", "model": "small"}}
+    document["lanes"] += [{"name": f"small-{number}", **other} for number in (1, 2)]
+    manifest = RunManifest.model_validate_json(json.dumps(document))
+    assert manifest.baselines == {"podman-stock", "small-1"}
+    assert subject.compared(manifest).startswith("3 ways to restore")
+    assert " and 2 lanes of another server, small; each 5 times" in subject.compared(manifest)
 
 
 def test_lanes_that_do_not_differ_have_no_winner():

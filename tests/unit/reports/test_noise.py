@@ -49,7 +49,17 @@ def test_a_calm_machine_is_called_calm_with_what_it_could_have_found(judge):
     assert 0 < found.could_find < 0.1
     assert '<span class="badge good">calm</span>' in html
     assert "no drift found over the run" in found.sentence
-    assert "would have been found (9 times of 10)" in html
+    assert "would have been found (9 times of 10)." in html
+    assert found.samples_for_a_tenth is None
+
+
+def test_a_run_that_finds_too_little_says_how_many_samples_it_takes(judge):
+    few = judge(spread=0.1)[0]
+    assert few.could_find > 0.1
+    assert f"; for 10% a lane needs about {few.samples_for_a_tenth} samples." in few.sentence
+    # the error falls with the root of the number
+    root = math.sqrt(few.samples_for_a_tenth / ROUNDS)
+    assert math.log1p(few.could_find) / root == pytest.approx(math.log1p(0.1), rel=0.05)
 
 
 @pytest.mark.parametrize(

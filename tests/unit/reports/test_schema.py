@@ -62,9 +62,9 @@ def test_a_failed_record_may_miss_the_gate_and_the_moments():
 
 def test_baseline_is_the_marked_lane_else_the_first_restore():
     document = synthetic.manifest()
-    assert RunManifest.model_validate_json(json.dumps(document)).baseline == "podman-stock"
+    assert RunManifest.model_validate_json(json.dumps(document)).baselines == {"podman-stock"}
     document["lanes"][2]["baseline"] = True
-    assert RunManifest.model_validate_json(json.dumps(document)).baseline == "podman-mapped"
+    assert RunManifest.model_validate_json(json.dumps(document)).baselines == {"podman-mapped"}
 
 
 def test_lanes_of_a_manifest_are_distinct_and_make_sense():
