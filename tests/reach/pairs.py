@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How often `gpuckpt compare` raises a false alarm, and how often it finds a true slow-down, on real runs.
 
-    pairs.py --out FILE [--seconds S] [--slow-down SHARE]      measure, judge, append to FILE (JSON lines)
+    pairs.py --out FILE [--seconds S] [--slow-down SHARE] [--rounds N]      measure, judge, append to FILE (JSON lines)
     pairs.py --table FILE … [--markdown]                       print what files say
 
 `bench.yml` runs once, for the manifest. Then one short run follows another, an old side and a new one in turn. A run is
@@ -66,6 +66,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="JSON lines, appended to")
     parser.add_argument("--seconds", type=float, default=1800, help="begin no run later than that (%(default)s)")
     parser.add_argument("--slow-down", type=float, default=0.0, help="share by which the new side is slower (none)")
+    parser.add_argument("--rounds", type=int, default=6, help="restores of a lane in a run (%(default)s)")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print what FILEs say, measure nothing")
     parser.add_argument("--markdown", action="store_true", help="the table as Markdown")
     options = parser.parse_args()
@@ -75,17 +76,17 @@ def main() -> int:
     if not options.out or "GPUCKPT_OWN_NODE" not in os.environ:
         parser.error("--out FILE is needed, and a node of its own: see tests/reach/README.md")
     with options.out.open("a", encoding="utf-8") as file:
-        for line in measure(options.seconds, options.slow_down):
+        for line in measure(options.seconds, options.slow_down, options.rounds):
             file.write(json.dumps(line) + "\n")
             file.flush()
     print(summary(read(options.out)))
     return 0
 
 
-def measure(seconds: float, slow_down: float) -> Iterator[Line]:
+def measure(seconds: float, slow_down: float, rounds: int) -> Iterator[Line]:
     """Yield each run, and each comparison as soon as its runs are there."""
     folder = ROOT / "build" / "reach" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    manifest = play_once(folder / "plays")
+    manifest = play_once(folder / "plays") | {"iterations": rounds}
     if slow_down:
         slow_the_build()
     runs: list[Line] = []
