@@ -7,43 +7,23 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
+from pathlib import Path
 from typing import Any
 
+import ansible.module_utils
 from ansible.errors import AnsibleFilterError
+
+# Ansible finds our module_utils for modules only.
+OURS = str(Path(__file__).resolve().parent.parent / "module_utils")
+if OURS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(OURS)
+
+from ansible.module_utils.ckpt.server.spec import KNOWN
 
 Spec = dict[str, Any]
 
-# What a lane may override of the server; the modules define the specification, and a test compares the two.
-SERVER_KEYS = (
-    "name",
-    "kind",
-    "command",
-    "model",
-    "port",
-    "host",
-    "health_path",
-    "completions_path",
-    "counter_path",
-    "counter_metric",
-    "health_timeout_s",
-    "env",
-    "env_secret_file",
-    "cwd",
-    "stdout",
-    "image",
-    "rootfs",
-    "podman_args",
-    "privileged",
-    "capabilities",
-    "expose_development",
-    "gpu",
-    "shares_gpu_memory",
-    "canary",
-    "sleep",
-    "staging_dir",
-    "prefetch",
-    "extra_args",
-)
+# What a lane may override of the server. ``extra_args`` are appended to its command.
+SERVER_KEYS = (*sorted(KNOWN), "extra_args")
 # What tells one checkpoint from another, beside the server and the run
 TAKEN_WITH = ("runtime", "slimming", "source", "checkpoint")
 

@@ -82,6 +82,8 @@ class Manifest:
     cuda_nspids: list[int] = field(default_factory=list)
     gpu_bytes: int | None = None
     counter: int | None = None
+    # what one canary adds to it
+    counter_step: int = 1
     canary_tokens: list[str] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     images_total: int = 0

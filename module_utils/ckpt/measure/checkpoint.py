@@ -91,6 +91,13 @@ def _describe(operation: flows.Operation, options: CheckpointOptions) -> Manifes
     record.canary_tokens = completion.tokens
     record.requests.append(completion.as_request())
     counter = client.counter_reaches(before + 1) if before is not None else None
+    step = 1 if before is None or counter is None else counter - before
+    if step < 1:
+        raise CkptError(
+            "bad_input",
+            f"the counter {operation.spec.counter_metric} did not grow with a request, so it cannot prove that a restored server "
+            "is the same one: name another one (server.counter_metric), or none.",
+        )
     record.counter["before"] = counter
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     return Manifest(
@@ -103,6 +110,7 @@ def _describe(operation: flows.Operation, options: CheckpointOptions) -> Manifes
         tcp_established=options.tcp_established,
         flags=list(options.flags),
         counter=counter,
+        counter_step=step,
         canary_tokens=completion.tokens,
         memory_digest=client.memory_digest(),
         build=operation.criu.as_record(),

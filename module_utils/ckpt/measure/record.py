@@ -35,7 +35,7 @@ GATES: dict[str, tuple[str, str]] = {
     ),
     "counter_survived": (
         "counter_lost",
-        "the request counter in the server's memory is not one more than before the checkpoint: this is another process, "
+        "the counter in the server's memory did not grow by one canary since the checkpoint: this is another process, "
         "or another client asked in between; see the record's counter",
     ),
     "canary_equal": (

@@ -177,7 +177,7 @@ def _serve(operation: flows.Operation, options: RestoreOptions, job: Job, proof:
     try:
         with flows.AliveWatch(runtime, job, _raise_if_failed) as watch:
             record.mark("T3", operation.client.wait_healthy(watch.check))
-        if options.slimming != "none":
+        if slimming.wakes(operation.client, options.slimming):
             begin = time.monotonic()
             slimming.wake(operation.client, options.slimming)
             record.phases["wake"] = (begin, time.monotonic())
@@ -243,7 +243,7 @@ def _compare_counter(operation: flows.Operation, proof: Manifest) -> CkptError |
         return None
     record, spec = operation.record, operation.spec
     try:
-        record.counter["after"] = operation.client.counter_reaches(proof.counter + 1)
+        record.counter["after"] = operation.client.counter_reaches(proof.counter + proof.counter_step)
     except CkptError as error:
         return error
     if record.counter["after"] is None:
@@ -252,5 +252,5 @@ def _compare_counter(operation: flows.Operation, proof: Manifest) -> CkptError |
             f"{spec.counter_path} told {spec.counter_metric} before the checkpoint, and does not after the restore; "
             "see the server's log lines.",
         )
-    record.checks["counter_survived"] = record.counter["after"] == proof.counter + 1
+    record.checks["counter_survived"] = record.counter["after"] == proof.counter + proof.counter_step
     return None

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CkptError
 from ..parsing import MAX_NUMBER, FormatError, parse_json, pick
-from .spec import Canary, ServerSpec
+from .spec import Canary, Question, ServerSpec
 
 POLL_INTERVAL_S = 0.005
 # On the loopback a connection is made at once, or its first packet fell into a network that is still being restored;
@@ -125,7 +126,9 @@ class Client:
             transport=httpx.HTTPTransport(verify=False, limits=httpx.Limits(max_keepalive_connections=0)),
             trust_env=False,
         )
-        for path in (self.spec.health_path, self.spec.completions_path, self.spec.counter_path, *self.spec.sleep_paths):
+        spec = self.spec
+        asked = [spec.question.path] if spec.question else []
+        for path in (spec.health_path, spec.completions_path, spec.counter_path, *asked, *spec.sleep_paths):
             http.build_request("GET", path)
         return http
 
@@ -165,7 +168,12 @@ class Client:
         )
 
     def complete(self, canary: Canary) -> Completion:
-        """Send a completion and stream the answer. Raises CkptError (server_unhealthy) if it fails."""
+        """Send a completion and stream the answer, or ask the server's own question.
+
+        Raises CkptError (server_unhealthy) if it fails.
+        """
+        if self.spec.question is not None:
+            return self._ask(self.spec.question, canary)
         body = {
             "model": self.spec.model,
             "prompt": canary.prompt,
@@ -198,11 +206,31 @@ class Client:
             raise CkptError("server_unhealthy", "the server ended a completion without any token; see its log lines.")
         return Completion(stream.tokens, requested, stream.first_token, stream.last_token)
 
+    def _ask(self, question: Question, canary: Canary) -> Completion:
+        """The field of one answer that is not streamed: a single token, whose time is that of the whole answer."""
+        requested = time.monotonic()
+        try:
+            status, content = self._exchange("POST", question.path, body=_filled(question.body, canary))
+            answered = time.monotonic()
+            if status != 200:
+                raise self._refused(status, content, question.path)
+            value = _field_of(parse_json(content), question.field)
+        except self._httpx.HTTPError as error:
+            raise _unanswered("POST", question.path, error) from error
+        except FormatError as error:
+            raise CkptError(
+                "server_unhealthy",
+                f"the answer of {question.path} {error}; correct server.question, or see the server's log lines.",
+            ) from error
+        return Completion([value], requested, answered, answered)
+
     def counter(self) -> int | None:
-        """Finished requests as the server counts them in memory; None if it answers, but does not say.
+        """What the server counts in memory; None if nothing is named that it counts, or if it answers and does not say.
 
         Raises CkptError (server_unhealthy) if it does not answer.
         """
+        if not self.spec.counter_metric:
+            return None
         path = self.spec.counter_path
         try:
             status, content = self._exchange("GET", path)
@@ -227,7 +255,7 @@ class Client:
 
         Raises CkptError (server_unhealthy) if it does not answer.
         """
-        path, limit = self.spec.memory_digest_path, MEMORY_DIGEST_TIMEOUT_S
+        path, limit = self.spec.engine.memory_digest_path, MEMORY_DIGEST_TIMEOUT_S
         if path is None:
             return None
         try:
@@ -263,6 +291,30 @@ class Client:
             f"{path or self.spec.completions_path} answered {status}: {text or 'without a text'}; "
             "check server.model and what the server supports.",
         )
+
+
+def _filled(value: Any, canary: Canary) -> Any:
+    """The body of a question, with the canary's prompt and number of tokens in their places."""
+    if isinstance(value, Mapping):
+        return {key: _filled(item, canary) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, canary) for item in value]
+    if value == "{max_tokens}":
+        return canary.max_tokens
+    return value.replace("{prompt}", canary.prompt) if isinstance(value, str) else value
+
+
+def _field_of(document: Any, way: str) -> str:
+    """A field of an answer as text. Raises FormatError if the answer has no such field, or none with a value."""
+    value = document
+    for step in way.split("."):
+        try:
+            value = value[int(step)] if isinstance(value, list) else value[step]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise FormatError(f"has no field {way} (at {step})") from None
+    if value in (None, "", [], {}):
+        raise FormatError(f"has nothing in the field {way}")
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def _unanswered(method: str, path: str, error: Exception) -> CkptError:

@@ -2,7 +2,8 @@
 """Making a server small before its checkpoint, and whole again after the restore.
 
 vLLM's development interface does it (VLLM_SERVER_DEV_MODE=1); the reference server speaks the same one. What a mode asks
-for is the server's to say (`sleep` in its specification); the tables below hold for those that say nothing.
+for is the server's to say (`sleep` in its specification); the tables below hold for those that say nothing. A server that
+says something of the mode `none` has hooks: requests that it gets before every checkpoint, and after every restore.
 """
 
 from __future__ import annotations
@@ -41,6 +42,11 @@ def wake(client: Client, mode: str) -> None:
     _send(client, _requests(client, mode, "after", AFTER), "wake_failed", "the wake-up")
 
 
+def wakes(client: Client, mode: str) -> bool:
+    """Whether the server is asked for anything after a restore."""
+    return bool(_requests(client, mode, "after", AFTER))
+
+
 def _requests(client: Client, mode: str, when: str, table: dict[str, tuple[Request, ...]]) -> tuple[Request, ...]:
     if mode in client.spec.sleep:
         return tuple((path, body) for path, body in client.spec.sleep[mode][when])
@@ -58,5 +64,5 @@ def _send(client: Client, requests: tuple[Request, ...], reason: str, what: str)
         except CkptError as error:
             raise CkptError(
                 reason,
-                f"{what} failed: {error.message} A vLLM server needs VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode.",
+                " ".join([f"{what} failed: {error.message}", client.spec.engine.slimming_fix]).strip(),
             ) from error

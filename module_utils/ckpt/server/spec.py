@@ -12,24 +12,15 @@ from typing import Any
 
 from ..errors import CkptError
 from ..parsing import FormatError, convert, require_document
+from .engines import ENGINES, Engine
 
-KINDS = ("reference", "vllm")
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 ENV_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 CAPABILITY = re.compile(r"(?:cap_)?([a-z_]+)", re.IGNORECASE)
 ALL_CAPABILITIES = "all"
-# vLLM's switch for /sleep, /wake_up and /collective_rpc
-DEV_MODE = "VLLM_SERVER_DEV_MODE"
 # what stands in the address of a request
 HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]|(?=[^\[\]]*:)[0-9a-fA-F:.]+")
 PATH = re.compile(r"/(?!/)[!-~]*")
-COUNTERS = {"reference": "gpuckpt_requests_total", "vllm": "vllm:request_success_total"}
-# where a server tells a digest of its memory
-MEMORY_DIGESTS = {"reference": "/debug/digest"}
-# vLLM joins several tokens into one event now and then; their numbers tell them apart
-CANARY_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"return_token_ids": True}}
-# under load every answer has the same length, also where the model would end it
-LOAD_EXTRAS: dict[str, dict[str, Any]] = {"reference": {}, "vllm": {"ignore_eos": True}}
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,19 @@ class Canary:
     max_tokens: int = 16
     temperature: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request of a server that does not speak OpenAI's protocol, and the field of its answer that must stay the same.
+
+    In texts of ``body``, ``{prompt}`` stands for the canary's prompt; a text ``{max_tokens}`` for that number.
+    ``field`` is the way to the field through a JSON document, such as ``choices.0.text``.
+    """
+
+    path: str
+    body: Any
+    field: str
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,8 @@ class ServerSpec:
     # whether its processes on several GPUs are taken to share memory there while it is checkpointed
     shares_gpu_memory: bool = True
     canary: Canary = field(default_factory=Canary)
+    # asked in place of a streamed completion
+    question: Question | None = None
     # slimming mode → "before" and "after" → requests (path, JSON body or None)
     sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
     # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU beside a restore
@@ -81,9 +87,9 @@ class ServerSpec:
     prefetch: list[str] = field(default_factory=list)
 
     @property
-    def memory_digest_path(self) -> str | None:
-        """Where the server tells a digest of its memory; None if servers of its kind do not."""
-        return MEMORY_DIGESTS.get(self.kind)
+    def engine(self) -> Engine:
+        """What all servers of its kind have in common."""
+        return ENGINES[self.kind]
 
     @property
     def base_url(self) -> str:
@@ -101,7 +107,7 @@ class ServerSpec:
             self.canary,
             prompt=f"{self.canary.prompt} {number}",
             max_tokens=self.canary.max_tokens if max_tokens is None else max_tokens,
-            extra={**self.canary.extra, **LOAD_EXTRAS[self.kind]},
+            extra={**self.canary.extra, **self.engine.load_extra},
         )
 
     @property
@@ -134,6 +140,7 @@ OTHERS = (
     "gpu",
     "shares_gpu_memory",
     "canary",
+    "question",
     "sleep",
     "prefetch",
 )
@@ -164,18 +171,20 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     values["gpu"] = _boolean(raw, "gpu", errors)
     values["shares_gpu_memory"] = _boolean(raw, "shares_gpu_memory", errors, default=True)
     values["sleep"] = _sleep(raw.get("sleep") or {}, errors)
-    values["canary"] = _canary(raw.get("canary") or {}, str(raw.get("kind")), errors)
-    errors += _exposure_errors(values)
+    engine = ENGINES.get(str(raw.get("kind")), Engine())
+    values["canary"] = _canary(raw.get("canary") or {}, engine, errors)
+    values["question"] = _question(raw.get("question"), errors)
+    errors += _exposure_errors(values, engine)
     if errors:
         raise CkptError("bad_input", f"the server's description is wrong: {'; '.join(errors)}.")
-    values.setdefault("counter_metric", COUNTERS[values["kind"]])
+    values.setdefault("counter_metric", engine.counter_metric)
     return ServerSpec(**values)
 
 
 def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
     errors = []
-    if values.get("kind") and values["kind"] not in KINDS:
-        errors.append(f"server.kind must be one of {', '.join(KINDS)}")
+    if values.get("kind") and values["kind"] not in ENGINES:
+        errors.append(f"server.kind must be one of {', '.join(ENGINES)}")
     if values.get("name") and not NAME.fullmatch(str(values["name"])):
         errors.append("server.name must be letters, digits, `_`, `.` or `-`")
     if "host" in values and not HOST.fullmatch(str(values["host"])):
@@ -255,13 +264,14 @@ def _capabilities(names: list[str], errors: list[str]) -> list[str]:
     return [match[1].lower() for match in matches if match is not None]
 
 
-def _exposure_errors(values: Mapping[str, Any]) -> list[str]:
+def _exposure_errors(values: Mapping[str, Any], engine: Engine) -> list[str]:
     """The development interface asks nobody who he is: without a word it listens on loopback only."""
-    develops = values.get("kind") == "reference" or values["env"].get(DEV_MODE, "0").strip() not in ("", "0")
+    switch = engine.develops_with
+    develops = engine.develops or (switch is not None and values["env"].get(switch, "0").strip() not in ("", "0"))
     outside = [host for host in _listens_on(values) if not _is_loopback(host)]
     if not develops or not outside or values["expose_development"]:
         return []
-    off = f", switch it off (server.env.{DEV_MODE}: '0')" if values["kind"] == "vllm" else ""
+    off = f", switch it off (server.env.{switch}: '0')" if switch else ""
     return [
         f"server.host is {outside[0]}, where others than this node reach the server's development interface, which asks for no "
         f"password (/sleep, /wake_up, /collective_rpc, /debug): keep 127.0.0.1{off}, or set server.expose_development: true"
@@ -283,7 +293,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
+def _canary(value: Any, engine: Engine, errors: list[str]) -> Canary:
     known = {"prompt", "max_tokens", "temperature", "extra"}
     if not isinstance(value, Mapping) or set(value) - known:
         errors.append(f"server.canary must be a dictionary of {', '.join(sorted(known))}")
@@ -293,11 +303,28 @@ def _canary(value: Any, kind: str, errors: list[str]) -> Canary:
             prompt=str(value.get("prompt", Canary.prompt)),
             max_tokens=_as_number(value.get("max_tokens", Canary.max_tokens), int),
             temperature=_as_number(value.get("temperature", Canary.temperature), float),
-            extra=convert(value.get("extra") or CANARY_EXTRAS.get(kind, {}), dict[str, Any], "extra"),
+            extra=convert(value.get("extra") or engine.canary_extra, dict[str, Any], "extra"),
         )
     except (TypeError, ValueError):
         errors.append("server.canary has a value of the wrong type")
         return Canary()
+
+
+def _question(value: Any, errors: list[str]) -> Question | None:
+    if value is None:
+        return None
+    keys = {"path", "body", "field"}
+    if not isinstance(value, Mapping) or set(value) != keys:
+        errors.append("server.question must have path, body and field, and nothing else")
+        return None
+    path, body, way = str(value["path"]), value["body"], str(value["field"])
+    if not PATH.fullmatch(path):
+        errors.append("server.question.path must be the path of an address, such as /v1/embeddings")
+    if not isinstance(body, (Mapping, list)):
+        errors.append("server.question.body must be the request as a dictionary or a list")
+    if not all(way.split(".")):
+        errors.append("server.question.field must be a way through the answer, such as choices.0.text")
+    return Question(path, body, way)
 
 
 def _sleep(value: Any, errors: list[str]) -> dict[str, dict[str, list[tuple[str, Any]]]]:

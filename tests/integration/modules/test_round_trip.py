@@ -184,6 +184,92 @@ def test_slimming_makes_it_smaller_and_wakes_within_the_clock(
     assert restored["t"]["T3"] <= wake["start"] < wake["end"] <= restored["t"]["T4"]
 
 
+def test_any_server_is_described_by_its_command_alone(call: Call, process_server: Result, store: Path) -> None:
+    """Engine `command`: a question of its own, a counter that grows by more than one, hooks, and no digest of its memory."""
+    server = process_server["server"]
+    server |= {
+        "kind": "command",
+        "question": {
+            "path": "/v1/completions",
+            "body": {
+                "model": "gpuckpt-reference",
+                "prompt": "{prompt}",
+                "max_tokens": "{max_tokens}",
+                "temperature": 0,
+            },
+            "field": "choices.0.text",
+        },
+        "counter_metric": "gpuckpt_tokens_total",
+        "sleep": {"none": {"before": [["/sleep?level=1", None]], "after": [["/wake_up", None]]}},
+    }
+    started = call("ckpt_start", **process_server)["record"]
+    assert started["status"] == "ok", started["message"]
+    dump = call("ckpt_checkpoint", **process_server, criu=STOCK, checkpoint={"dir": str(store / "golden")})["record"]
+    assert dump["status"] == "ok", dump["message"]
+    for _ in range(2):
+        restored = call(
+            "ckpt_restore", **process_server, criu=STOCK, checkpoint={"dir": str(store / "golden")}, stop_after=True
+        )["record"]
+        assert restored["status"] == "ok", restored["message"]
+        Record.model_validate_json(json.dumps(restored))
+        assert restored["canary"]["tokens"] == dump["canary"]["tokens"]
+        assert len(dump["canary"]["tokens"]) == 1
+        assert restored["counter"]["after"] == dump["counter"]["before"] + 16
+        assert restored["checks"]["counter_survived"] is True
+        assert restored["checks"]["memory_equal"] is None
+        assert "wake" in restored["phases"]
+
+
+# Neither OpenAI's protocol nor a health page of its own, and a counter that stands still.
+SMALL = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(b"standing 3\\n")
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.answer(b'{"embedding": [0.25, -1.5]}')
+    def answer(self, content):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(content)
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def small_server(call: Call, process_server: Result) -> Result:
+    server = process_server["server"]
+    server |= {
+        "kind": "command",
+        "command": ["/usr/bin/python3", "-c", SMALL, str(server["port"])],
+        "health_path": "/",
+        "question": {"path": "/embed", "body": {"text": "{prompt}"}, "field": "embedding"},
+    }
+    return process_server
+
+
+def test_a_server_with_nothing_but_a_question(call: Call, small_server: Result, store: Path) -> None:
+    call("ckpt_start", **small_server)
+    dump = call("ckpt_checkpoint", **small_server, criu=STOCK, checkpoint={"dir": str(store / "golden")})["record"]
+    assert dump["status"] == "ok", dump["message"]
+    restored = call("ckpt_restore", **small_server, criu=STOCK, checkpoint={"dir": str(store / "golden")})["record"]
+    assert restored["status"] == "ok", restored["message"]
+    assert restored["canary"]["tokens"] == ["[0.25, -1.5]"]
+    assert restored["checks"]["counter_survived"] is None
+
+
+def test_a_counter_that_stands_still_is_refused_before_the_server_stops(
+    call: Call, small_server: Result, store: Path
+) -> None:
+    small_server["server"]["counter_metric"] = "standing"
+    call("ckpt_start", **small_server)
+    refused = call("ckpt_checkpoint", **small_server, criu=STOCK, checkpoint={"dir": str(store / "golden")})
+    assert refused["reason"] == "bad_input"
+    assert "standing did not grow with a request" in refused["msg"]
+    assert httpx.get(f"http://127.0.0.1:{small_server['server']['port']}/").status_code == 200
+
+
 def test_dropped_page_cache_is_proven_on_a_disk(call: Call, process_server: Result, disk: Path) -> None:
     checkpoint = {"dir": str(disk / "golden"), "source": "disk"}
     call("ckpt_start", **process_server)

@@ -103,6 +103,56 @@ def test_a_garbled_stream_is_the_servers_fault(answering: Answering, content: by
     assert caught.value.message.count("\n") == 0
 
 
+QUESTION = {"path": "/embed", "body": {"input": ["a {prompt} b"], "n": "{max_tokens}"}, "field": "data.0.value"}
+
+
+def test_a_question_has_the_canary_in_its_places_and_one_field_for_an_answer() -> None:
+    asked: list[bytes] = []
+    answer = OK + b"\r\n" + json.dumps({"data": [{"value": {"y": 2.5, "x": [1]}}]}).encode()
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            received = b""
+            while not received.endswith(b"}"):
+                received += connection.recv(1 << 16)
+            asked.append(received)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve, args=(listener,))
+        server.start()
+        speaker = client(listener.getsockname()[1], kind="command", question=QUESTION)
+        completion = speaker.complete(speaker.spec.canary)
+        server.join()
+    head, _, body = asked[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /embed ")
+    assert json.loads(body) == {"input": ["a The quick brown fox b"], "n": 16}
+    assert completion.tokens == ['{"x": [1], "y": 2.5}']
+    assert completion.requested <= completion.first_token == completion.last_token
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no json", "is not JSON"),
+        (b"[]", r"has no field data.0.value \(at data\)"),
+        (b'{"data": []}', r"has no field data.0.value \(at 0\)"),
+        (b'{"data": "text"}', r"has no field data.0.value \(at 0\)"),
+        (b'{"data": [{"value": ""}]}', "has nothing in the field"),
+        (b'{"data": [{"value": null}]}', "has nothing in the field"),
+    ],
+)
+def test_an_answer_without_the_field_is_named(answering: Answering, content: bytes, words: str) -> None:
+    speaker = answering(OK + b"\r\n" + content, kind="command", question=QUESTION)
+    with pytest.raises(CkptError, match=f"the answer of /embed .*{words}"):
+        speaker.complete(speaker.spec.canary)
+
+
+def test_a_server_without_a_counter_is_not_asked_for_one() -> None:
+    assert client(closed_port(), kind="command").counter() is None
+
+
 @pytest.mark.parametrize("encoding", [b"gzip", b"br", b"nonsense"])
 def test_an_encoding_that_nobody_asked_for_is_not_unpacked(answering: Answering, encoding: bytes) -> None:
     speaker = answering(OK + b"Content-Encoding: " + encoding + b"\r\n\r\n" + b"\x1f\x8b" + bytes(64))

@@ -60,6 +60,8 @@ def test_a_server_gets_its_defaults() -> None:
     vllm = parse_server({**SERVER, "kind": "vllm"}, "process")
     assert vllm.canary.extra == {"return_token_ids": True}
     assert vllm.counter_metric == "vllm:request_success_total"
+    command = parse_server({**SERVER, "kind": "command", "host": "0.0.0.0"}, "process")
+    assert (command.counter_metric, command.canary.extra, command.question) == ("", {}, None)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +77,11 @@ def test_a_server_gets_its_defaults() -> None:
         ({"env": ["A=1"]}, "server.env"),
         ({"health_timeout_s": -1}, "server.health_timeout_s"),
         ({"colour": 1}, "server.colour"),
+        ({"kind": "sglang"}, "reference, vllm, command"),
+        ({"question": {"path": "/a", "body": {}}}, "server.question must have path, body and field"),
+        ({"question": {"path": "a", "body": {}, "field": "x"}}, "server.question.path"),
+        ({"question": {"path": "/a", "body": "text", "field": "x"}}, "server.question.body"),
+        ({"question": {"path": "/a", "body": {}, "field": "x..y"}}, "server.question.field"),
     ],
 )
 def test_a_wrong_key_is_named(change: dict[str, Any], word: str) -> None:
