@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
-sys.path[:0] = [str(ROOT / "library"), str(ROOT / "filter_plugins")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "library"), str(ROOT / "filter_plugins")]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from gpuckpt_report.text.units import seconds
 
 ACCEPTED_FILE = "accepted-shifts.yml"
 # Twenty runs are looked at 15 times, at 120 places in all. As neighbouring places agree, an interval for 60 holds the
-# promise: tests/unit/reports/test_history.py simulates at most 5 false alarms in 100 histories of 20 identical runs.
+# promise: tests/unit/reports/analysis/test_history.py simulates at most 5 false alarms in 100 histories of 20 identical runs.
 COMPARISONS = 60
 SLOWER, FASTER, ACCEPTED = compare.SLOWER, compare.FASTER, "accepted"
 OTHER, EMPTY = "other", "no good record"

@@ -19,6 +19,8 @@ STEAL_SHARE = 0.01
 LOAD_SHARE = 1.0
 # What a run should be able to find, as a share; `compare` holds its gate to the same.
 EFFECT = 0.10
+# Nobody waits for more of one lane.
+SAMPLES_AT_MOST = 200
 # A drift below this share is no reason to doubt a run, however sure it is.
 LEAST_DRIFT = 0.05
 
@@ -42,7 +44,11 @@ class Noise:
         if self.could_find is not None:
             found = f"A difference of {self.could_find:.0%} between two lanes would have been found (9 times of 10)"
             more = self.samples_for_a_tenth
-            parts.append(found + (f"; for 10% a lane needs about {more} samples." if more else "."))
+            vain = more is not None and more > SAMPLES_AT_MOST
+            needed = (
+                f"more than {SAMPLES_AT_MOST} samples: measure on a calmer machine" if vain else f"about {more} samples"
+            )
+            parts.append(found + (f"; for 10% a lane needs {needed}." if more else "."))
         return " ".join(parts)
 
 

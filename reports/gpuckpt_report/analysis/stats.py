@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Statistics on small samples: order statistics, and intervals whose coverage tests/unit/reports/test_stats.py simulates.
+"""Statistics on small samples: order statistics, and intervals whose coverage test_stats.py simulates.
 
 Nothing here knows what is measured. Below six samples there is no interval: even from the least to the greatest of five
 it would hold the median in 94 % of cases only. The values are shown instead.

@@ -2,7 +2,6 @@
 """CONTRIBUTING's answers to "how do I add …" are true: the files are there, and what is registered is where they say."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -12,10 +11,10 @@ from ansible.module_utils.ckpt.doctor import containers, criu, gpu, host, store 
 from ansible.module_utils.ckpt.measure import record
 from ansible.module_utils.ckpt.runtimes import RUNTIMES
 from ansible.module_utils.ckpt.server import spec
+from project import ROOT
 
 from gpuckpt_report.records import schema
 
-ROOT = Path(__file__).resolve().parents[3]
 ANSWERS = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## How do I add …\n")[1].split("\n## ")[0]
 FILE = re.compile(r"`([\w.-]+(?:/[\w.-]*)+|[A-Z]+\.md)`")
 ASKED = [

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What provisioning sets is a lane, and what is published of that lane is therefore what users get."""
 
-from pathlib import Path
-
 import yaml
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ELSEWHERE = {"CRIU_FREEZE_POLL_MS": 1}  # set for every lane of the inventory
 
 

@@ -15,8 +15,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CRIU = ROOT / "roles/criu/files"
 BUILD_IMAGE = ROOT / "roles/container_runtime/files/build_image.sh"
 MOVED = ("/etc/os-release", "/etc/apt/", "/usr/sbin/criu")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt.vocabulary import REASONS
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 MODULES = sorted(path.stem for path in ROOT.glob("library/*.py"))

@@ -5,12 +5,12 @@ import importlib.util
 import json
 import signal
 import sys
-from pathlib import Path
 from random import Random
 
 import pytest
+from project import ROOT
 
-FOLDER = Path(__file__).resolve().parents[2] / "fuzz"
+FOLDER = ROOT / "tests" / "fuzz"
 
 
 def load(name):

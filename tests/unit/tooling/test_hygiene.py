@@ -5,12 +5,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ADDRESS = re.compile(r"https?://[^\s'\",)\]]+")
 LOOPBACK = re.compile(r"localhost|127\.[0-9.]+|\[?::1\]?|None")
 SYSTEM_PREFIXES = ("/usr", "/usr/local")

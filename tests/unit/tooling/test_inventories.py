@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ckpt_lanes import ckpt_lanes
-
-ROOT = Path(__file__).resolve().parents[3]
+from project import ROOT
 
 
 @pytest.fixture(scope="module")

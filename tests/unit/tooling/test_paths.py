@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Where things lie on a node is the same for roles, their documentation and modules."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from ansible.module_utils.ckpt import paths
 from ansible.module_utils.ckpt.criu import folder
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 # end of a variable's name → where that lies
 HOMES = {
     "_criu_home": folder.HOME,

@@ -3,11 +3,10 @@
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 WIDE = "word " * 22 + "end."  # 114 columns, 23 words
 LONG = " ".join(["word"] * 26) + "."
 

@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 RESULTS = ROOT / "reports" / "published" / "cpu-reach"
 PAGE = ROOT / "docs" / "reach.md"
 

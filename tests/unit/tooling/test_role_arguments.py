@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a role documents and what it does by default are the same."""
 
-from pathlib import Path
-
 import pytest
 import yaml
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path.parents[1] for path in ROOT.glob("roles/*/tasks/main.yml"))
 CHANGING_PHASES = {"install", "configure"}
 # It writes a folder on the controller and touches no node: there is nothing to take back.

@@ -2,11 +2,10 @@
 """A role's README is made of its argument specification."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 SPECIFICATION = """
 argument_specs:
   main:

@@ -4,11 +4,9 @@
 import importlib.util
 import json
 import zipfile
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[3]
+from project import ROOT
 
 
 @pytest.fixture

@@ -2,12 +2,11 @@
 """A fix that a message or a page gives names a variable that there is."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
+from project import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 # Those whose prefix begins nothing else, as `criu_` and `doctor_` do.
 ROLES = (
     "checkpoint_bench",

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from project import ROOT
 
-SCRIPT = Path(__file__).parents[3] / "tools" / "run_on_node.sh"
+SCRIPT = ROOT / "tools" / "run_on_node.sh"
 PLAYS = {"provision": "provision.yml", "doctor": "doctor.yml", "bench": "bench.yml"}
 
 
