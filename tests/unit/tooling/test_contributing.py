@@ -10,7 +10,7 @@ from ansible.module_utils.ckpt.criu.builds import SWITCHES
 from ansible.module_utils.ckpt.doctor import containers, criu, gpu, host, store  # noqa: F401  # they register checks
 from ansible.module_utils.ckpt.measure import record
 from ansible.module_utils.ckpt.runtimes import RUNTIMES
-from ansible.module_utils.ckpt.server import spec
+from ansible.module_utils.ckpt.server.engines import ENGINES
 from project import ROOT
 
 from gpuckpt_report.records import schema
@@ -60,7 +60,10 @@ def test_a_runtime_is_a_file_and_a_line():
 
 
 def test_an_engine_has_its_variables():
-    assert [kind for kind in spec.KINDS if not (ROOT / f"roles/inference_server/vars/{kind}.yml").is_file()] == []
+    files = {path.stem for path in ROOT.glob("roles/inference_server/vars/*.yml")} - {"main"}
+    assert files == set(ENGINES)
+    specs = yaml.safe_load(text_of("roles/inference_server/meta/argument_specs.yml"))
+    assert specs["argument_specs"]["main"]["options"]["inference_server_kind"]["choices"] == list(ENGINES)
 
 
 def test_a_patch_has_its_place_and_its_row():
