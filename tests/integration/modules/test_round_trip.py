@@ -208,7 +208,12 @@ def test_any_server_is_described_by_its_command_alone(call: Call, process_server
     assert dump["status"] == "ok", dump["message"]
     for _ in range(2):
         restored = call(
-            "ckpt_restore", **process_server, criu=STOCK, checkpoint={"dir": str(store / "golden")}, stop_after=True
+            "ckpt_restore",
+            **process_server,
+            criu=STOCK,
+            checkpoint={"dir": str(store / "golden")},
+            stop_after=True,
+            record=identity("any"),
         )["record"]
         assert restored["status"] == "ok", restored["message"]
         Record.model_validate_json(json.dumps(restored))
