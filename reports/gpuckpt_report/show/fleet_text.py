@@ -237,7 +237,7 @@ def _finding_document(finding: Finding) -> dict[str, Any]:
 
 def ranked(fleet: Fleet) -> list[FleetLane]:
     """The lanes by their medians, fastest first; those without one last."""
-    return sorted(fleet.lanes, key=lambda lane: (lane.median is None, lane.median or 0.0))
+    return sorted(fleet.lanes, key=lambda lane: (lane.server or "", lane.median is None, lane.median or 0.0))
 
 
 def named(names: Sequence[str], most: int = NAMES_TOLD) -> str:

@@ -20,7 +20,7 @@ def title(run: RunAnalysis) -> str:
     model = server.get("model")
     what = f"{model} in {engine}" if model and server.get("kind") != "reference" else engine
     where = _hosts([_processor(known) for known in run.manifest.hosts.values()])
-    starts = {lane.start for lane in run.manifest.lanes}
+    starts = {lane.start for lane in run.manifest.lanes if lane.other_server is None}
     asked = " and ".join(words for start, words in (("cold", "cold start"), ("restore", "restore")) if start in starts)
     return f"{asked.capitalize()}: {what}" + (f", {where}" if where else "")
 

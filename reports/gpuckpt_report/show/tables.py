@@ -18,8 +18,8 @@ INTERVAL_OR_VALUES = "95 % interval, or the values"
 
 
 def ranked(lanes: Sequence[LaneResult]) -> list[LaneResult]:
-    """The lanes by their medians, fastest first; those without one last."""
-    return sorted(lanes, key=lambda lane: (lane.median is None, lane.median or 0.0))
+    """The lanes by their medians, fastest first, those without one last; lanes of another server come after all of these."""
+    return sorted(lanes, key=lambda lane: (lane.server or "", lane.median is None, lane.median or 0.0))
 
 
 def lanes(host: HostAnalysis) -> Table:
@@ -64,10 +64,10 @@ def bill(host: HostAnalysis) -> Table | None:
     None where no lane has a canary of several tokens.
     """
     lanes = [lane for lane in host.lanes if lane.token_gaps]
-    cold = next((lane for lane in lanes if lane.kind == "cold"), None)
+    colds = {lane.server: lane for lane in reversed(lanes) if lane.kind == "cold"}
     rows = []
     for lane in lanes:
-        against = "–"
+        against, cold = "–", colds.get(lane.server)
         if cold is not None and lane is not cold:
             ratio = stats.ratio(lane.token_gaps, cold.token_gaps, comparisons=max(1, len(lanes) - 1))
             against = times(ratio.value) + ("" if ratio.interval is None else f" ({times_interval(ratio)})")

@@ -12,7 +12,7 @@ from gpuckpt_report import __main__ as cli
 from gpuckpt_report.analysis import stats
 from gpuckpt_report.analysis.run import HostAnalysis, LaneResult, Sample
 from gpuckpt_report.records.schema import Lane, RunManifest
-from gpuckpt_report.show import render, subject
+from gpuckpt_report.show import render, subject, tables
 from gpuckpt_report.show.headline import headline
 
 NEAR_ONE = [0.97, 1.0, 1.03, 0.98, 1.02, 1.0, 0.99, 1.01, 1.0, 1.0]
@@ -64,6 +64,25 @@ def test_lanes_of_another_server_are_compared_with_each_other_alone():
     assert other.startswith("small-mapped: ")
     assert "the baseline small-stock, 50.0 ms" in other
     assert "8.00" not in other
+
+
+def test_tables_keep_servers_apart():
+    lanes = [
+        lane("small-cold", around(0.1), "cold", server="small"),
+        lane("small", around(0.01), server="small"),
+        lane("stock", around(8.0), is_baseline=True),
+        lane("mapped", around(2.0)),
+    ]
+    assert [one.name for one in tables.ranked(lanes)] == ["mapped", "stock", "small", "small-cold"]
+    for one in lanes:
+        one.token_gaps, one.moments = [0.01] * 10, {"T4": 1.0, "T5": 2.0}
+    table = tables.bill(HostAnalysis("node1", lanes, [], [], [], {}, []))
+    assert {row[0]: row[-1].split()[0] for row in table.rows} == {
+        "small-cold": "–",
+        "small": "1.00×",
+        "stock": "–",
+        "mapped": "–",
+    }
 
 
 def test_what_was_compared_tells_of_another_server_by_itself():
