@@ -271,7 +271,8 @@ class Copy:
     def __init__(self, build: Build, images: Path, environment: dict[str, str], log: Path) -> None:
         ready = log.with_suffix(".ready")
         ready.unlink(missing_ok=True)
-        restore = f"{build.binary} restore -d -v4 -D {images} -o {log} && touch {ready} && exec sleep 1000"
+        # no program of its own marks the end: it would be among the descendants for a moment
+        restore = f"{build.binary} restore -d -v4 -D {images} -o {log} && : >{ready} && exec sleep 1000"
         self.namespace = subprocess.Popen(
             ["unshare", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc", "sh", "-c", restore],
             env={**os.environ, **environment},

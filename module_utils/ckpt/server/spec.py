@@ -183,7 +183,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
 
 def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
     errors = []
-    if values.get("kind") and values["kind"] not in ENGINES:
+    if values.get("kind") and str(values["kind"]) not in ENGINES:
         errors.append(f"server.kind must be one of {', '.join(ENGINES)}")
     if values.get("name") and not NAME.fullmatch(str(values["name"])):
         errors.append("server.name must be letters, digits, `_`, `.` or `-`")

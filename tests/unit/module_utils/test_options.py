@@ -78,6 +78,7 @@ def test_a_server_gets_its_defaults() -> None:
         ({"health_timeout_s": -1}, "server.health_timeout_s"),
         ({"colour": 1}, "server.colour"),
         ({"kind": "sglang"}, "reference, vllm, command"),
+        ({"kind": {"reference": 1}}, "server.kind"),
         ({"question": {"path": "/a", "body": {}}}, "server.question must have path, body and field"),
         ({"question": {"path": "a", "body": {}, "field": "x"}}, "server.question.path"),
         ({"question": {"path": "/a", "body": "text", "field": "x"}}, "server.question.body"),
