@@ -383,6 +383,6 @@ def test_wrong_lanes_are_refused_before_anything_starts(results: Path) -> None:
     wrong = [{"name": "a", "start": "sideways", "runtime": "docker"}]
     refused = bench(results, check=False, gpuckpt_run_id="wrong", gpuckpt_lanes=wrong)
     assert refused.status != 0
-    assert "start must be one of" in refused.output
-    assert "runtime must be one of" in refused.output
+    assert "start must be" in refused.output
+    assert "runtime must be" in refused.output
     assert not (results / "wrong").exists()
