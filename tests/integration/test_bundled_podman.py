@@ -23,6 +23,8 @@ SERVER = {
     "gpuckpt_weights_mib": WEIGHTS_MIB,
     "checkpoint_store_size_mib": 1024,
     "criu_distro": False,
+    # it needs a package of the distribution
+    "gpuckpt_llama_cpp": False,
     "gpuckpt_iterations": 1,
     "gpuckpt_lane_filter": "^podman-(stock|mapped)$",
 }
