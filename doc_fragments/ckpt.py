@@ -19,10 +19,10 @@ options:
   server:
     description:
       - The server, as the role inference_server publishes it in the fact C(inference_server_spec).
-      - Keys are C(name), C(kind) (V(reference) or V(vllm)), C(command), C(model), C(port) and optionally C(host), C(health_path),
-        C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file), C(cwd),
-        C(stdout), C(image) or C(rootfs), C(podman_args), C(privileged), C(capabilities), C(expose_development), C(gpu),
-        C(shares_gpu_memory), C(canary).
+      - Keys are C(name), C(kind) (V(reference), V(vllm) or V(command)), C(command), C(model), C(port) and optionally C(host),
+        C(health_path), C(completions_path), C(counter_path), C(counter_metric), C(health_timeout_s), C(env), C(env_secret_file),
+        C(cwd), C(stdout), C(image) or C(rootfs), C(podman_args), C(privileged), C(capabilities), C(expose_development), C(gpu),
+        C(shares_gpu_memory), C(canary), C(question), C(sleep), C(staging_dir), C(prefetch).
       - A server whose processes use several GPUs is not checkpointed unless C(shares_gpu_memory) is V(false), which says that
         they share no memory of a GPU, or let go of it when they are slimmed.
       - Every wrong key is named in one message.
