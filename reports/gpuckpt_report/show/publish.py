@@ -147,13 +147,18 @@ def _section(shown: Shown, root: Path) -> str:
     commit = (analysis.manifest.git.sha or "")[:12]
     title = escaped(analysis.manifest.description or shown.folder.name)
     source = f"[records]({place}/records.jsonl) · [report]({place}/report.md) · [manifest]({place}/manifest.json)"
-    parts = [f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})"]
+    parts = [_prose(f"**{title}** ({analysis.manifest.started_at:%Y-%m-%d}, commit `{commit}`; {source})")]
     for host in analysis.hosts:
-        parts.append(escaped(_node(analysis, host.host)))
+        parts.append(_prose(escaped(_node(analysis, host.host))))
         if not shown.lanes:  # the sentence speaks of all lanes
-            parts.append(textwrap.fill(escaped(headline(host, analysis.metric_name)), width=PROSE_WIDTH))
+            parts.append(_prose(escaped(headline(host, analysis.metric_name))))
         parts.append(_table(host, shown, f"{place}/records.jsonl").markdown())
     return "\n\n".join(parts)
+
+
+def _prose(text: str) -> str:
+    # a link's address breaks at none of its hyphens
+    return textwrap.fill(text, width=PROSE_WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _has_gpu(analysis: RunAnalysis) -> bool:
