@@ -21,6 +21,8 @@ import node
 SERVER = module_call.ROOT / "roles/inference_server/files/gpuckpt_reference_server.py"
 IMAGE = "localhost/gpuckpt-reference:latest"
 MODULE_LIMIT_S = 120.0
+# what a checkpoint may say of a server that was killed; an answer may break off before its process is gone
+ENDS = ("server_died", "server_unhealthy", None)
 BUILDS: dict[str, dict[str, Any]] = {
     "stock": {"build": "stock", "switches": {"CRIU_MAPPED_RESTORE": "0"}},
     "patched": {"build": "patched", "switches": {"CRIU_MAPPED_RESTORE": "1", "CRIU_MAPPED_SCOPE": "all"}},
@@ -132,6 +134,9 @@ class World:
         :param killed_later: whether the server may have been killed after it had proved itself.
         """
         self.outcome.said = message(result)
+        reason = (result or {}).get("reason")
+        if operation == "checkpoint" and killed_later and self.outcome.struck and reason not in ENDS:
+            self.outcome.wrong.append(f"the server was killed, and the reason is {reason}: {message(result)}")
         if ok(result) and operation == "restore":
             memory = self.memory()
             if memory != self.digest and not (killed_later and not memory):

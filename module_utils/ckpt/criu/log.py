@@ -228,6 +228,11 @@ def phases(lines: Sequence[Line], plan: Sequence[Phase]) -> dict[str, tuple[floa
     return found
 
 
+def dump_completed(text: str) -> bool:
+    """Whether CRIU has said that its dump is complete; it then ends the processes, unless they are to be left running."""
+    return _find(parse(text), DUMP_PHASES[-1].end) is not None
+
+
 def script_phases(lines: Sequence[Line]) -> dict[str, tuple[float, float]]:
     """Action scripts that ran, as `script_<hook>`: from their line to the next stamped one."""
     found = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from ..checkpoints import digests, footprint, preflight, replacement
 from ..checkpoints.manifest import Layout, Manifest
-from ..criu import images
+from ..criu import images, stuck
 from ..criu import log as criu_log
 from ..cuda import processes as cuda
 from ..errors import CkptError
@@ -52,13 +53,15 @@ def run(operation: flows.Operation, options: CheckpointOptions) -> Manifest:
         replacement.require_replaceable(layout.folder)
         _require_running(operation)
         leftovers.note(record.run_id, checkpoint=layout.folder)
-        manifest = _describe(operation, options)
+        with _end_as_the_cause(operation):
+            manifest = _describe(operation, options)
         staged_before = prefetch.staged_files(operation.spec)
         slimming.slim(operation.client, options.slimming)
         manifest.staged = sorted(prefetch.staged_files(operation.spec) - staged_before)
         try:
-            _describe_tasks(operation, manifest)
-            _preflight(operation, options, manifest)
+            with _end_as_the_cause(operation):
+                _describe_tasks(operation, manifest)
+                _preflight(operation, options, manifest)
             _dump(operation, options, manifest)
         except CkptError as error:
             error.message += f" {_leave_serving(operation, options.slimming)}"
@@ -131,6 +134,16 @@ def _require_going(operation: flows.Operation) -> None:
         )
 
 
+@contextmanager
+def _end_as_the_cause(operation: flows.Operation) -> Iterator[None]:
+    """Whatever fails with a server that has ended meanwhile: its end is the cause."""
+    try:
+        yield
+    except CkptError:
+        operation.runtime.require_alive()
+        raise
+
+
 def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
     """The processes, and what they hold on the GPU after the slimming."""
     tasks = operation.runtime.tasks()
@@ -187,7 +200,7 @@ def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Mani
     try:
         runtime.prepare_checkpoint(request)
         with lane_settings(operation.criu):
-            result = runtime.checkpoint(request).wait()
+            result = stuck.wait(runtime.checkpoint(request), [task["pid"] for task in manifest.tasks])
         record.mark("T0", result.started)
         record.mark("T1", result.ended)
         _judge_dump(operation, new, manifest, result)
@@ -211,7 +224,15 @@ def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, 
     flows.add_phases(operation, evidence, result, criu_log.DUMP_PHASES)
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:
-        raise flows.explain(evidence, result.stderr, "criu_failed", f"the checkpoint of {operation.spec.name} failed")
+        error = flows.explain(evidence, result.stderr, "criu_failed", f"the checkpoint of {operation.spec.name} failed")
+        # a complete dump ends the server itself, and podman may fail to pack it
+        if not runtime.tasks() and not criu_log.dump_completed(evidence.log):
+            error.reason = "server_died"
+            error.message = (
+                f"the server {operation.spec.name} ended during its dump: it was killed, or it crashed; see its log lines and "
+                f"dmesg for the cause, and start it again. CRIU's part: {error.message}"
+            )
+        raise error
     failures = criu_log.silent_failures(evidence.log, manifest.plain_processes)
     record.checks["no_error_line"] = not failures
     if failures:

@@ -120,6 +120,8 @@ class ProcessRuntime(Runtime):
 
     def checkpoint(self, request: DumpRequest) -> Job:
         pid = self.instance().pid
+        if pid is None:
+            self.require_alive()
         options = ["--tree", str(pid), *self._common_options(request.layout, "dump", request.tcp_established)]
         options += self._network_lock()
         if request.leave_running:

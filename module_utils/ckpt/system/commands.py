@@ -54,6 +54,10 @@ class Job:
         """Whether the command has ended."""
         return self._ended.is_set()
 
+    def ends_within(self, limit_s: float) -> bool:
+        """Wait for the end, at most so long. False if the command is still under way."""
+        return self._ended.wait(limit_s)
+
     def wait(self) -> Result:
         """Wait for the end. Raises CkptError (timeout) if the command had to be killed."""
         self._ended.wait()

@@ -121,6 +121,12 @@ def process_of(number: int, proc: str = "/proc") -> int | None:
     return _status(number, "Tgid", proc)
 
 
+def tracer_of_the_dead(pid: int, proc: str = "/proc") -> int | None:
+    """Who traces the process although it has ended, and so has yet to collect it; None if it runs or nobody does."""
+    task = read_task(pid, proc)
+    return (_status(pid, "TracerPid", proc) or None) if task is not None and task.state == "Z" else None
+
+
 def _status(pid: int, key: str, proc: str) -> int | None:
     """The last number of a line of a process's status."""
     match = re.search(
