@@ -24,7 +24,7 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible declares no typ
     """Runs the module, and again with what is known here of the play that has the node."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the module's result."""
+        """Returns the module's result."""
         super().run(tmp, task_vars)
         # Tasks are run by workers, which end with them.
         parent = multiprocessing.parent_process()

@@ -34,7 +34,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
     CALLBACK_NEEDS_ENABLED = True
 
     def v2_runner_on_ok(self, result: CallbackTaskResult) -> None:
-        """Print the outcome, if there is one."""
+        """Prints the outcome, if there is one."""
         outcome = result.result.get("outcome")
         if outcome:
             self._display.display(f"  {outcome}")

@@ -13,7 +13,7 @@ Data = dict[str, Any]
 
 
 def ckpt_bench_problems(plan: Data, node: Data, run: Data, made: Collection[str] = ()) -> list[str]:
-    """Return everything that stands against measuring the plan on the node, each with what to do about it.
+    """Returns everything that stands against measuring the plan on the node, each with what to do about it.
 
     :param plan: checkpoints and lanes, as returned by ``ckpt_plan``
     :param node: what the node has, as returned by ``ckpt_node_info`` for the run's model and store

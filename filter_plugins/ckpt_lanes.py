@@ -21,7 +21,7 @@ Lane = dict[str, Any]
 
 
 def ckpt_lanes(lanes: Any, lane_filter: str = "") -> list[Lane]:
-    """Return the lanes whose name matches ``lane_filter``, with every default filled in and one baseline.
+    """Returns the lanes whose name matches ``lane_filter``, with every default filled in and one baseline.
 
     :param lanes: lanes as the inventory has them
     :param lane_filter: regular expression searched in the names; empty keeps every lane

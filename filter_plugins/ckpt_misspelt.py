@@ -21,7 +21,7 @@ ALIKE = 0.9
 
 
 def ckpt_misspelt(names: Iterable[str]) -> list[str]:
-    """Return a sentence for each name that no role and no play knows and that is nearly one which they know."""
+    """Returns a sentence for each name that no role and no play knows and that is nearly one which they know."""
     known = _known()
     found = []
     for name in sorted(set(names) - known - _set_by_roles()):

@@ -31,7 +31,7 @@ TAKEN_WITH = ("runtime", "slimming", "source", "checkpoint")
 def ckpt_plan(
     lanes: list[Spec], server: Spec, run_id: str, store_path: str, disk_path: str, image_bytes: int = 0
 ) -> Spec:
-    """Return ``{"lanes": {name: …}, "instances": [...], "store_bytes": n, "disk_bytes": n}``.
+    """Returns ``{"lanes": {name: …}, "instances": [...], "store_bytes": n, "disk_bytes": n}``.
 
     Restore lanes that agree in server, runtime, slimming, source and checkpoint share one golden checkpoint. Its
     identifier carries a digest of all that and of the run: a checkpoint found under that name is the right one.
@@ -114,7 +114,7 @@ def _named(server: Spec, suffix: str) -> Spec:
 
 
 def _lane_server(server: Spec, overrides: Spec) -> Spec:
-    """Apply a lane's overrides: dictionaries merge, ``extra_args`` are appended to the command, the rest replaces."""
+    """Applies a lane's overrides: dictionaries merge, ``extra_args`` are appended to the command, the rest replaces."""
     merged = _merge(server, {key: value for key, value in overrides.items() if key != "extra_args"})
     if overrides.get("extra_args"):
         merged["command"] = [*merged["command"], *overrides["extra_args"]]

@@ -27,7 +27,7 @@ def ckpt_schedule(
     warmup: int = 1,
     done: list[dict[str, Any]] | None = None,
 ) -> list[Entry]:
-    """Return what is still to be measured, interleaved, as ``{seq, lane, iteration, warmup}``.
+    """Returns what is still to be measured, interleaved, as ``{seq, lane, iteration, warmup}``.
 
     Every round holds each lane at most once, in an order drawn from the seed, so that drift of the machine
     falls on all lanes alike. Warm-up rounds come first; iterations count from 1 in both parts.
@@ -54,7 +54,7 @@ def ckpt_bill(
     first_probe_seq: int,
     done: list[dict[str, Any]] | None = None,
 ) -> list[Entry]:
-    """Return the rounds of the bill that are still to be measured: a schedule's entries, each with its ``moments``.
+    """Returns the rounds of the bill that are still to be measured: a schedule's entries, each with its ``moments``.
 
     Every round holds each lane once, whatever iterations it has in the schedule. Entries are marked as warm-up, so that
     their starts enter no figure; each moment is ``{at_s, seq}``, the number being that of its probe.

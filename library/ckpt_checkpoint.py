@@ -144,7 +144,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def flow(operation: flows.Operation, options: CheckpointOptions) -> dict[str, Any]:
-    """Run the flow; returns what the result holds beside the record."""
+    """Runs the flow; returns what the result holds next to the record."""
     return {"checkpoint": asdict(checkpoint.run(operation, options))}
 
 

@@ -100,7 +100,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def flow(measurement: floor.Measurement, options: FloorOptions) -> dict[str, Any]:
-    """Run the flow; returns what the result holds beside the record."""
+    """Runs the flow; returns what the result holds next to the record."""
     floor.run(measurement, options)
     return {}
 

@@ -79,7 +79,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def clear(commands: Commands, check_mode: bool) -> list[leftovers.Made]:
-    """Remove what is left behind. Returns it. Raises CkptError."""
+    """Removes what is left behind. Returns it. Raises CkptError."""
     with exclusive("ckpt_leftovers"):
         found = leftovers.find(commands)
         for made in () if check_mode else found:
@@ -88,7 +88,7 @@ def clear(commands: Commands, check_mode: bool) -> list[leftovers.Made]:
 
 
 def keep(run_id: str, check_mode: bool) -> None:
-    """Let nothing of this run count as left behind."""
+    """Lets nothing of this run count as left behind."""
     with exclusive("ckpt_leftovers"):
         if not check_mode:
             leftovers.keep(run_id)

@@ -105,7 +105,7 @@ class Record:
             copy_file(Path(path), self.copy_of(path))
 
     def write(self) -> None:
-        """Write the manifest atomically, readable by its owner only."""
+        """Writes the manifest atomically, readable by its owner only."""
         unfinished = self.manifest.with_suffix(".json.new")
         unfinished.write_text(json.dumps({"paths": self.paths, "new_folders": self.new_folders}, indent=1))
         unfinished.chmod(0o600)
@@ -118,7 +118,7 @@ class Record:
         return self.paths[path] == FILE and not filecmp.cmp(path, self.copy_of(path), shallow=False)
 
     def put_back(self, path: str) -> None:
-        """Bring `path` to the recorded state."""
+        """Brings `path` to the recorded state."""
         before = self.paths[path]
         if before == FILE:
             remove(path)
@@ -129,7 +129,7 @@ class Record:
             os.symlink(before.removeprefix(LINK), path)
 
     def forget(self) -> None:
-        """Remove the manifest, the copies, and folders made since that are empty now."""
+        """Removes the manifest, the copies, and folders made since that are empty now."""
         shutil.rmtree(self.copies, ignore_errors=True)
         self.manifest.unlink()
         for folder in sorted(self.new_folders, key=len, reverse=True):
@@ -138,7 +138,7 @@ class Record:
 
 
 def state_of(path: str) -> str:
-    """Return ``absent``, ``file`` or ``link to TARGET``; raise ValueError for anything else."""
+    """Returns ``absent``, ``file`` or ``link to TARGET``; raises ValueError for anything else."""
     if os.path.islink(path):
         return LINK + os.readlink(path)
     if not os.path.exists(path):
@@ -151,12 +151,12 @@ def state_of(path: str) -> str:
 
 
 def missing_parents(path: str) -> list[str]:
-    """Return the parent folders of `path` that do not exist."""
+    """Returns the parent folders of `path` that do not exist."""
     return [str(parent) for parent in Path(path).parents if not parent.exists()]
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy contents, mode, times and owner, creating the parent folders of `target`."""
+    """Copies contents, mode, times and owner, creating the parent folders of `target`."""
     target.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     shutil.copy2(source, target)
     owner = source.stat()
@@ -164,7 +164,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file or link if it is there; raise ValueError for a folder."""
+    """Removes a file or link if it is there; raises ValueError for a folder."""
     if state_of(path) != ABSENT:
         os.unlink(path)
 
@@ -184,7 +184,7 @@ def save(module: AnsibleModule, record: Record, result: dict[str, Any]) -> None:
 
 
 def restore(module: AnsibleModule, record: Record, result: dict[str, Any]) -> None:
-    """Bring back every recorded path and forget the record."""
+    """Brings back every recorded path and forget the record."""
     result["paths"] = record.paths
     result["restored"] = [path for path in record.paths if record.differs(path)]
     result["changed"] = record.manifest.exists()
@@ -200,7 +200,7 @@ def restore(module: AnsibleModule, record: Record, result: dict[str, Any]) -> No
 
 
 def main() -> None:
-    """Run the module."""
+    """Runs the module."""
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},

@@ -137,7 +137,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def flow(operation: flows.Operation, options: ProbeOptions) -> dict[str, Any]:
-    """Run the flow; returns what the result holds beside the record."""
+    """Runs the flow; returns what the result holds next to the record."""
     probe.run(operation, options)
     return {}
 

@@ -201,7 +201,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def flow(operation: flows.Operation, options: RestoreOptions) -> dict[str, Any]:
-    """Run the flow; returns what the result holds beside the record."""
+    """Runs the flow; returns what the result holds next to the record."""
     restore.run(operation, options)
     return {}
 

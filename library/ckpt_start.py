@@ -95,7 +95,7 @@ OPTIONS: dict[str, Any] = {"stop_after": {"type": "bool", "default": False}}
 
 
 def flow(operation: flows.Operation, options: StartOptions) -> dict[str, Any]:
-    """Run the flow; returns what the result holds beside the record."""
+    """Runs the flow; returns what the result holds next to the record."""
     start.run(operation, options)
     return {}
 

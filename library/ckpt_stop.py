@@ -119,7 +119,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[list[str], bool]:
-    """Stop and delete. Returns the server's name if it was there, and whether there was anything. Raises CkptError."""
+    """Stops and deletes. Returns the server's name if it was there, and whether there was anything. Raises CkptError."""
     runtime = make_runtime(params["runtime"], parse_server(params["server"], params["runtime"]), Criu(), commands)
     folders = [folder for folder in params["checkpoints"] if os.path.isdir(folder)]
     foreign = [folder for folder in folders if not is_checkpoint(folder)]
@@ -146,7 +146,7 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[
 
 
 def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[list[str], bool]:
-    """Stop running servers that are named after this one. Returns their names, and whether there were any. Raises CkptError."""
+    """Stops running servers that are named after this one. Returns their names, and whether there were any. Raises CkptError."""
     # as for a process, which needs no image: nothing is started here
     spec = parse_server(params["server"], "process")
     names = []

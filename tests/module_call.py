@@ -53,7 +53,7 @@ class ModuleCall:
 
 
 def call(module: str, timeout_s: float = 180, **options: Any) -> dict[str, Any]:
-    """Run a module to its end and return its result."""
+    """Runs a module to its end and returns its result."""
     running = ModuleCall(module, options)
     result = running.finish(timeout_s)
     assert result is not None, running.errors()

@@ -97,7 +97,7 @@ def run_module(
     begin: Callable[[str, Mapping[str, Any]], tuple[flows.Operation, OptionsT]],
     flow: Callable[[flows.Operation, OptionsT], dict[str, Any]],
 ) -> None:
-    """Run a module that measures a server: its flow, the record on the node, and the result."""
+    """Runs a module that measures a server: its flow, the record on the node, and the result."""
     measure(kind, {**SERVER_OPTIONS, **options}, begin, flow)
 
 
@@ -107,7 +107,7 @@ def measure(
     begin: Callable[[str, Mapping[str, Any]], tuple[MeasurementT, OptionsT]],
     flow: Callable[[MeasurementT, OptionsT], dict[str, Any]],
 ) -> None:
-    """Run any measuring module: `begin` checks and types its options, `flow` measures; both raise CkptError."""
+    """Runs any measuring module: `begin` checks and types its options, `flow` measures; both raise CkptError."""
     # before the fork: what reads the options of modules without running them stops here
     module = ServerModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     locks.supervise(lambda: _measure(module, kind, begin, flow))

@@ -53,7 +53,7 @@ Show = Callable[[list[str]], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the plays that the first arguments name, the others go to ansible-playbook; or one command on results."""
+    """Runs the plays that the first arguments name, the others go to ansible-playbook; or one command on results."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     known = _plays()
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def play_in_the_foreground(plays: Sequence[str], options: Sequence[str]) -> int:
-    """Give the terminal to Ansible, which asks for a password there; return its exit status."""
+    """Gives the terminal to Ansible, which asks for a password there; returns its exit status."""
     command = ["ansible-playbook", *options, *(f"{play}.yml" for play in plays)]
     with suppress(KeyboardInterrupt):
         return subprocess.call(command, cwd=PROJECT, env={**os.environ, **_environment()})
@@ -79,7 +79,7 @@ def play_in_the_foreground(plays: Sequence[str], options: Sequence[str]) -> int:
 
 
 def run_plays(plays: Sequence[str], options: Sequence[str]) -> int:
-    """Run plays in one Ansible, until one fails; show their progress, and return the exit status."""
+    """Runs plays in one Ansible, until one fails; shows their progress, and returns the exit status."""
     name = "-".join(plays)
     *before, last = (f"{play}.yml" for play in plays)
     progress = Progress()
@@ -148,7 +148,7 @@ class Interruption:
         self.stop_file.unlink(missing_ok=True)
 
     def watch(self, thread: threading.Thread, show: Show) -> None:
-        """Wait for the play to end."""
+        """Waits for the play to end."""
         answered = 0
         while thread.is_alive():
             thread.join(timeout=POLL_S)
@@ -250,14 +250,14 @@ def _last_words(output: Path) -> list[str]:
 
 
 def _handle(event: Event, progress: Progress, show: Show) -> bool:
-    """Show an event; the answer tells ansible-runner to keep it in its files."""
+    """Shows an event; the answer tells ansible-runner to keep it in its files."""
     show(progress.feed(event))
     return True
 
 
 @contextmanager
 def _view(console: Console, progress: Progress) -> Iterator[Show]:
-    """Give a function that logs lines: above a live table on a terminal, plain elsewhere."""
+    """Gives a function that logs lines: above a live table on a terminal, plain elsewhere."""
     if not console.is_terminal:
         yield _print_plain
         return

@@ -104,7 +104,7 @@ class Progress:
         return any(host.moments and (host.done < host.total or host.bills) for host in self.hosts.values())
 
     def feed(self, event: Event) -> list[str]:
-        """Take one event of ansible-runner and return the lines worth logging."""
+        """Takes one event of ansible-runner and returns the lines worth logging."""
         handler = self._handlers.get(event.get("event", ""))
         return [] if handler is None else list(handler(event, event.get("event_data") or {}))
 
@@ -172,7 +172,7 @@ class Progress:
         yield from self._tell(line for line in lines if not self.play and line.startswith(("[ERROR]", "[WARNING]")))
 
     def _tell(self, lines: Iterable[str]) -> Iterator[str]:
-        """Give lines that Ansible itself printed, and remember that they were shown."""
+        """Gives lines that Ansible itself printed, and remembers that they were shown."""
         for line in lines:
             self.told.add(line)
             yield line
@@ -194,7 +194,7 @@ class Progress:
             progress.bills[entry["lane"], entry["iteration"]] = longest
 
     def _take_billed(self, host: str, result: Event) -> Iterator[str]:
-        """Show a start or a probe of the bill; an entry is over with its last probe, or with a start that failed."""
+        """Shows a start or a probe of the bill; an entry is over with its last probe, or with a start that failed."""
         record, bills = result["record"], self.hosts[host].bills
         entry = record["lane"], record["iteration"]
         asked_s = record["bill"].get("asked_s")

@@ -44,7 +44,7 @@ EXIT_CHANGED = 7
 
 
 def ingest(arguments: argparse.Namespace) -> int:
-    """Validate and append what the nodes sent; exit 3 if something was refused (the rest is stored all the same).
+    """Validates and appends what the nodes sent; exit 3 if something was refused (the rest is stored all the same).
 
     A database that --database or the environment names is then loaded with the whole run.
     """
@@ -62,7 +62,7 @@ def ingest(arguments: argparse.Namespace) -> int:
 
 
 def native_tables(arguments: argparse.Namespace) -> int:
-    """Print what the native benches measured as Markdown, a table for each size of memory."""
+    """Prints what the native benches measured as Markdown, a table for each size of memory."""
     from gpuckpt_report.show import native
 
     for memory, table in native.tables(native.read(arguments.samples)).items():
@@ -71,7 +71,7 @@ def native_tables(arguments: argparse.Namespace) -> int:
 
 
 def render_run(arguments: argparse.Namespace) -> int:
-    """Write report.html, report.md and records.csv; of many hosts also pages in hosts/. With --host, that page alone."""
+    """Writes report.html, report.md and records.csv; of many hosts also pages in hosts/. With --host, that page alone."""
     from gpuckpt_report.show import fleet_page, render
 
     run = _run(arguments)
@@ -114,7 +114,7 @@ def list_runs(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Show what a run measured, where, and what came of it: headline, lanes, failures. Of many hosts, see --host."""
+    """Shows what a run measured, where, and what came of it: headline, lanes, failures. Of many hosts, see --host."""
     from gpuckpt_report.show import overview
 
     run = _run(arguments)
@@ -132,7 +132,7 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def summary(arguments: argparse.Namespace) -> int:
-    """Print the headline and the table of lanes; of many hosts, those of all together."""
+    """Prints the headline and the table of lanes; of many hosts, those of all together."""
     from gpuckpt_report.show import overview
 
     run = _run(arguments)
@@ -148,7 +148,7 @@ def summary(arguments: argparse.Namespace) -> int:
 
 
 def history(arguments: argparse.Namespace) -> int:
-    """Show a lane over all runs, oldest first, with the changes found and those that were accepted.
+    """Shows a lane over all runs, oldest first, with the changes found and those that were accepted.
 
     Exit status with --check: 7 if there is a change that no accepted shift explains, or if the newest run has no good
     record of the lane; else 0.
@@ -182,7 +182,7 @@ def history(arguments: argparse.Namespace) -> int:
 
 
 def export(arguments: argparse.Namespace) -> int:
-    """Print a run for other programs: records as CSV, JSON or Parquet, the lanes' figures as OpenMetrics text."""
+    """Prints a run for other programs: records as CSV, JSON or Parquet, the lanes' figures as OpenMetrics text."""
     from gpuckpt_report.export import replace_file
 
     content = _exported(arguments)
@@ -218,7 +218,7 @@ def _exported(arguments: argparse.Namespace) -> bytes:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Say which hosts were lost, and which lanes have no good record; exit 6 if there are any."""
+    """Says which hosts were lost, and which lanes have no good record; exit 6 if there are any."""
     from gpuckpt_report.show.headline import problems
 
     run = _run(arguments)
@@ -230,7 +230,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Check manifest and records of a run against the schema."""
+    """Checks manifest and records of a run against the schema."""
     run = _run(arguments)
     manifest = run.manifest()
     print(f"{run.path}: manifest of {manifest.run_id} and {sum(1 for _ in run.stream())} records are valid")
@@ -238,7 +238,7 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def compare_runs(arguments: argparse.Namespace) -> int:
-    """Tell which lanes became faster or slower from one side to another; a gate for CI.
+    """Tells which lanes became faster or slower from one side to another; a gate for CI.
 
     Exit status: 0 no lane became slower, and a change of 10 % would have been found; 4 a lane became slower, fails now
     or is gone; 5 it cannot be told; 1 the sides did not measure the same thing.
@@ -267,7 +267,7 @@ def compare_runs(arguments: argparse.Namespace) -> int:
 
 
 def publish_run(arguments: argparse.Namespace) -> int:
-    """Copy a finished run of committed code, with its records, manifest and report, to reports/published/NAME."""
+    """Copies a finished run of committed code, with its records, manifest and report, to reports/published/NAME."""
     from gpuckpt_report.show import publish
 
     run = _run(arguments)
@@ -277,7 +277,7 @@ def publish_run(arguments: argparse.Namespace) -> int:
 
 
 def readme_table(arguments: argparse.Namespace) -> int:
-    """Rewrite the tables of README and docs/results.md, and the reports of all published runs, from their records."""
+    """Rewrites the tables of README and docs/results.md, and the reports of all published runs, from their records."""
     from gpuckpt_report.analysis import run as analysis
     from gpuckpt_report.show import publish
 
@@ -502,7 +502,7 @@ COMMANDS: dict[str, Action] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; errors that the user can fix end in one message and exit status 1."""
+    """Runs one command; errors that the user can fix end in one message and exit status 1."""
     arguments = parser().parse_args(argv)
     try:
         return int(arguments.action(arguments))

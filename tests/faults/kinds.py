@@ -35,7 +35,7 @@ def victims(world: World, victim: str, running: Any) -> list[int]:
 def strike_at_random(
     world: World, operation: str, victim: str, signal_number: int, **options: Any
 ) -> dict[str, Any] | None:
-    """Run an operation and send a signal to a victim at a random moment; the result of the operation."""
+    """Runs an operation and sends a signal to a victim at a random moment; the result of the operation."""
     running = world.begin(operation, **options)
     seen: float | None = None
     delay = world.rng.uniform(0.0, SPANS[victim])
@@ -116,7 +116,7 @@ def some_pages(world: World) -> Path:
 
 
 def flip(world: World, image: Path) -> None:
-    """Turn one bit over."""
+    """Turns one bit over."""
     place = world.rng.randrange(image.stat().st_size)
     with image.open("r+b") as file:
         file.seek(place)
@@ -131,12 +131,12 @@ def truncate(world: World, image: Path) -> None:
 
 
 def remove(_: World, image: Path) -> None:
-    """Take the file away."""
+    """Takes the file away."""
     image.unlink()
 
 
 def exchange(world: World, image: Path) -> None:
-    """Put another image's content there."""
+    """Puts another image's content there."""
     others = [other for other in images(world, pages=False) if other.read_bytes() != image.read_bytes()]
     shutil.copyfile(world.rng.choice(others), image)
 

@@ -47,7 +47,7 @@ def servers(port: int) -> dict[int, str]:
 
 
 def strike(pids: Iterable[int], signal_number: int = signal.SIGKILL) -> list[int]:
-    """Send a signal to each that is still there; return those that it reached."""
+    """Sends a signal to each that is still there; returns those that it reached."""
     reached = []
     for pid in pids:
         try:

@@ -60,7 +60,7 @@ def attempt(name: str, runtime: str, build: str, trial: Trial, seed: int, weight
 
 
 def campaign(options: argparse.Namespace) -> int:
-    """Run trials until their number or the time is reached; return how many found something."""
+    """Runs trials until their number or the time is reached; returns how many found something."""
     weights = make_weights(Path("/var/tmp/gpuckpt-faults-weights.bin"), WEIGHTS_MIB)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + options.seconds if options.seconds else float("inf")
@@ -102,7 +102,7 @@ def report(files: list[Path]) -> str:
 
 
 def main() -> int:
-    """Run or report; returns the exit status."""
+    """Runs or report; returns the exit status."""
     parser = argparse.ArgumentParser(description="Faults on real servers: what is lost, wrong, hung or left behind.")
     parser.add_argument("--kinds", default="", metavar="REGEX", help="kinds whose name matches; all when not given")
     parser.add_argument(

@@ -101,7 +101,7 @@ class World:
             return running.finish(10)
 
     def perform(self, operation: str, **more: Any) -> dict[str, Any] | None:
-        """Run one module to its end."""
+        """Runs one module to its end."""
         return self.finish(self.begin(operation, **more), operation)
 
     def prepare(self, serving: bool, **checkpoint: Any) -> None:
@@ -122,7 +122,7 @@ class World:
             return ""
 
     def ended(self, what: str) -> None:
-        """Note a server or a port that is still there although `what` says that it ended."""
+        """Notes a server or a port that is still there although `what` says that it ended."""
         alive = node.settled(lambda: [f"{what}: server {pid}" for pid in node.servers(self.port)])
         self.outcome.left += alive
         if node.listens(self.port):
@@ -162,7 +162,7 @@ class World:
             self.outcome.lost.append(f"the checkpoint is not restored: {message(result)} {log}")
 
     def clean(self) -> None:
-        """Remove server and checkpoint with our own module, and look what stays."""
+        """Removes server and checkpoint with our own module, and looks what stays."""
         result = self.perform("stop", checkpoints=[str(self.folder)])
         if result is None or result.get("failed"):
             self.outcome.left.append(f"the last stop failed: {message(result)}")

@@ -47,7 +47,7 @@ class Findings:
     by_place: dict[str, tuple[bytes, str]] = field(default_factory=dict)
 
     def add(self, data: bytes, error: BaseException) -> None:
-        """Note an input; of several with the same error in the same place the shortest."""
+        """Notes an input; of several with the same error in the same place the shortest."""
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/targets.py" not in frame.filename and "/run.py" not in frame.filename]
         last = (ours or frames)[-1]
@@ -58,7 +58,7 @@ class Findings:
 
 
 def make_importable() -> None:
-    """Let the project's modules be imported as Ansible does it."""
+    """Lets the project's modules be imported as Ansible does it."""
     if str(ROOT / "module_utils") not in ansible.module_utils.__path__:
         ansible.module_utils.__path__.append(str(ROOT / "module_utils"))
     sys.path[:0] = [str(ROOT / "filter_plugins"), str(Path(__file__).parent)]
@@ -91,7 +91,7 @@ def attempt(call: Callable[[bytes], object], allowed: tuple[type[Exception], ...
 
 
 def fuzz(target: Target, seed: str, seconds: float, findings: Findings) -> None:
-    """Try the kept seeds of a target, then inputs made of them until the time is over."""
+    """Tries the kept seeds of a target, then inputs made of them until the time is over."""
     samples = [path.read_bytes() for path in target.seeds()]
     inputs = iter(samples)
     random = Random(f"{seed}/{target.name}")
@@ -109,7 +109,7 @@ def fuzz(target: Target, seed: str, seconds: float, findings: Findings) -> None:
 
 
 def report(name: str, findings: Findings) -> None:
-    """Print what came of a target, and keep what was found."""
+    """Prints what came of a target, and keeps what was found."""
     print(f"{name:<16} {findings.inputs:>8} inputs  {len(findings.by_place)} findings", flush=True)
     for place, (data, text) in findings.by_place.items():
         path = FINDINGS / name / hashlib.sha256(data).hexdigest()[:16]
@@ -119,7 +119,7 @@ def report(name: str, findings: Findings) -> None:
 
 
 def main() -> int:
-    """Run; returns the exit status."""
+    """Runs; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="TARGET", help="targets to fuzz; all when none is named")
     parser.add_argument("--seconds", type=float, default=45.0, help="time for all targets together (45)")

@@ -75,14 +75,14 @@ class Folder:
         self.path = Path(tempfile.mkdtemp(prefix="gpuckpt-fuzz-", dir="/dev/shm"))
 
     def put(self, name: str, data: bytes) -> str:
-        """Write a file; returns its path."""
+        """Writes a file; returns its path."""
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         return str(path)
 
     def remove(self) -> None:
-        """Remove it with all it holds."""
+        """Removes it with all it holds."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 

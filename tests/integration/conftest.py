@@ -20,7 +20,7 @@ NODE_PACKAGES = "python3,python3-httpx,procps,mount,openssh-server,sudo"
 
 @pytest.fixture(scope="session")
 def machine() -> None:
-    """Skip where the tests could not run, and say why."""
+    """Skips where the tests could not run, and says why."""
     if os.geteuid() != 0:
         pytest.skip("needs root: provisioning installs CRIU, and CRIU dumps processes")
     if shutil.which("podman") is None:

@@ -45,11 +45,11 @@ class Key:
         self.binary.write_bytes(self._gpg("--export"))
 
     def sign(self, text: Path, signed: Path) -> None:
-        """Write `text` with a signature around it."""
+        """Writes `text` with a signature around it."""
         self._gpg("--batch", "--yes", "--clearsign", "--output", str(signed), str(text))
 
     def end(self) -> None:
-        """End the agent that gpg started."""
+        """Ends the agent that gpg started."""
         subprocess.run(["gpgconf", "--homedir", str(self.home), "--kill", "all"], check=False)
 
     def _gpg(self, *arguments: str) -> bytes:
@@ -58,19 +58,19 @@ class Key:
 
 
 def make_repository(folder: Path, versions: tuple[str, ...], key: Key | None) -> None:
-    """Make a flat repository of the driver in these versions, signed with a key."""
+    """Makes a flat repository of the driver in these versions, signed with a key."""
     stanzas = [stanza for version in versions for stanza in _driver(folder, version)]
     write_index(folder, stanzas, key)
 
 
 def headers(folder: Path, kernel: str) -> None:
-    """Make a flat, unsigned repository with the headers of a kernel, as a distribution has them."""
+    """Makes a flat, unsigned repository with the headers of a kernel, as a distribution has them."""
     files = {f"lib/modules/{kernel}/build/Makefile": "# stand-in\n"}
     write_index(folder, [package(folder, f"linux-headers-{kernel}", "1", "", files)], None)
 
 
 def write_index(folder: Path, stanzas: list[str], key: Key | None) -> None:
-    """Write Packages and Release, and InRelease with a key's signature."""
+    """Writes Packages and Release, and InRelease with a key's signature."""
     packages = folder / "Packages"
     packages.write_text("\n".join(stanzas))
     digest = hashlib.sha256(packages.read_bytes()).hexdigest()

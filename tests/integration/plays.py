@@ -43,7 +43,7 @@ class Played:
 
 
 def play(playbook: str, *arguments: str, timeout_s: int = HANGS_S, check: bool = True, **variables: Any) -> Played:
-    """Run a playbook on the default inventory with extra variables.
+    """Runs a playbook on the default inventory with extra variables.
 
     :raises AssertionError: with the end of its output, when it fails and ``check`` is set
     """
@@ -53,7 +53,7 @@ def play(playbook: str, *arguments: str, timeout_s: int = HANGS_S, check: bool =
 
 
 def perform(command: Sequence[object], timeout_s: float = HANGS_S) -> Played:
-    """Run a command in the project's folder; return how it ended and all that it said."""
+    """Runs a command in the project's folder; returns how it ended and all that it said."""
     done = subprocess.run(
         [str(word) for word in command],
         cwd=ROOT,
@@ -69,7 +69,7 @@ def perform(command: Sequence[object], timeout_s: float = HANGS_S) -> Played:
 
 
 def minimal_root(folder: Path, packages: str) -> Path:
-    """Make a minimal root of this machine's distribution, with further packages, from this machine's own apt sources."""
+    """Makes a minimal root of this machine's distribution, with further packages, from this machine's own apt sources."""
     suite = next(
         line.partition("=")[2]
         for line in Path("/etc/os-release").read_text().splitlines()
@@ -97,12 +97,12 @@ def apt_sources(suite: str) -> list[str]:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the records of a run."""
+    """Returns the records of a run."""
     return [json.loads(line) for line in (run_dir / "records.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def node_state() -> dict[str, Any]:
-    """Return what provisioning changes and a rollback puts back: mounts, containers, images, files and links."""
+    """Returns what provisioning changes and a rollback puts back: mounts, containers, images, files and links."""
     roots = ("/usr/local/sbin", "/etc/criu", "/etc/gpuckpt", "/etc/containers", "/opt/gpuckpt")
     paths = [Path("/etc/fstab"), *(path for root in roots for path in (Path(root), *Path(root).rglob("*")))]
     # podman first: its first call mounts its storage, and that stays
@@ -115,13 +115,13 @@ def node_state() -> dict[str, Any]:
 
 
 def mounts() -> list[str]:
-    """Return the mount points, but for podman's and those of tests that run beside these, in the folder for temporary files."""
+    """Returns the mount points, but for podman's and those of tests that run beside these, in the folder for temporary files."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return sorted(point for point in points if point != PODMANS_OWN and not point.startswith(tempfile.gettempdir()))
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """Return in words how two states of the node differ."""
+    """Returns in words how two states of the node differ."""
     found = []
     for kind in before:
         old, new = before[kind], after[kind]
@@ -133,7 +133,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 
 def content(path: Path) -> str:
-    """Return a link's target, a file's digest and mode, or a folder's mode."""
+    """Returns a link's target, a file's digest and mode, or a folder's mode."""
     if path.is_symlink():
         return f"link to {os.readlink(path)}"
     digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
@@ -141,7 +141,7 @@ def content(path: Path) -> str:
 
 
 def run(*command: str) -> str:
-    """Return the output of a command; empty where the command does not exist."""
+    """Returns the output of a command; empty where the command does not exist."""
     try:
         return subprocess.run(command, check=False, capture_output=True, text=True).stdout
     except FileNotFoundError:

@@ -294,7 +294,7 @@ def check_bill(found: list[dict[str, Any]], said: str, run_dir: Path) -> None:
 
 
 def interrupted_bench(settings: dict[str, Any], last: str) -> str:
-    """Run the console, interrupt it as Ctrl-C does when a line begins with ``last``, and return all it said."""
+    """Runs the console, interrupts it as Ctrl-C does when a line begins with ``last``, and returns all it said."""
     command = [ROOT / ".venv" / "bin" / "gpuckpt", "bench", "--extra-vars", json.dumps(settings)]
     lines = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -337,7 +337,7 @@ def test_what_broken_off_runs_left_is_removed_by_the_next(tmp_path: Path, before
 
 
 def break_off(settings: dict[str, Any], task: str) -> str:
-    """Run ansible-playbook and end it and all that it started, as Ctrl-C does, once a task is under way. Returns what it said."""
+    """Runs ansible-playbook and ends it and all that it started, as Ctrl-C does, once a task is under way. Returns what it said."""
     command = [ANSIBLE_PLAYBOOK, "bench.yml", "--extra-vars", json.dumps(settings)]
     said = ""
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

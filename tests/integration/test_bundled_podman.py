@@ -31,7 +31,7 @@ SERVER = {
 
 
 def on_node(root: Path, scratch: Path, script: str, bundle: Path) -> str:
-    """Run a shell script on the node, which sees the bundle at /bundle; return all that it said."""
+    """Runs a shell script on the node, which sees the bundle at /bundle; returns all that it said."""
     (scratch / "root-upper/bundle").parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(bundle, scratch / "root-upper/bundle", dirs_exist_ok=True)
     node = [str(HERE / "bare_node.sh"), str(root), str(scratch), str(ROOT), f"{sys.base_prefix}:{sys.prefix}"]

@@ -60,12 +60,12 @@ class GpuNode:
     repository: Repository
 
     def run(self, *command: str, timeout_s: int = HANGS_S) -> Played:
-        """Run a command beside the node."""
+        """Runs a command beside the node."""
         argv = [str(HERE / "gpu_node.sh"), str(self.root), str(self.scratch), str(self.repository.folder), *command]
         return perform(argv, timeout_s)
 
     def shell(self, script: str) -> str:
-        """Run a shell script on the node; return its output."""
+        """Runs a shell script on the node; returns its output."""
         done = self.run("chroot", str(self.scratch / "node"), "sh", "-euc", script)
         assert done.status == 0, done.output
         return done.output
@@ -101,14 +101,14 @@ class GpuNode:
         }
 
     def kernel(self, name: str, text: str | None = None) -> str:
-        """Return a file of the node's fake kernel, after giving it another content."""
+        """Returns a file of the node's fake kernel, after giving it another content."""
         file = self.scratch / name
         if text is not None:
             file.write_text(text)
         return file.read_text()
 
     def written(self) -> dict[str, str]:
-        """Return what was written to the node's root or taken from it, without what apt and Ansible leave wherever they run."""
+        """Returns what was written to the node's root or taken from it, without what apt and Ansible leave wherever they run."""
         upper = self.scratch / "upper"
         paths = (path for path in upper.rglob("*") if not path.is_dir() or path.is_symlink())
         found = {f"/{path.relative_to(upper)}": path for path in paths}
@@ -120,7 +120,7 @@ class GpuNode:
 
 
 def said(played: Played) -> str:
-    """Return what a play said, on one line."""
+    """Returns what a play said, on one line."""
     return " ".join(played.output.split())
 
 

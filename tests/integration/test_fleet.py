@@ -66,7 +66,7 @@ class Node:
     init: int
 
     def stop(self) -> None:
-        """End every process of the node."""
+        """Ends every process of the node."""
         self.holder.kill()
         self.holder.wait(10)
 
@@ -80,7 +80,7 @@ class Fleet:
     variables: dict[str, Any]
 
     def play(self, playbook: str, *arguments: str, **variables: Any) -> str:
-        """Run a playbook on the fleet; return what it said."""
+        """Runs a playbook on the fleet; returns what it said."""
         return play(playbook, "-i", str(self.inventory), *arguments, **self.variables, **variables).output
 
     def begin(self, playbook: str, **variables: Any) -> subprocess.Popen[str]:

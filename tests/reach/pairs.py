@@ -61,7 +61,7 @@ Line = dict[str, Any]
 
 
 def main() -> int:
-    """Measure, or print a table; return the exit status."""
+    """Measures, or prints a table; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, help="JSON lines, appended to")
     parser.add_argument("--seconds", type=float, default=1800, help="begin no run later than that (%(default)s)")
@@ -84,7 +84,7 @@ def main() -> int:
 
 
 def measure(seconds: float, slow_down: float, rounds: int) -> Iterator[Line]:
-    """Yield each run, and each comparison as soon as its runs are there."""
+    """Yields each run, and each comparison as soon as its runs are there."""
     folder = ROOT / "build" / "reach" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     manifest = play_once(folder / "plays") | {"iterations": rounds}
     if slow_down:
@@ -106,7 +106,7 @@ def measure(seconds: float, slow_down: float, rounds: int) -> Iterator[Line]:
 
 
 def play_once(folder: Path) -> Line:
-    """Run bench.yml, and return the manifest that it wrote.
+    """Runs bench.yml, and returns the manifest that it wrote.
 
     :raises SystemExit: if it fails
     """
@@ -168,7 +168,7 @@ def measure_once(folder: Path, manifest: Line, side: str, delay: float) -> Line:
 
 
 def perform(module: str, **options: Any) -> None:
-    """Run a module; a record of a failure is a result, too.
+    """Runs a module; a record of a failure is a result, too.
 
     :raises SystemExit: if it neither succeeded nor left a record
     """
@@ -201,7 +201,7 @@ def compare(folder: Path, gate: str, slow_down: float, arguments: list[str]) -> 
 
 
 def slow_the_build() -> None:
-    """Put a program before CRIU's that sleeps before the restores of one lane."""
+    """Puts a program before CRIU's that sleeps before the restores of one lane."""
     program = BUILD.resolve()
     program.rename(program.with_name("criu.real"))
     program.write_text(SLOWED, encoding="utf-8")
@@ -209,7 +209,7 @@ def slow_the_build() -> None:
 
 
 def set_delay(runs: list[Line], share: float) -> float:
-    """Tell the slowed build how long to sleep, by the medians of the lane where it was not slowed; return the seconds."""
+    """Tells the slowed build how long to sleep, by the medians of the lane where it was not slowed; returns the seconds."""
     medians = [statistics.median(run["values_s"]["new"]) for run in runs if not run["delay_s"]]
     delay = round(share * statistics.median(medians), 4) if share else 0.0
     DELAY.write_text(f"{delay}\n", encoding="utf-8")

@@ -54,7 +54,7 @@ def way(what: str, record: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Measure and print; returns the exit status."""
+    """Measures and prints; returns the exit status."""
     ways = {"kernel-cache": kernel_cache, "breakpoints": breakpoints}
     parser = argparse.ArgumentParser(description="Restores in two ways, in turn.")
     parser.add_argument("what", choices=ways)
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def report(times: dict[str, list[float]]) -> None:
-    """Print each way, and the ratio of the two."""
+    """Prints each way, and the ratio of the two."""
     for name, seconds in times.items():
         middle = statistics.median(seconds) * 1000
         extremes = f"{min(seconds) * 1000:.0f} … {max(seconds) * 1000:.0f}"

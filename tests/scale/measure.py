@@ -97,7 +97,7 @@ def write_fleet(folder: Path, hosts: int) -> None:
 
 
 def cost_of(*command: str) -> Cost:
-    """Run a command of ``gpuckpt`` to its end in a process of its own.
+    """Runs a command of ``gpuckpt`` to its end in a process of its own.
 
     :raises subprocess.CalledProcessError: if it fails
     """
@@ -146,7 +146,7 @@ HEADINGS = [
 
 
 def main() -> int:
-    """Measure each size and print a table."""
+    """Measures each size and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", default="30,100,300,1000", help="sizes, joined by commas (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "scale")

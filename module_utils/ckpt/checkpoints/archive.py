@@ -39,7 +39,7 @@ class _Member(tarfile.TarInfo):
 
 
 def pack(commands: Commands, folder: str, path: str) -> None:
-    """Write the files of `folder` to the archive `path`, for root alone. Raises CkptError (store_full, runtime_failed)."""
+    """Writes the files of `folder` to the archive `path`, for root alone. Raises CkptError (store_full, runtime_failed)."""
     compressor = _compressor(path)
     private.make_file(path)
     options = [f"--file={path}", f"--directory={folder}", *([f"--{compressor}"] if compressor else [])]
@@ -54,7 +54,7 @@ def pack(commands: Commands, folder: str, path: str) -> None:
 
 
 def unpack(commands: Commands, path: str, folder: str) -> None:
-    """Unpack an archive that `pack` wrote to `folder`, which is new: images are regular files, and nothing else is unpacked.
+    """Unpacks an archive that `pack` wrote to `folder`, which is new: images are regular files, and nothing else is unpacked.
 
     Raises CkptError (store_full, images_truncated, bad_input).
     """
@@ -86,7 +86,7 @@ def _is_folder_itself(member: tarfile.TarInfo) -> bool:
 
 
 def _unpack_member(stream: IO[bytes], packed: tarfile.TarFile, member: tarfile.TarInfo, folder: str) -> None:
-    """Write one member, with an owner and a mode of ours. Raises CkptError (bad_input) if it is no image."""
+    """Writes one member, with an owner and a mode of ours. Raises CkptError (bad_input) if it is no image."""
     name = member.name.removeprefix("./")
     if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or "/" in name or name in ("", ".", ".."):
         raise CkptError(
@@ -105,7 +105,7 @@ def _unpack_member(stream: IO[bytes], packed: tarfile.TarFile, member: tarfile.T
 
 
 def _copy_range(source: int, target: int, member: tarfile.TarInfo) -> None:
-    """Let the kernel copy a member's bytes. Raises EOFError if the archive ends before."""
+    """Lets the kernel copy a member's bytes. Raises EOFError if the archive ends before."""
     done = 0
     while done < member.size:
         count = os.sendfile(target, source, member.offset_data + done, member.size - done)

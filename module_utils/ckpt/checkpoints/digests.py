@@ -40,7 +40,7 @@ class Effort:
 
 
 def take(layout: Layout, manifest: Manifest, level: str) -> Effort:
-    """Put size and digest of each file of the checkpoint into the manifest; of page images with level `pages` only."""
+    """Puts size and digest of each file of the checkpoint into the manifest; of page images with level `pages` only."""
     began = time.monotonic()
     names = list(_covered(layout))
     sizes = {name: os.path.getsize(os.path.join(layout.folder, name)) for name in names}
@@ -52,7 +52,7 @@ def take(layout: Layout, manifest: Manifest, level: str) -> Effort:
 
 
 def require_intact(layout: Layout, manifest: Manifest, level: str) -> Effort:
-    """Compare the files with the manifest, page images with level `pages` only.
+    """Compares the files with the manifest, page images with level `pages` only.
 
     Raises CkptError: images_damaged if a file is missing, new, or not what the dump wrote; bad_input if the digests of the
     pages were not taken.

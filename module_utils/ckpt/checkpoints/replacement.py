@@ -55,7 +55,7 @@ def begin(layout: Layout) -> Layout:
 
 
 def finish(folder: str) -> None:
-    """Put the complete new checkpoint in place. The one that was there is left for `heal` to remove, which may take seconds."""
+    """Puts the complete new checkpoint in place. The one that was there is left for `heal` to remove, which may take seconds."""
     path = os.path.realpath(folder)
     if os.path.lexists(path):
         os.rename(path, _old(folder))
@@ -63,7 +63,7 @@ def finish(folder: str) -> None:
 
 
 def abandon(layout: Layout, log: str) -> None:
-    """Remove a new checkpoint that failed; its file `log` stays in the work folder of the one in place, for the reader."""
+    """Removes a new checkpoint that failed; its file `log` stays in the work folder of the one in place, for the reader."""
     failed = Layout(_new(layout.folder), layout.source)
     with suppress(OSError):
         os.makedirs(layout.work, mode=0o700, exist_ok=True)
@@ -72,7 +72,7 @@ def abandon(layout: Layout, log: str) -> None:
 
 
 def heal(folder: str) -> None:
-    """Bring to its end, or take back, a replacement that was broken off."""
+    """Brings to its end, or takes back, a replacement that was broken off."""
     path, new, old = os.path.realpath(folder), _new(folder), _old(folder)
     left = [beside for beside in (new, old) if os.path.isdir(beside)]
     complete = [beside for beside in left if is_complete(beside)]

@@ -37,7 +37,7 @@ class Criu:
         return BuildFolder(os.path.join(self.home, self.build))
 
     def require(self, commands: Commands) -> None:
-        """Find out digest and version. Raises CkptError (criu_missing, criu_too_old)."""
+        """Finds out digest and version. Raises CkptError (criu_missing, criu_too_old)."""
         binary = self.files.binary
         if not os.access(binary, os.X_OK):
             raise CkptError(

@@ -127,7 +127,7 @@ def require_whole(folder: str) -> Report:
 
 
 def verify(folder: str, report: Report) -> None:
-    """Check that the inventory is whole, and each pages image against the pagemaps that point into it."""
+    """Checks that the inventory is whole, and each pages image against the pagemaps that point into it."""
     inventory = os.path.join(folder, "inventory.img")
     if not os.path.isfile(inventory):
         report.missing = True

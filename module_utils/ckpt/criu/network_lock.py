@@ -19,7 +19,7 @@ LIMIT_S = 20.0
 
 
 def remove_stale(commands: Commands, pid: int | None = None) -> None:
-    """Take back the lock that a killed CRIU has left: with it a server that runs answers nobody.
+    """Takes back the lock that a killed CRIU has left: with it a server that runs answers nobody.
 
     Nothing is changed while a CRIU is at work, whose lock it may be.
 

@@ -80,7 +80,7 @@ def _absolute(name: str) -> str:
 
 
 def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:
-    """Move the files that the checkpoint in `images` had linked back to `folder`, which is replaced.
+    """Moves the files that the checkpoint in `images` had linked back to `folder`, which is replaced.
 
     They do not stay where they were: CRIU numbers them anew for each server, and the next dump would meet them.
     `pids` are the processes if they run on: CRIU has taken the links away again, and a file that lies there is not theirs.
@@ -103,7 +103,7 @@ def keep(images: str, folder: str, pids: Iterable[int] = ()) -> None:
 
 
 def put_back(folder: str) -> dict[str, Identity]:
-    """Put the files back where the dump left them; returns path and identity of each that is there now.
+    """Puts the files back where the dump left them; returns path and identity of each that is there now.
 
     Anybody can put a file of his own at such a name. One that is not what was kept is left alone, and nothing of ours
     stays beside it: raises CkptError (criu_failed) that names it.
@@ -119,7 +119,7 @@ def put_back(folder: str) -> dict[str, Identity]:
 
 
 def take_away(placed: Mapping[str, Identity]) -> None:
-    """Remove what a restore that failed has not used up of the files that `put_back` placed, and nobody else's."""
+    """Removes what a restore that failed has not used up of the files that `put_back` placed, and nobody else's."""
     for path, identity in placed.items():
         with suppress(FileNotFoundError):
             if _identity(os.lstat(path)) == identity:
@@ -138,7 +138,7 @@ def _index(folder: str) -> list[tuple[str, str]]:
 
 
 def _put_back(kept: str, path: str) -> Identity:
-    """Put one file back where it is missing; returns which file lies there now."""
+    """Puts one file back where it is missing; returns which file lies there now."""
     _require_unmovable(path)
     with open(kept, "rb") as source:
         with suppress(FileExistsError):
@@ -203,7 +203,7 @@ def _open_link(link: str, name: str) -> BinaryIO:
 
 
 def _open_plain(path: str) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError if it is anything else, a symbolic link for one."""
+    """Opens a regular file for reading. Raises OSError if it is anything else, a symbolic link for one."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -225,7 +225,7 @@ def _require_unmovable(path: str) -> None:
 
 
 def _copy(source: BinaryIO, dest: str) -> Identity:
-    """Make `dest` a copy with owner, mode and bytes of the open file `source`. Raises FileExistsError if there is a file."""
+    """Makes `dest` a copy with owner, mode and bytes of the open file `source`. Raises FileExistsError if there is a file."""
     status = os.fstat(source.fileno())
     descriptor = os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:

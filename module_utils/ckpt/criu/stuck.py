@@ -20,7 +20,7 @@ PATIENCE_S = 2.0
 
 
 def wait(dump: Job, pids: Sequence[int]) -> Result:
-    """Wait for a dump of these processes, and end its CRIU if one of them has ended and is not collected.
+    """Waits for a dump of these processes, and ends its CRIU if one of them has ended and is not collected.
 
     Raises CkptError (timeout) if the command had to be killed at its own limit.
     """

@@ -37,7 +37,7 @@ LOG_BYTES = 4 << 20
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, CheckpointOptions]:
-    """Check the options. Raises CkptError (bad_input)."""
+    """Checks the options. Raises CkptError (bad_input)."""
     return flows.open_operation(kind, params), CheckpointOptions.from_params(params)
 
 
@@ -156,7 +156,7 @@ def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
 
 
 def _preflight(operation: flows.Operation, options: CheckpointOptions, manifest: Manifest) -> None:
-    """Find what would fail before anything is frozen."""
+    """Finds what would fail before anything is frozen."""
     layout = options.layout
     tasks = operation.runtime.tasks()
     redump = footprint.redump_of(operation.criu, layout.folder)

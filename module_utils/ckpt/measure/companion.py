@@ -99,7 +99,7 @@ class Companion:
         return "", f"it hangs in the GPU's driver (pid {self.process.pid}); see dmesg"
 
     def end(self) -> bool:
-        """Make it end, whatever it does. False if it hangs in the kernel; it is not waited for without end."""
+        """Makes it end, whatever it does. False if it hangs in the kernel; it is not waited for without end."""
         if self.process is None:
             return True
         if self.process.poll() is None:

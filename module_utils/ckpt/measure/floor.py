@@ -58,7 +58,7 @@ class Measurement:
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[Measurement, FloorOptions]:
-    """Check the options. Raises CkptError (bad_input)."""
+    """Checks the options. Raises CkptError (bad_input)."""
     options = FloorOptions.from_params(params)
     record = Record(kind, params.get("record") or {})
     record.build = record.source = None
@@ -66,7 +66,7 @@ def begin(kind: str, params: Mapping[str, Any]) -> tuple[Measurement, FloorOptio
 
 
 def run(measurement: Measurement, options: FloorOptions) -> None:
-    """Measure what the options ask for. Raises CkptError."""
+    """Measures what the options ask for. Raises CkptError."""
     record, size, limit_s = measurement.record, options.size_bytes, options.limit_s
     found: dict[str, tuple[float, str]] = {}
     record.mark("T0", time.monotonic())
@@ -217,7 +217,7 @@ class _Driver:
         return context
 
     def use_context(self, context: ctypes.c_void_p) -> None:
-        """Make it the thread's context."""
+        """Makes it the thread's context."""
         self._call("cuCtxSetCurrent", context)
 
     def allocate(self, size: int) -> ctypes.c_uint64:
@@ -233,7 +233,7 @@ class _Driver:
         return pointer.value or 0
 
     def free_pinned(self, address: int) -> None:
-        """Give it back."""
+        """Gives it back."""
         self._call("cuMemFreeHost", ctypes.c_void_p(address))
 
     def make_stream(self) -> ctypes.c_void_p:
@@ -335,7 +335,7 @@ def _read_all(descriptor: int, deadline: float) -> bytes | None:
 
 
 def _end(child: int) -> bool:
-    """Kill the child and reap it. False if it stays, as a process does that hangs within the driver."""
+    """Kills the child and reaps it. False if it stays, as a process does that hangs within the driver."""
     deadline = time.monotonic() + REAP_LIMIT_S
     # harmless for one that has ended: it is still ours, so its number is nobody else's
     os.kill(child, signal.SIGKILL)

@@ -43,7 +43,7 @@ class Operation:
 
 
 def open_operation(kind: str, params: Mapping[str, Any]) -> Operation:
-    """Check the options that all flows share. Raises CkptError (bad_input)."""
+    """Checks the options that all flows share. Raises CkptError (bad_input)."""
     commands = Commands()
     spec = parse_server(params["server"], params["runtime"])
     criu = parse_criu(params.get("criu") or {})
@@ -55,7 +55,7 @@ def open_operation(kind: str, params: Mapping[str, Any]) -> Operation:
 
 
 def describe_criu(operation: Operation) -> None:
-    """Put build and switches into the record."""
+    """Puts build and switches into the record."""
     operation.record.build = operation.criu.as_record()
     operation.record.switches = operation.criu.effective_switches()
 
@@ -123,7 +123,7 @@ class CudaWatch:
             self._thread.start()
 
     def stop(self) -> bool | None:
-        """End the watch. True if all ran, False if not, None if the checkpoint has no CUDA process."""
+        """Ends the watch. True if all ran, False if not, None if the checkpoint has no CUDA process."""
         if not self._nspids:
             return None
         self._stop.set()

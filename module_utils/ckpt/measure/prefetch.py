@@ -38,7 +38,7 @@ class Prefetch:
         return began
 
     def finish(self) -> dict[str, tuple[float, float]]:
-        """End it; returns its spans on the monotonic clock.
+        """Ends it; returns its spans on the monotonic clock.
 
         :raises CkptError: runtime_failed, where the server did not take what was brought: the measurement did not include
             a prefetch then.

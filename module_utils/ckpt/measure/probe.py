@@ -15,7 +15,7 @@ from .options import ProbeOptions
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, ProbeOptions]:
-    """Check the options. Raises CkptError (bad_input)."""
+    """Checks the options. Raises CkptError (bad_input)."""
     options = ProbeOptions.from_params(params)
     operation = flows.open_operation(kind, params)
     if options.bill is not None:
@@ -30,7 +30,7 @@ def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, ProbeO
 
 
 def run(operation: flows.Operation, options: ProbeOptions) -> None:
-    """Wait until the server is healthy and send `requests` completions. Raises CkptError."""
+    """Waits until the server is healthy and sends `requests` completions. Raises CkptError."""
     record, client, bill = operation.record, operation.client, options.bill
     client.ready()
     if bill is not None:

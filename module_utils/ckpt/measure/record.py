@@ -94,11 +94,11 @@ class Record:
         return None if returned is None or answered is None else max(returned, answered)
 
     def mark(self, name: str, when: float) -> None:
-        """Set T0 … T5, on the monotonic clock in seconds."""
+        """Sets T0 … T5, on the monotonic clock in seconds."""
         self.marks[name] = when
 
     def judge(self) -> None:
-        """Turn the first check that failed into the record's failure, unless a plainer cause is known."""
+        """Turns the first check that failed into the record's failure, unless a plainer cause is known."""
         for gate, (reason, message) in GATES.items():
             if self.checks[gate] is False and self.failure is None:
                 self.failure = CkptError(reason, f"{message}.")
@@ -188,7 +188,7 @@ def uncovered(intervals: list[tuple[float, float]], end: float) -> float:
 
 
 def write_record(path: str | None, record: Mapping[str, Any]) -> None:
-    """Keep the record on the node, in a folder that only root may read, before the connection can be lost."""
+    """Keeps the record on the node, in a folder that only root may read, before the connection can be lost."""
     if path:
         private.make_folders(os.path.dirname(path))
         write_json(path, record)

@@ -28,7 +28,7 @@ def require_build(criu: Criu) -> None:
 
 @contextmanager
 def running(criu: Criu, commands: Commands, ready_limit_s: float = READY_LIMIT_S) -> Iterator[None]:
-    """Keep the node's GPUs initialised within: the pool is ready at the beginning and gone at the end.
+    """Keeps the node's GPUs initialised within: the pool is ready at the beginning and gone at the end.
 
     It holds no context.
 

@@ -25,7 +25,7 @@ from .options import RestoreOptions, Untaken
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, RestoreOptions]:
-    """Check the options. Raises CkptError (bad_input)."""
+    """Checks the options. Raises CkptError (bad_input)."""
     options = RestoreOptions.from_params(params)
     operation = flows.open_operation(kind, params)
     if options.resident_pool:
@@ -74,7 +74,7 @@ def _load(layout: Layout, untaken: Untaken | None) -> Manifest:
 
 
 def _end(runtime: Runtime, layout: Layout) -> None:
-    """Stop the server; a container that came out of an archive is removed, one that is restored in place is kept."""
+    """Stops the server; a container that came out of an archive is removed, one that is restored in place is kept."""
     if layout.archive:
         runtime.remove()
     else:
@@ -82,7 +82,7 @@ def _end(runtime: Runtime, layout: Layout) -> None:
 
 
 def _end_failed(operation: flows.Operation, layout: Layout, failure: BaseException) -> None:
-    """Leave nothing of a restore that failed, and add to its failure what could not be ended."""
+    """Leaves nothing of a restore that failed, and adds to its failure what could not be ended."""
     try:
         _end(operation.runtime, layout)
         network_lock.remove_stale(operation.commands)

@@ -15,7 +15,7 @@ from .options import StartOptions
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, StartOptions]:
-    """Check the options. Raises CkptError (bad_input)."""
+    """Checks the options. Raises CkptError (bad_input)."""
     return flows.open_operation(kind, params), StartOptions.from_params(params)
 
 

@@ -89,7 +89,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def start(self) -> Job:
-        """Begin to start the server."""
+        """Begins to start the server."""
 
     @abstractmethod
     def check_start(self, result: Result) -> None:
@@ -97,11 +97,11 @@ class Runtime(ABC):
 
     @abstractmethod
     def prepare_checkpoint(self, request: DumpRequest) -> None:
-        """Make the folders; nothing of it is measured."""
+        """Makes the folders; nothing of it is measured."""
 
     @abstractmethod
     def checkpoint(self, request: DumpRequest) -> Job:
-        """Begin to checkpoint."""
+        """Begins to checkpoint."""
 
     @abstractmethod
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def restore(self, request: RestoreRequest) -> Job:
-        """Begin to restore."""
+        """Begins to restore."""
 
     @abstractmethod
     def evidence(self, action: str, layout: Layout) -> Evidence:
@@ -125,11 +125,11 @@ class Runtime(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End the server's processes; what an in-place restore needs is kept."""
+        """Ends the server's processes; what an in-place restore needs is kept."""
 
     @abstractmethod
     def remove(self) -> None:
-        """End the server and remove every trace of it."""
+        """Ends the server and removes every trace of it."""
 
     @abstractmethod
     def running_kin(self) -> list[str]:
@@ -137,7 +137,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def end_left_behind(self) -> None:
-        """End a server that nobody waits for any more; what a checkpoint is restored into is kept."""
+        """Ends a server that nobody waits for any more; what a checkpoint is restored into is kept."""
 
     @abstractmethod
     def log_tail(self) -> list[str]:

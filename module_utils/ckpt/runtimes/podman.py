@@ -275,7 +275,7 @@ class PodmanRuntime(Runtime):
             self.remove()
 
     def _end(self, ask: tuple[str, ...], correct: tuple[str, ...], container: Instance) -> None:
-        """End the container: as podman does, or, where it fails or leaves something, without it.
+        """Ends the container: as podman does, or, where it fails or leaves something, without it.
 
         :param ask: podman's command for it.
         :param correct: podman's command that brings its own record up to date when nothing runs any more.
@@ -307,7 +307,7 @@ class PodmanRuntime(Runtime):
             self.require_port_given_back()
 
     def _sweep(self, container: Instance) -> None:
-        """Remove what a restore that was broken off has left: mounts, the OCI runtime's record, cgroups.
+        """Removes what a restore that was broken off has left: mounts, the OCI runtime's record, cgroups.
 
         Nobody else is left who would, and the next restore fails on it.
         """
@@ -320,7 +320,7 @@ class PodmanRuntime(Runtime):
         ending.Container(identity).remove_cgroups()
 
     def _bring_up_to_date(self) -> None:
-        """Let podman know that the container has ended, and what is mounted, where nobody has told it.
+        """Lets podman know that the container has ended, and what is mounted, where nobody has told it.
 
         A monitor that was killed leaves no exit status, and podman waits for one without end. A podman that was killed has not
         noted that it unmounted the container's root.
@@ -335,7 +335,7 @@ class PodmanRuntime(Runtime):
         self._try(*CLEAN_UP, identity)
 
     def _restore_configuration(self, layout: Layout, userdata: str) -> None:
-        """Put back what a podman that was killed had removed and not written anew."""
+        """Puts back what a podman that was killed had removed and not written anew."""
         kept = os.path.join(layout.work, CONFIGURATION)
         try:
             whole = read_json(os.path.join(userdata, CONFIGURATION)) is not None
@@ -350,12 +350,12 @@ class PodmanRuntime(Runtime):
         return any(process.comm.startswith(RESTORERS) for process in inside) or bool(_oci_mounts(container))
 
     def _unmount_oci_runtime(self, container: Instance) -> None:
-        """Detach the container's root from the OCI runtime's folder, which that runtime deletes with all that is in it."""
+        """Detaches the container's root from the OCI runtime's folder, which that runtime deletes with all that is in it."""
         for point in _oci_mounts(container):
             self.commands.run(["umount", "--lazy", point])
 
     def _try(self, *arguments: str) -> list[str] | None:
-        """Run podman. Returns None after a success, else what it said."""
+        """Runs podman. Returns None after a success, else what it said."""
         try:
             result = self._podman(*arguments)
         except CkptError as error:
@@ -378,7 +378,7 @@ class PodmanRuntime(Runtime):
         return stats if isinstance(stats, dict) else {}
 
     def _watch_log(self, action: str) -> None:
-        """Hold CRIU's log open from its beginning: podman deletes it without --keep, and after some failures."""
+        """Holds CRIU's log open from its beginning: podman deletes it without --keep, and after some failures."""
         self._log = OpenLog(criu_traces(str(self._userdata), action)[0])
 
     def _forget_traces(self, action: str) -> None:
@@ -413,7 +413,7 @@ class PodmanRuntime(Runtime):
         return os.path.join(self._userdata or self.instance().details["userdata"], "checkpoint")
 
     def _mount(self, images: str) -> None:
-        """Let podman find the store's folder where it keeps a container's checkpoint."""
+        """Lets podman find the store's folder where it keeps a container's checkpoint."""
         point = self._mount_point()
         os.makedirs(point, mode=0o700, exist_ok=True)
         result = self.commands.run(["mount", "--bind", images, point])

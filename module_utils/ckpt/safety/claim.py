@@ -161,7 +161,7 @@ def take(
 
 
 def release(holder: Process, node: str = "", write: bool = True) -> None:
-    """Give up the claim that this process has on the node of this name, if it has one; others' are left alone."""
+    """Gives up the claim that this process has on the node of this name, if it has one; others' are left alone."""
     if not write or not os.path.exists(CLAIM_FILE):
         return
     with _claims() as file:

@@ -49,7 +49,7 @@ class Made:
 
 
 def note(run_id: str | None, server: tuple[str, str] | None = None, checkpoint: str | None = None) -> None:
-    """Note what a run is about to make; without a run there is nothing to note. Needs the node's lock.
+    """Notes what a run is about to make; without a run there is nothing to note. Needs the node's lock.
 
     :param server: its runtime and name
     :param checkpoint: its folder
@@ -70,7 +70,7 @@ def note(run_id: str | None, server: tuple[str, str] | None = None, checkpoint: 
 
 
 def forget(server: tuple[str, str] | None = None, checkpoints: Iterable[str] = ()) -> None:
-    """Note that these are gone, whichever run made them. Needs the node's lock."""
+    """Notes that these are gone, whichever run made them. Needs the node's lock."""
     gone = set(checkpoints)
     for made in noted():
         made.servers = [one for one in made.servers if one != server]
@@ -117,7 +117,7 @@ def find(commands: Commands) -> list[Made]:
 
 
 def clear(made: Made, commands: Commands) -> None:
-    """Remove what a broken-off run left. Raises CkptError. Needs the node's lock."""
+    """Removes what a broken-off run left. Raises CkptError. Needs the node's lock."""
     for one in made.servers:
         _runtime(one, commands).remove()
     for folder in (trace for checkpoint in made.checkpoints for trace in replacement.traces(checkpoint)):

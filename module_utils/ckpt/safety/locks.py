@@ -135,7 +135,7 @@ def exclusive(
 
 @contextmanager
 def lane_settings(criu: Criu) -> Iterator[None]:
-    """Let the front use a lane's build and switches; container runtimes strip the environment of the caller.
+    """Lets the front use a lane's build and switches; container runtimes strip the environment of the caller.
 
     The front believes them only while this process lives. Needs the lock.
     """
@@ -162,7 +162,7 @@ def holder() -> Holder | None:
 
 
 def end_holder_of(run_id: str) -> bool:
-    """End a module of this run that is still under way, and wait until the node is free. Returns whether there was one.
+    """Ends a module of this run that is still under way, and waits until the node is free. Returns whether there was one.
 
     It is asked to put things back, and killed if it does not; its guard puts them back then.
     """
@@ -179,7 +179,7 @@ def end_holder_of(run_id: str) -> bool:
 
 
 def heal(former: Holder | None) -> None:
-    """Take back what an operation left in force that could not do so itself. Needs the lock.
+    """Takes back what an operation left in force that could not do so itself. Needs the lock.
 
     :param former: the operation that was broken off, None if it ended in good order
     """
@@ -237,7 +237,7 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 
 def end_commands() -> None:
-    """Kill what this module's commands run, whoever its parent was, and undo what only half came back of a container.
+    """Kills what this module's commands run, whoever its parent was, and undoes what only half came back of a container.
 
     A container's monitor is a child of this process by now, and ends before what it watches: it would have podman clear away.
     """
@@ -247,7 +247,7 @@ def end_commands() -> None:
 
 
 def _forget_half_restored() -> None:
-    """Remove the mounts by which a container's root and cgroups are restored, and the folders that they lie on.
+    """Removes the mounts by which a container's root and cgroups are restored, and the folders that they lie on.
 
     Whoever removes such a folder before the mount is gone empties the container. What somebody else restores is left alone.
     """
@@ -272,7 +272,7 @@ def _end_early(why: str) -> None:
 
 
 def _stand_guard(worker: int, messages: socket.socket) -> NoReturn:
-    """Wait for the worker; if it was killed, put things back in its place."""
+    """Waits for the worker; if it was killed, put things back in its place."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: _pass_on(worker))
     while True:
@@ -317,7 +317,7 @@ def _released(descriptor: int) -> bool:
 
 
 def _take(limit_s: float) -> int:
-    """Open the lock and take it. Raises CkptError (timeout, bad_input)."""
+    """Opens the lock and takes it. Raises CkptError (timeout, bad_input)."""
     until = time.monotonic() + limit_s
     _own_folder()
     while True:
@@ -339,7 +339,7 @@ def _take(limit_s: float) -> int:
 
 
 def open_private(path: str) -> int:
-    """Open a file that only its owner may open, and make it if it is missing. Returns the descriptor.
+    """Opens a file that only its owner may open, and makes it if it is missing. Returns the descriptor.
 
     One that others could open is replaced by a copy: they may have it open, and could hold a lock on it.
 
@@ -387,7 +387,7 @@ def is_at(descriptor: int, path: str) -> bool:
 
 
 def _own_folder() -> None:
-    """Make the folder of the locks, or close it to others. Raises CkptError (bad_input) if it is somebody else's."""
+    """Makes the folder of the locks, or closes it to others. Raises CkptError (bad_input) if it is somebody else's."""
     folder = os.path.dirname(LOCK_FILE)
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700)

@@ -83,7 +83,7 @@ class Client:
         self._loader.start()
 
     def ready(self) -> None:
-        """Wait until requests can be made: call it before a clock starts.
+        """Waits until requests can be made: call it before a clock starts.
 
         Raises CkptError (bad_input) without httpx, and for a host or a path that no request can have.
         """
@@ -168,7 +168,7 @@ class Client:
         )
 
     def complete(self, canary: Canary) -> Completion:
-        """Send a completion and stream the answer, or ask the server's own question.
+        """Sends a completion and streams the answer, or asks the server's own question.
 
         Raises CkptError (server_unhealthy) if it fails.
         """

@@ -33,12 +33,12 @@ AFTER: dict[str, tuple[Request, ...]] = {
 
 
 def slim(client: Client, mode: str) -> None:
-    """Make the server small. Raises CkptError if it refuses."""
+    """Makes the server small. Raises CkptError if it refuses."""
     _send(client, _requests(client, mode, "before", BEFORE), "server_unhealthy", "slimming")
 
 
 def wake(client: Client, mode: str) -> None:
-    """Make the server whole. Raises CkptError (wake_failed) if it refuses."""
+    """Makes the server whole. Raises CkptError (wake_failed) if it refuses."""
     _send(client, _requests(client, mode, "after", AFTER), "wake_failed", "the wake-up")
 
 

@@ -55,11 +55,11 @@ class Job:
         return self._ended.is_set()
 
     def ends_within(self, limit_s: float) -> bool:
-        """Wait for the end, at most so long. False if the command is still under way."""
+        """Waits for the end, at most so long. False if the command is still under way."""
         return self._ended.wait(limit_s)
 
     def wait(self) -> Result:
-        """Wait for the end. Raises CkptError (timeout) if the command had to be killed."""
+        """Waits for the end. Raises CkptError (timeout) if the command had to be killed."""
         self._ended.wait()
         assert self._result is not None
         return self._result
@@ -105,7 +105,7 @@ class Command(Job):
         self.end(rc, _text(out), _text(err))
 
     def wait(self) -> Result:
-        """Wait for the end. Raises CkptError (timeout) if the command had to be killed."""
+        """Waits for the end. Raises CkptError (timeout) if the command had to be killed."""
         result = super().wait()
         if self._timed_out:
             raise CkptError(
@@ -137,7 +137,7 @@ class Commands:
     def run(
         self, argv: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S, env: Mapping[str, str] | None = None
     ) -> Result:
-        """Run a command to its end; a missing program yields status 127."""
+        """Runs a command to its end; a missing program yields status 127."""
         return self.start(argv, timeout_s, env).wait()
 
 
@@ -156,7 +156,7 @@ def tail(text: str, lines: int = 12) -> list[str]:
 
 
 def _ends_within(pid: int, limit_s: float) -> bool:
-    """Wait for the end of a child, which is not collected, without delay. False if it still runs at the limit."""
+    """Waits for the end of a child, which is not collected, without delay. False if it still runs at the limit."""
     handle = os.pidfd_open(pid)
     try:
         poll = select.poll()

@@ -70,7 +70,7 @@ def living(belongs: Belongs) -> list[Process]:
 
 
 def end_all(belongs: Belongs, limit_s: float = LIMIT_S, before_each: Callable[[], None] = lambda: None) -> list[int]:
-    """Kill what belongs, with all descendants and sessions, again and again until nothing of it runs.
+    """Kills what belongs, with all descendants and sessions, again and again until nothing of it runs.
 
     :param before_each: what makes the processes killable, called before each pass.
     :returns: numbers of processes that still run at the limit; they hang in the kernel or in a driver.
@@ -93,7 +93,7 @@ def end_all(belongs: Belongs, limit_s: float = LIMIT_S, before_each: Callable[[]
 
 
 def wait_ended(belongs: Belongs, limit_s: float) -> bool:
-    """Wait until nothing that belongs runs. False if something still does at the limit."""
+    """Waits until nothing that belongs runs. False if something still does at the limit."""
     deadline = time.monotonic() + limit_s
     while living(belongs):
         if time.monotonic() >= deadline:
@@ -103,7 +103,7 @@ def wait_ended(belongs: Belongs, limit_s: float) -> bool:
 
 
 def wait_port_free(port: int, limit_s: float = LIMIT_S) -> str | None:
-    """Wait until nobody listens on a TCP port. Returns who still does at the limit, None if it is free."""
+    """Waits until nobody listens on a TCP port. Returns who still does at the limit, None if it is free."""
     deadline = time.monotonic() + limit_s
     while (holder := procfs.port_holder(port)) is not None:
         if time.monotonic() >= deadline:
@@ -137,18 +137,18 @@ class Container:
         return [folder for folder in folders if self.identity in folder]
 
     def thaw(self) -> None:
-        """Let frozen processes run. A CRIU that was killed leaves them frozen, and then not even SIGKILL ends them."""
+        """Lets frozen processes run. A CRIU that was killed leaves them frozen, and then not even SIGKILL ends them."""
         for folder in self.cgroups():
             for name, text in THAW.items():
                 with suppress(OSError), open(f"{folder}/{name}", "r+", encoding="ascii") as control:
                     control.write(text)
 
     def end(self) -> list[int]:
-        """End all processes. Returns the numbers of those that cannot be ended."""
+        """Ends all processes. Returns the numbers of those that cannot be ended."""
         return end_all(self.holds, before_each=self.thaw)
 
     def remove_cgroups(self, limit_s: float = LIMIT_S) -> None:
-        """Remove the cgroups of a container that ended; the kernel keeps them for a moment after the last process."""
+        """Removes the cgroups of a container that ended; the kernel keeps them for a moment after the last process."""
         deadline = time.monotonic() + limit_s
         while (folders := self.cgroups()) and time.monotonic() < deadline:
             for folder in folders:
@@ -184,7 +184,7 @@ def _ancestors() -> set[int]:
 
 
 def _kill(process: Process) -> None:
-    """Kill this very process, not another one that has its number meanwhile."""
+    """Kills this very process, not another one that has its number meanwhile."""
     try:
         handle = os.pidfd_open(process.pid)
     except OSError:

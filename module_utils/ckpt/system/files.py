@@ -14,7 +14,7 @@ DOCUMENT_BYTES = 64 << 20
 
 
 def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
-    """Replace `path` by `text`; after a crash there is the old content or the new, never a part."""
+    """Replaces `path` by `text`; after a crash there is the old content or the new, never a part."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     scratch = f"{path}.{os.getpid()}.partial"
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
@@ -30,7 +30,7 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
 
 
 def write_json(path: str, value: Any, mode: int = 0o600) -> None:
-    """Write a JSON document atomically, on one line, so that documents can be joined to JSON lines."""
+    """Writes a JSON document atomically, on one line, so that documents can be joined to JSON lines."""
     write_atomically(path, json.dumps(value, ensure_ascii=False) + "\n", mode)
 
 
@@ -56,7 +56,7 @@ def read_text(path: str) -> str:
 
 
 def remove(path: str) -> None:
-    """Remove a file that may be gone already."""
+    """Removes a file that may be gone already."""
     try:
         os.unlink(path)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ MIN_RESIDENT_WARM = 0.99
 
 
 def prepare(state: str, paths: Iterable[str]) -> float:
-    """Bring files into a state (`warm` or `dropped`) and return the fraction of their pages that is resident.
+    """Brings files into a state (`warm` or `dropped`) and returns the fraction of their pages that is resident.
 
     Raises CkptError (bad_input) if the kernel keeps the pages, as it does on a tmpfs.
     """

@@ -17,7 +17,7 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def make_folders(path: str) -> None:
-    """Make the folder and every missing one on the way to it, for their owner alone (os.makedirs opens those on the way)."""
+    """Makes the folder and every missing one on the way to it, for their owner alone (os.makedirs opens those on the way)."""
     for folder in [*reversed(Path(path).parents), Path(path)]:
         if not folder.is_dir():
             folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
@@ -53,7 +53,7 @@ def _require_ours(folder: Path) -> None:
 
 
 def open_file(path: str) -> int:
-    """Make a file for its owner alone, or empty one and close it to others; returns its descriptor, open for writing.
+    """Makes a file for its owner alone, or empties one and closes it to others; returns its descriptor, open for writing.
 
     What is no regular file, such as /dev/null, is left as it is. Raises OSError, also for a link or a file of another user.
     """
@@ -72,5 +72,5 @@ def open_file(path: str) -> int:
 
 
 def make_file(path: str) -> None:
-    """Make an empty file for its owner alone; a program that opens it for writing keeps its mode."""
+    """Makes an empty file for its owner alone; a program that opens it for writing keeps its mode."""
     os.close(open_file(path))

@@ -152,7 +152,7 @@ def tree(root: int, proc: str = "/proc") -> list[Task]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of descendants whose own parent ends, so that `wait_gone` can reap them.
+    """Becomes the parent of descendants whose own parent ends, so that `wait_gone` can reap them.
 
     A restored tree is CRIU's orphan; the PID 1 of a small machine may take more than a second to notice that it ended.
     """
@@ -160,13 +160,13 @@ def adopt_orphans() -> None:
 
 
 def reap(pid: int) -> None:
-    """Collect a process that ended, if it is a child of this one."""
+    """Collects a process that ended, if it is a child of this one."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
 
 def wait_gone(pids: Iterable[int], timeout_s: float = REAP_TIMEOUT_S) -> list[int]:
-    """Wait until no process, not even a zombie, has one of these numbers. Returns those that are still there."""
+    """Waits until no process, not even a zombie, has one of these numbers. Returns those that are still there."""
     remaining = list(pids)
     deadline = time.monotonic() + timeout_s
     while remaining:

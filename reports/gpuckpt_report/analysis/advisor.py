@@ -20,7 +20,7 @@ class Advice:
 
 
 def advise(host: HostAnalysis) -> Advice | None:
-    """Pick the slimming whose best lane is ready first; None unless several slimmings can be compared.
+    """Picks the slimming whose best lane is ready first; None unless several slimmings can be compared.
 
     A lane with a failed iteration is never picked. Where the two fastest cannot be told apart, the smaller checkpoint
     wins.

@@ -102,7 +102,7 @@ def compare(
     control: str | None = None,
     allowed: Sequence[str] = (),
 ) -> Comparison:
-    """Compare the lanes of two sides, host by host; sides of one host each are compared whatever its name.
+    """Compares the lanes of two sides, host by host; sides of one host each are compared whatever its name.
 
     :param before: runs of the old side
     :param after: runs of the new side
@@ -135,7 +135,7 @@ def compare(
 
 
 def compare_within(run: RunAnalysis, pairs: Sequence[tuple[str, str]]) -> Comparison:
-    """Compare lanes of one run, measured in the same rounds: the old build against the new one.
+    """Compares lanes of one run, measured in the same rounds: the old build against the new one.
 
     :param pairs: (old lane, new lane)
     :raises ReportError: if the run has no such lane
@@ -376,7 +376,7 @@ def _judged(change: Change, old: Sequence[LaneResult], new: Sequence[LaneResult]
 
 
 def _check_control(pair: Pair, name: str) -> None:
-    """Refuse a control that is not the same on both sides.
+    """Refuses a control that is not the same on both sides.
 
     :raises ReportError: naming what differs
     """

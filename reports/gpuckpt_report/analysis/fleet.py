@@ -125,7 +125,7 @@ def has_many_hosts(manifest: RunManifest) -> bool:
 
 
 def survey(run: RunFolder) -> Fleet:
-    """Read a run's records once and say what its hosts have in common, and where they differ.
+    """Reads a run's records once and says what its hosts have in common, and where they differ.
 
     :raises ReportError: if the run has no records yet
     """

@@ -182,7 +182,7 @@ class RunAnalysis(RunOfHosts):
 
 
 def analyse(run: RunFolder, hosts: Collection[str] | None = None) -> RunAnalysis:
-    """Compute the figures of a run from its records.
+    """Computes the figures of a run from its records.
 
     :param hosts: names of the hosts to look at; None for all, whose records are then in memory at once
     :raises ReportError: if the run has no records yet, or knows none of these hosts
@@ -205,7 +205,7 @@ def analyse(run: RunFolder, hosts: Collection[str] | None = None) -> RunAnalysis
 
 
 def host_analysis(manifest: RunManifest, host: str, records: Sequence[Record]) -> HostAnalysis:
-    """Compute the figures of one host from its records, in whatever order these are."""
+    """Computes the figures of one host from its records, in whatever order these are."""
     return _Host(manifest, host, sorted(records, key=lambda record: (record.seq, record.kind))).analysis()
 
 

@@ -193,7 +193,7 @@ def trend(groups: Sequence[Sequence[tuple[float, float]]]) -> LogEstimate | None
     """How much logarithms changed from the first place to the last, with one line's slope for all groups.
 
     :param groups: (place, logarithm) of each sample; each group has a level of its own
-    :return: None with fewer than ``LEAST_SAMPLES`` samples in addition to the levels
+    :returns: None with fewer than ``LEAST_SAMPLES`` samples in addition to the levels
     """
     centred = [np.asarray(group, dtype=float) - np.mean(np.asarray(group, dtype=float), axis=0) for group in groups]
     places, values = np.concatenate(centred).T if centred else np.empty((2, 0))

@@ -13,7 +13,7 @@ FORMATS = ("csv", "json", "jsonl", "openmetrics", "parquet")
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Put a file in place as a whole: whoever reads it meanwhile gets the former one, or the new one.
+    """Puts a file in place as a whole: whoever reads it meanwhile gets the former one, or the new one.
 
     :raises ReportError: if the folder is missing, or cannot be written
     """

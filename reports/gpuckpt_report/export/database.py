@@ -105,7 +105,7 @@ DETAILS = (PHASES, IMAGES, REQUESTS, FLOORS)
 
 
 def open_database(url: str) -> Engine:
-    """Connect and make the tables where they are missing.
+    """Connects and makes the tables where they are missing.
 
     :raises ReportError: if the URL or the server behind it does not work
     """
@@ -125,7 +125,7 @@ def _with_driver(url: str) -> str:
 
 
 def load(engine: Engine, run: RunFolder) -> None:
-    """Make the database say what the run's folder says, replacing what it said of this run before."""
+    """Makes the database say what the run's folder says, replacing what it said of this run before."""
     manifest, records = run.manifest(), run.stream()
     with engine.begin() as connection:
         for table in (*DETAILS, RECORDS, RUNS):

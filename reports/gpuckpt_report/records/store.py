@@ -44,7 +44,7 @@ class RunFolder:
         self.rejected_path = path / "rejected"
 
     def manifest(self) -> RunManifest:
-        """Read the manifest.
+        """Reads the manifest.
 
         :raises ReportError: if it is missing or invalid, with every error in it
         """
@@ -53,7 +53,7 @@ class RunFolder:
         return parse(RunManifest, self.manifest_path.read_bytes(), str(self.manifest_path))
 
     def finish(self, moment: datetime) -> None:
-        """Note in the manifest when the run ended.
+        """Notes in the manifest when the run ended.
 
         :raises ReportError: if the manifest is missing or invalid
         """
@@ -66,14 +66,14 @@ class RunFolder:
         scratch.replace(self.manifest_path)
 
     def records(self) -> list[Record]:
-        """Read all records, in the order in which they arrived.
+        """Reads all records, in the order in which they arrived.
 
         :raises ReportError: if a line is invalid, naming it
         """
         return list(self.stream())
 
     def stream(self) -> Iterator[Record]:
-        """Read one record after another, in the order in which they arrived; a fleet's do not fit into memory.
+        """Reads one record after another, in the order in which they arrived; a fleet's do not fit into memory.
 
         :raises ReportError: if a line is invalid, naming it
         """
@@ -81,7 +81,7 @@ class RunFolder:
             yield record
 
     def append(self, records: Iterable[Record]) -> Ingested:
-        """Append those records that are not there yet, durably, before returning.
+        """Appends those records that are not there yet, durably, before returning.
 
         A record is the same one if run, host, seq and kind agree; one that then differs in content is refused, since a
         measurement cannot change afterwards.
@@ -97,7 +97,7 @@ class RunFolder:
         return result
 
     def ingest(self, extra_files: Iterable[Path] = ()) -> Ingested:
-        """Validate what the nodes sent (incoming/<host>/*.json, *.jsonl) and any extra files, and append it.
+        """Validates what the nodes sent (incoming/<host>/*.json, *.jsonl) and any extra files, and appends it.
 
         What is invalid is copied to rejected/<host>/ with its reasons next to it, never lost and never counted. One host
         is in memory at a time.
@@ -110,7 +110,7 @@ class RunFolder:
     def _incoming_records(
         self, manifest: RunManifest, extra_files: Iterable[Path], rejected: list[str]
     ) -> Iterator[Record]:
-        """Yield what fits the run, host by host, each in the order of its run; what does not is set aside and told."""
+        """Yields what fits the run, host by host, each in the order of its run; what does not is set aside and told."""
         sent = sorted(self.incoming_path.glob("*/*.json*"))
         batches: list[tuple[str | None, list[Path]]] = [
             (host, list(paths)) for host, paths in itertools.groupby(sent, key=lambda path: path.parent.name)
@@ -126,7 +126,7 @@ class RunFolder:
             yield from sorted(accepted, key=lambda record: (record.host, record.seq, record.started_at))
 
     def _placed_records(self) -> Iterator[tuple[int, Record]]:
-        """Yield each record with the place of its line in the file."""
+        """Yields each record with the place of its line in the file."""
         if not self.records_path.is_file():
             return
         place = 0
@@ -136,7 +136,7 @@ class RunFolder:
                 place += len(line)
 
     def _add(self, records: Iterable[Record], stored: dict[tuple[str, str, int, str], int], result: Ingested) -> None:
-        """Append what is not stored yet, and count what is.
+        """Appends what is not stored yet, and counts what is.
 
         :param stored: keys of the records that are there → places of their lines
         """
@@ -163,7 +163,7 @@ class RunFolder:
         return stored == line or parse(Record, stored, str(self.records_path)) == record
 
     def _set_torn_line_aside(self) -> None:
-        """Keep aside the half line that a crash or a full disk leaves: the next record gets a line of its own."""
+        """Keeps aside the half line that a crash or a full disk leaves: the next record gets a line of its own."""
         if not self.records_path.is_file():
             return
         content = self.records_path.read_bytes()
@@ -192,7 +192,7 @@ def _lines(content: bytes) -> list[bytes]:
 
 
 def parse(model: type[ModelT], text: str | bytes, origin: str) -> ModelT:
-    """Validate JSON text against a model.
+    """Validates JSON text against a model.
 
     :raises ReportError: naming the origin and every error
     """
@@ -203,7 +203,7 @@ def parse(model: type[ModelT], text: str | bytes, origin: str) -> ModelT:
 
 
 def _numbered_records(path: Path) -> tuple[list[tuple[str, Record]], list[str]]:
-    """Return the valid records of a .json (one) or .jsonl (one a line) file, each with its place, and the errors of the rest."""
+    """Returns the valid records of a .json (one) or .jsonl (one a line) file, each with its place, and the errors of the rest."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -220,7 +220,7 @@ def _numbered_records(path: Path) -> tuple[list[tuple[str, Record]], list[str]]:
 
 
 def _fitting_records(path: Path, manifest: RunManifest, host: str | None) -> tuple[list[Record], list[str]]:
-    """Return the records of a file that belong to the run, and what is wrong with the others."""
+    """Returns the records of a file that belong to the run, and what is wrong with the others."""
     numbered, errors = _numbered_records(path)
     records = []
     for origin, record in numbered:

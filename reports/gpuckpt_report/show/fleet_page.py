@@ -38,7 +38,7 @@ class HostRow:
 
 
 def write(run: RunFolder, fleet: Fleet) -> list[Path]:
-    """Write report.html, report.md, records.csv and pages of hosts into the run's folder, and return their paths."""
+    """Writes report.html, report.md, records.csv and pages of hosts into the run's folder, and returns their paths."""
     looked_at = fleet_text.look(fleet)
     chosen = _chosen(fleet, [host for host, _ in looked_at])
     kept = _write_csv(run, fleet, chosen)
@@ -75,12 +75,12 @@ def write(run: RunFolder, fleet: Fleet) -> list[Path]:
 
 
 def write_report(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
-    """Write the report that fits: the fleet's where there are several hosts."""
+    """Writes the report that fits: the fleet's where there are several hosts."""
     return render.write(run, analysis) if len(analysis.hosts) == 1 else write(run, survey(run))
 
 
 def write_host(run: RunFolder, manifest: RunManifest, host: str, records: Sequence[Record]) -> Path:
-    """Write the page of one host into ``hosts/`` and return its path."""
+    """Writes the page of one host into ``hosts/`` and returns its path."""
     alone = manifest.model_copy(
         update={"hosts": {host: manifest.hosts.get(host, {})}, "hosts_asked": [host], "schedule": {}}
     )
@@ -100,7 +100,7 @@ def _chosen(fleet: Fleet, first: Sequence[str]) -> list[str]:
 
 
 def _write_csv(run: RunFolder, fleet: Fleet, kept_of: Collection[str]) -> dict[str, list[Record]]:
-    """Write records.csv as the records stream by, and keep those of some hosts."""
+    """Writes records.csv as the records stream by, and keeps those of some hosts."""
     kept: dict[str, list[Record]] = {host: [] for host in kept_of}
     with (run.path / "records.csv").open("w", encoding="utf-8", newline="") as file:
         writer: csv.DictWriter[str] | None = None

@@ -41,7 +41,7 @@ class Shown:
 
 
 def publish(run: RunFolder, analysis: RunAnalysis, name: str, published: Path) -> Path:
-    """Copy manifest, records and report of a run into ``published/name``, and return that folder.
+    """Copies manifest, records and report of a run into ``published/name``, and returns that folder.
 
     :raises ReportError: if the run is fake, incomplete or of uncommitted code, or the name is taken: all reasons
     """
@@ -61,7 +61,7 @@ def publish(run: RunFolder, analysis: RunAnalysis, name: str, published: Path) -
 
 
 def render_anew(analyses: dict[Path, RunAnalysis]) -> None:
-    """Write the reports of published runs again, from their records, which stay as they are.
+    """Writes the reports of published runs again, from their records, which stay as they are.
 
     :param analyses: published folder → what it says
     """
@@ -92,7 +92,7 @@ def _objections(run: RunFolder, analysis: RunAnalysis) -> list[str]:
 
 
 def update_page(page: Path, analyses: dict[Path, RunAnalysis]) -> None:
-    """Rewrite a page's section between the two marks from the published runs.
+    """Rewrites a page's section between the two marks from the published runs.
 
     :param page: README.md or docs/results.md
     :param analyses: published folder → what it says

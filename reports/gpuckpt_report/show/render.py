@@ -91,7 +91,7 @@ class HostView:
 
 
 def write(run: RunFolder, analysis: RunAnalysis) -> list[Path]:
-    """Write report.html, report.md and records.csv into the run's folder, and return their paths."""
+    """Writes report.html, report.md and records.csv into the run's folder, and returns their paths."""
     context = _context(analysis)
     outputs = {
         "report.html": templates().get_template("report.html.j2").render(context),

@@ -58,7 +58,7 @@ class BundleError(Exception):
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
+    """Returns the hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(BLOCK):
@@ -67,13 +67,10 @@ def sha256_of(path: Path) -> str:
 
 
 def read_manifest(bundle: Path, digest: str = "") -> dict[str, Any]:
-    """Return the bundle's manifest.
+    """Returns the bundle's manifest.
 
-    Args:
-        digest: the SHA-256 that bundle.json must have; empty for any.
-
-    Raises:
-        BundleError: when it is missing, another than `digest` says, not JSON, or of another schema.
+    :param digest: the SHA-256 that bundle.json must have; empty for any
+    :raises BundleError: when it is missing, another than `digest` says, not JSON, or of another schema
     """
     path = bundle / MANIFEST
     try:
@@ -99,7 +96,7 @@ def read_manifest(bundle: Path, digest: str = "") -> dict[str, Any]:
 
 
 def wrong_entries(manifest: dict[str, Any]) -> str:
-    """Say what in a manifest is not as `pack` writes it; an empty string is good."""
+    """Says what in a manifest is not as `pack` writes it; an empty string is good."""
     components = manifest.get("components")
     if not isinstance(components, dict):
         return "it lists no components"
@@ -115,12 +112,12 @@ def wrong_entries(manifest: dict[str, Any]) -> str:
 
 
 def is_digest(value: object) -> bool:
-    """Say whether a value is a SHA-256 digest."""
+    """Says whether a value is a SHA-256 digest."""
     return isinstance(value, str) and SHA256.fullmatch(value) is not None
 
 
 def is_part(part: object) -> bool:
-    """Say whether a value describes a part: a file in a folder of the bundle, its size and its digest."""
+    """Says whether a value describes a part: a file in a folder of the bundle, its size and its digest."""
     if not isinstance(part, dict) or not isinstance(part.get("file"), str) or not isinstance(part.get("bytes"), int):
         return False
     names = part["file"].split("/")
@@ -128,17 +125,16 @@ def is_part(part: object) -> bool:
 
 
 def write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
-    """Write the manifest in one step."""
+    """Writes the manifest in one step."""
     scratch = bundle / (MANIFEST + ".new")
     scratch.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     scratch.replace(bundle / MANIFEST)
 
 
 def component(manifest: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the manifest's entry `name`.
+    """Returns the manifest's entry `name`.
 
-    Raises:
-        BundleError: when the bundle does not hold it.
+    :raises BundleError: when the bundle does not hold it
     """
     try:
         entry: dict[str, Any] = manifest["components"][name]
@@ -149,7 +145,7 @@ def component(manifest: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def tree_digest(folder: Path) -> str:
-    """Return a digest of names, modes and contents below `folder`, independent of times and owners."""
+    """Returns a digest of names, modes and contents below `folder`, independent of times and owners."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
@@ -163,13 +159,13 @@ def tree_digest(folder: Path) -> str:
 
 
 def oldest_c_library(contents: Iterable[bytes]) -> str:
-    """Return the oldest glibc that has all symbol versions which these ELF files ask for, as 2.34."""
+    """Returns the oldest glibc that has all symbol versions which these ELF files ask for, as 2.34."""
     minors = [int(minor) for content in contents for minor in C_LIBRARY_VERSION.findall(content)]
     return f"2.{max(minors, default=0)}"
 
 
 def elf_files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield name and contents of each ELF file below `folder`."""
+    """Yields name and contents of each ELF file below `folder`."""
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_file():
             continue
@@ -180,7 +176,7 @@ def elf_files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def needs_of(folder: Path) -> dict[str, str]:
-    """Return what programs and libraries below `folder` need of a node: its machine, the oldest glibc that will do, its Python.
+    """Returns what programs and libraries below `folder` need of a node: its machine, the oldest glibc that will do, its Python.
 
     What they do not tell, or not with one voice, is left out.
     """
@@ -201,12 +197,12 @@ def needs_of(folder: Path) -> dict[str, str]:
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Return the numbers of a version, for comparison."""
+    """Returns the numbers of a version, for comparison."""
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
 def unfit(manifest: dict[str, Any], names: list[str], machine: str, glibc: str, python: str) -> list[str]:
-    """Say why each of the components does not fit a node; an empty list is good.
+    """Says why each of the components does not fit a node; an empty list is good.
 
     A component that was packed before needs were noted fits.
     """
@@ -225,7 +221,7 @@ def unfit(manifest: dict[str, Any], names: list[str], machine: str, glibc: str, 
 
 
 def plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Take time and owner out of an archive member."""
+    """Takes time and owner out of an archive member."""
     info.mtime = info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info
@@ -271,7 +267,7 @@ class Splitter(io.RawIOBase):
 
 
 def compress(folder: Path, sink: IO[bytes]) -> None:
-    """Write `folder` as tar.xz to `sink`, on all cores where the xz command exists."""
+    """Writes `folder` as tar.xz to `sink`, on all cores where the xz command exists."""
     xz = shutil.which("xz")
     if xz is None:
         with lzma.open(sink, "wb", preset=6) as packed:
@@ -289,7 +285,7 @@ def compress(folder: Path, sink: IO[bytes]) -> None:
 
 
 def add_all(folder: Path, stream: IO[bytes]) -> None:
-    """Write everything below `folder` to `stream` as tar, in sorted order, so that equal trees give equal archives."""
+    """Writes everything below `folder` to `stream` as tar, in sorted order, so that equal trees give equal archives."""
     folders = {PurePosixPath(".")}
     with tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(folder.rglob("*")):
@@ -306,7 +302,7 @@ def add_all(folder: Path, stream: IO[bytes]) -> None:
 
 
 def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict[str, Any]:
-    """Add the contents of `folder` to the bundle as component `name`; return its entry in the manifest."""
+    """Adds the contents of `folder` to the bundle as component `name`; returns its entry in the manifest."""
     if not folder.is_dir():
         raise BundleError(f"{folder} is not a folder")
     bundle.mkdir(parents=True, exist_ok=True)
@@ -333,7 +329,7 @@ def pack(bundle: Path, name: str, folder: Path, part_mib: int) -> dict[str, Any]
 
 
 def wrong_parts(bundle: Path, entry: dict[str, Any]) -> list[str]:
-    """Say of every part of a component what is wrong with it; an empty list is good."""
+    """Says of every part of a component what is wrong with it; an empty list is good."""
     wrong = []
     for part in entry["parts"]:
         path = bundle / part["file"]
@@ -347,10 +343,9 @@ def wrong_parts(bundle: Path, entry: dict[str, Any]) -> list[str]:
 
 
 def verify(bundle: Path, names: list[str], digest: str = "") -> dict[str, Any]:
-    """Compare every part of the named components (all, if none is named) with the manifest, which is returned.
+    """Compares every part of the named components (all, if none is named) with the manifest, which is returned.
 
-    Raises:
-        BundleError: naming every part that is missing or differs.
+    :raises BundleError: naming every part that is missing or differs
     """
     manifest = read_manifest(bundle, digest)
     wrong = []
@@ -390,10 +385,9 @@ class Parts(io.RawIOBase):
 
 
 def extract(bundle: Path, parts: list[dict[str, Any]], folder: Path) -> None:
-    """Unpack the archive that `parts` hold into `folder`, which is empty.
+    """Unpacks the archive that `parts` hold into `folder`, which is empty.
 
-    Raises:
-        BundleError: on a member that `pack` would not have written, before anything of it is.
+    :raises BundleError: on a member that `pack` would not have written, before anything of it is
     """
     joined = io.BufferedReader(Parts(bundle, parts), BLOCK)
     folders = {PurePosixPath(".")}
@@ -412,7 +406,7 @@ def extract(bundle: Path, parts: list[dict[str, Any]], folder: Path) -> None:
 
 
 def wrong_member(member: tarfile.TarInfo, path: PurePosixPath, folders: set[PurePosixPath]) -> str:
-    """Say why a member of an archive is not unpacked; an empty string is good.
+    """Says why a member of an archive is not unpacked; an empty string is good.
 
     `folders` are those that the archive made before. A member whose parent is one of them, and no link, lies within the tree.
     """
@@ -430,10 +424,9 @@ def wrong_member(member: tarfile.TarInfo, path: PurePosixPath, folders: set[Pure
 
 
 def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
-    """Write a member that is not there yet, with rights of ours.
+    """Writes a member that is not there yet, with rights of ours.
 
-    Raises:
-        BundleError: when it is there: a bundle holds every name once.
+    :raises BundleError: when it is there: a bundle holds every name once
     """
     try:
         if member.isdir():
@@ -452,12 +445,11 @@ def write_member(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) 
 
 
 def unpack(bundle: Path, name: str, dest: Path, digest: str = "") -> bool:
-    """Verify component `name` and put its contents at `dest`; return whether anything changed.
+    """Verifies component `name` and puts its contents at `dest`; returns whether anything changed.
 
     An older tree at `dest` is replaced in one step; a foreign folder is refused.
 
-    Raises:
-        BundleError: on a bad part, or when `dest` holds something that is not from a bundle.
+    :raises BundleError: on a bad part, or when `dest` holds something that is not from a bundle
     """
     entry = component(read_manifest(bundle, digest), name)
     stamp = dest / STAMP
@@ -483,7 +475,7 @@ def unpack(bundle: Path, name: str, dest: Path, digest: str = "") -> bool:
 
 
 def set_aside(folder: Path, place: Path) -> None:
-    """Move a folder that is about to be replaced, or remove it where it cannot be moved."""
+    """Moves a folder that is about to be replaced, or removes it where it cannot be moved."""
     try:
         folder.replace(place)
     except OSError as error:
@@ -494,7 +486,7 @@ def set_aside(folder: Path, place: Path) -> None:
 
 
 def main() -> int:
-    """Run one command; return the exit status."""
+    """Runs one command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     steps = {name: commands.add_parser(name) for name in ("pack", "verify", "unpack", "unfit", "list")}
@@ -520,7 +512,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the command that `arguments` name; return what it prints as JSON."""
+    """Runs the command that `arguments` name; returns what it prints as JSON."""
     if arguments.command == "pack":
         return pack(arguments.bundle, arguments.name, arguments.folder, arguments.part_mib)
     if arguments.command == "verify":

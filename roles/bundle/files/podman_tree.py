@@ -52,10 +52,9 @@ class TreeError(Exception):
 
 
 def run(argv: Sequence[str], cwd: Path | None = None) -> str:
-    """Run a command and return its standard output.
+    """Runs a command and returns its standard output.
 
-    Raises:
-        TreeError: when it is missing or fails, with its last line.
+    :raises TreeError: when it is missing or fails, with its last line
     """
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=cwd, timeout=COMMAND_LIMIT_S)
@@ -72,7 +71,7 @@ def run(argv: Sequence[str], cwd: Path | None = None) -> str:
 
 
 def dependencies(fields: str) -> list[str]:
-    """Return the names in `Depends` and `Pre-Depends` (fields of `dpkg-deb --field`), of alternatives the first."""
+    """Returns the names in `Depends` and `Pre-Depends` (fields of `dpkg-deb --field`), of alternatives the first."""
     wanted = []
     for line in fields.splitlines():
         key, _, value = line.partition(":")
@@ -82,7 +81,7 @@ def dependencies(fields: str) -> list[str]:
 
 
 def helpers_among(names: Iterable[str]) -> list[str]:
-    """Return which of podman's dependencies are programs that it runs as its helpers."""
+    """Returns which of podman's dependencies are programs that it runs as its helpers."""
     return [name for name in HELPERS if name in names]
 
 
@@ -95,7 +94,7 @@ class Packages:
         self.taken: dict[str, Path] = {}
 
     def fetch(self, names: Iterable[str]) -> None:
-        """Download and unpack the packages that are not here yet."""
+        """Downloads and unpacks the packages that are not here yet."""
         missing = [name for name in dict.fromkeys(names) if name not in self.taken]
         if not missing:
             return
@@ -112,24 +111,23 @@ class Packages:
             run(["dpkg-deb", "--extract", str(self.taken[name]), str(self.root / name)])
 
     def dependencies_of(self, name: str) -> list[str]:
-        """Return what a package that was taken depends on, of alternatives the first."""
+        """Returns what a package that was taken depends on, of alternatives the first."""
         return dependencies(run(["dpkg-deb", "--field", str(self.taken[name]), "Depends", "Pre-Depends"]))
 
     def depended_on(self) -> list[str]:
-        """Return the libraries' packages that those taken so far depend on directly and that are not taken yet."""
+        """Returns the libraries' packages that those taken so far depend on directly and that are not taken yet."""
         found = dict.fromkeys(name for package in self.taken for name in self.dependencies_of(package))
         libraries = [name for name in found if name.startswith("lib") and name != NODES_OWN]
         return [name for name in libraries if name not in self.taken]
 
     def holds(self, path: Path) -> bool:
-        """Say whether a file lies in one of the packages, and is no link to one of this machine."""
+        """Says whether a file lies in one of the packages, and is no link to one of this machine."""
         return path.resolve().is_relative_to(self.root.resolve())
 
     def copy(self, source: Path, target: Path) -> None:
-        """Copy a file of a package.
+        """Copies a file of a package.
 
-        Raises:
-            TreeError: when it is a link to a file of this machine.
+        :raises TreeError: when it is a link to a file of this machine
         """
         if not self.holds(source):
             raise TreeError(
@@ -138,7 +136,7 @@ class Packages:
         shutil.copyfile(source, target)
 
     def library(self, soname: str) -> Path | None:
-        """Return the file that is loaded as `soname`."""
+        """Returns the file that is loaded as `soname`."""
         for folder in LIBRARY_FOLDERS:
             for pattern in (soname, f"*/{soname}"):
                 for path in sorted(self.root.glob(f"*/{folder}/{pattern}")):
@@ -147,7 +145,7 @@ class Packages:
         return None
 
     def entries(self) -> list[dict[str, str]]:
-        """Return name, version and digest of each package."""
+        """Returns name, version and digest of each package."""
         entries = []
         for name, deb in sorted(self.taken.items()):
             version = run(["dpkg-deb", "--field", str(deb), "Version"]).strip()
@@ -156,16 +154,15 @@ class Packages:
 
 
 def needed(patchelf: Path, path: Path) -> list[str]:
-    """Return the shared libraries that an ELF file asks for, without the C library's."""
+    """Returns the shared libraries that an ELF file asks for, without the C library's."""
     names = run([str(patchelf), "--print-needed", str(path)]).split()
     return [name for name in names if not C_LIBRARY.fullmatch(name)]
 
 
 def collect_libraries(packages: Packages, patchelf: Path, programs: Iterable[Path], folder: Path) -> None:
-    """Copy every library that the programs need, directly or through another, to `folder`.
+    """Copies every library that the programs need, directly or through another, to `folder`.
 
-    Raises:
-        TreeError: naming a library that no package of the dependencies holds.
+    :raises TreeError: naming a library that no package of the dependencies holds
     """
     waiting = [name for program in programs for name in needed(patchelf, program)]
     while waiting:
@@ -183,10 +180,9 @@ def collect_libraries(packages: Packages, patchelf: Path, programs: Iterable[Pat
 
 
 def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
-    """Make the tree at `tree`, which must not exist; return what TREE.json holds.
+    """Makes the tree at `tree`, which must not exist; returns what TREE.json holds.
 
-    Raises:
-        TreeError: when `tree` exists, or a package or library cannot be had.
+    :raises TreeError: when `tree` exists, or a package or library cannot be had
     """
     if tree.exists():
         raise TreeError(f"{tree} exists; remove it or name another folder")
@@ -219,7 +215,7 @@ def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
 
 
 def copy_program(packages: Packages, name: str, folder: Path) -> Path:
-    """Copy the program `name` out of its package; return where it lies now."""
+    """Copies the program `name` out of its package; returns where it lies now."""
     found = [packages.root / name / place / name for place in PROGRAM_FOLDERS]
     source = next((path for path in found if path.is_file() and not path.is_symlink()), None)
     if source is None:
@@ -230,7 +226,7 @@ def copy_program(packages: Packages, name: str, folder: Path) -> Path:
 
 
 def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
-    """Copy default profiles, and the licence of every package of which something is in the tree."""
+    """Copies default profiles, and the licence of every package of which something is in the tree."""
     for source, target in DATA.items():
         packages.copy(packages.root / DATA_PACKAGE / source, tree / target)
     used = {*programs, DATA_PACKAGE}
@@ -247,7 +243,7 @@ def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
 
 
 def main() -> int:
-    """Make a tree; return the exit status."""
+    """Makes a tree; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debs", type=Path, required=True, help="folder that keeps the downloaded packages")
     parser.add_argument("--prefix", required=True, help="where the tree will lie on the node")

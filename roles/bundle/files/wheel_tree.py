@@ -54,7 +54,7 @@ class Profile:
 
     @classmethod
     def read(cls, path: Path) -> Profile:
-        """Read the profile at `path`."""
+        """Reads the profile at `path`."""
         data = tomllib.loads(path.read_text())
         names = [name for group in data.get("left_out", {}).values() for name in group]
         return cls(
@@ -74,16 +74,16 @@ class Profile:
         return {**here, **version, "sys_platform": "linux", "platform_machine": "x86_64", "extra": ""}
 
     def keeps(self, name: str) -> bool:
-        """Say whether the distribution `name` belongs into the tree (whole names: httpx2 is not httpx)."""
+        """Says whether the distribution `name` belongs into the tree (whole names: httpx2 is not httpx)."""
         return canonicalize_name(name) not in self.provided | self.left_out
 
     def drops(self, path: str) -> bool:
-        """Say whether the file `path` of a kept distribution stays out of the tree."""
+        """Says whether the file `path` of a kept distribution stays out of the tree."""
         return any(fnmatch.fnmatchcase(path, glob) for glob in self.drop)
 
 
 def pip_target(python: str, glibc_minor: int) -> list[str]:
-    """Return pip's options for wheels of CPython `python` on x86-64 with glibc 2.`glibc_minor`."""
+    """Returns pip's options for wheels of CPython `python` on x86-64 with glibc 2.`glibc_minor`."""
     tags = [f"manylinux_2_{minor}_x86_64" for minor in range(glibc_minor, 4, -1)]
     tags += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
     abi = "cp" + python.replace(".", "")
@@ -96,10 +96,9 @@ def pip_target(python: str, glibc_minor: int) -> list[str]:
 
 
 def run_pip(arguments: list[str]) -> None:
-    """Run pip of this interpreter.
+    """Runs pip of this interpreter.
 
-    Raises:
-        TreeError: with pip's last error lines.
+    :raises TreeError: with pip's last error lines
     """
     argv = [sys.executable, "-m", "pip", *arguments]
     try:
@@ -112,7 +111,7 @@ def run_pip(arguments: list[str]) -> None:
 
 
 def locked_lines(report: dict[str, Any], profile: Profile) -> list[str]:
-    """Turn pip's installation report into requirement lines with digests, for the distributions that are kept."""
+    """Turns pip's installation report into requirement lines with digests, for the distributions that are kept."""
     lines = []
     for item in report["install"]:
         name = canonicalize_name(item["metadata"]["name"])
@@ -123,7 +122,7 @@ def locked_lines(report: dict[str, Any], profile: Profile) -> list[str]:
 
 
 def lock(profile: Profile, path: Path) -> None:
-    """Resolve the profile's requirement with the configured index and write the lock file `path`."""
+    """Resolves the profile's requirement with the configured index and writes the lock file `path`."""
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.json")
         target = ["--ignore-installed", "--target", scratch, "--dry-run", "--report", str(report)]
@@ -134,7 +133,7 @@ def lock(profile: Profile, path: Path) -> None:
 
 
 def wanted_lines(lock_text: str, profile: Profile) -> list[str]:
-    """Return the pinned requirements of a lock file that hold on the node and that the tree keeps, without markers."""
+    """Returns the pinned requirements of a lock file that hold on the node and that the tree keeps, without markers."""
     lines = []
     for line in lock_text.replace("\\\n", " ").splitlines():
         pinned, _, digests = line.partition("--hash=")
@@ -148,7 +147,7 @@ def wanted_lines(lock_text: str, profile: Profile) -> list[str]:
 
 
 def fetch(profile: Profile, lock_file: Path, wheels: Path) -> None:
-    """Download the wheels that `lock_file` names for the node into `wheels`, which holds nothing else afterwards."""
+    """Downloads the wheels that `lock_file` names for the node into `wheels`, which holds nothing else afterwards."""
     shutil.rmtree(wheels, ignore_errors=True)
     wheels.mkdir(parents=True)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as wanted:
@@ -159,7 +158,7 @@ def fetch(profile: Profile, lock_file: Path, wheels: Path) -> None:
 
 
 def members(wheel: zipfile.ZipFile, profile: Profile) -> Iterator[tuple[zipfile.ZipInfo, str]]:
-    """Yield each kept file of a wheel with its path in the tree (`*.data/purelib` and `platlib` are unfolded)."""
+    """Yields each kept file of a wheel with its path in the tree (`*.data/purelib` and `platlib` are unfolded)."""
     for info in wheel.infolist():
         if info.is_dir():
             continue
@@ -178,7 +177,7 @@ def members(wheel: zipfile.ZipFile, profile: Profile) -> Iterator[tuple[zipfile.
 
 
 def unpack(wheel_path: Path, tree: Path, profile: Profile) -> int:
-    """Unpack a wheel into `tree`; return the bytes written."""
+    """Unpacks a wheel into `tree`; returns the bytes written."""
     written = 0
     with zipfile.ZipFile(wheel_path) as wheel:
         for info, path in members(wheel, profile):
@@ -192,10 +191,9 @@ def unpack(wheel_path: Path, tree: Path, profile: Profile) -> int:
 
 
 def missing(metadata: Iterable[str], profile: Profile) -> list[str]:
-    """Name every requirement of the kept distributions that neither the tree nor the node nor `left_out` covers.
+    """Names every requirement of the kept distributions that neither the tree nor the node nor `left_out` covers.
 
-    Args:
-        metadata: the text of each kept distribution's METADATA.
+    :param metadata: the text of each kept distribution's METADATA
     """
     parsed = [HeaderParser().parsestr(text) for text in metadata]
     have = {canonicalize_name(str(item["Name"])): str(item["Version"]) for item in parsed}
@@ -216,10 +214,9 @@ def missing(metadata: Iterable[str], profile: Profile) -> list[str]:
 
 
 def make_tree(profile: Profile, wheels: Path, tree: Path) -> dict[str, int]:
-    """Unpack the wheels into `tree`, which must not exist; return the bytes that each wheel added.
+    """Unpacks the wheels into `tree`, which must not exist; returns the bytes that each wheel added.
 
-    Raises:
-        TreeError: when `tree` exists, `wheels` is empty, or a requirement is not covered.
+    :raises TreeError: when `tree` exists, `wheels` is empty, or a requirement is not covered
     """
     if tree.exists():
         raise TreeError(f"{tree} exists; remove it or name another folder")
@@ -234,7 +231,7 @@ def make_tree(profile: Profile, wheels: Path, tree: Path) -> dict[str, int]:
 
 
 def main() -> int:
-    """Run one command; return the exit status."""
+    """Runs one command; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["lock", "fetch", "tree"])
     parser.add_argument("profile", type=Path)

@@ -63,7 +63,7 @@ class Criu:
         self.env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "GPUCKPT_CRIU_BUILD": build}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run one command of CRIU and return what it printed."""
+        """Runs one command of CRIU and returns what it printed."""
         return subprocess.run(
             [self.front, *arguments],
             env=self.env,
@@ -75,12 +75,12 @@ class Criu:
         )
 
     def version(self) -> str:
-        """Return the version, or an empty string if the build cannot even tell that."""
+        """Returns the version, or an empty string if the build cannot even tell that."""
         found = re.search(r"^Version: (\S+)", self.run("--version").stdout, re.MULTILINE)
         return found.group(1) if found else ""
 
     def step(self, name: str, *arguments: str) -> None:
-        """Run a step on the images; raise TrialError with CRIU's own error lines if it fails."""
+        """Runs a step on the images; raises TrialError with CRIU's own error lines if it fails."""
         result = self.run(name, "--images-dir", str(self.images), "--log-file", f"{name}.log", "-v4", *arguments)
         if result.returncode != 0:
             log = self.images / f"{name}.log"
@@ -91,20 +91,20 @@ class Criu:
 
 
 def check(criu: Criu) -> None:
-    """Ask CRIU whether this kernel has what it needs."""
+    """Asks CRIU whether this kernel has what it needs."""
     result = criu.run("check")
     if result.returncode != 0:
         raise TrialError("check", (result.stdout + result.stderr).splitlines()[-5:])
 
 
 def ask(port: int) -> bytes:
-    """Connect to the listener and return what it says, when it has closed the connection: CRIU dumps no open one."""
+    """Connects to the listener and returns what it says, when it has closed the connection: CRIU dumps no open one."""
     with socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S) as connection:
         return b"".join(iter(lambda: connection.recv(100), b""))
 
 
 def end(pid: int) -> None:
-    """Kill the process group of `pid`, if it is still there."""
+    """Kills the process group of `pid`, if it is still there."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
 
@@ -140,7 +140,7 @@ def checkpoint_and_restore(criu: Criu) -> None:
 
 
 def try_build(front: str, build: str) -> dict[str, Any]:
-    """Try one build and return what was found."""
+    """Tries one build and returns what was found."""
     images = Path(tempfile.mkdtemp(prefix="gpuckpt-trial-"))
     criu = Criu(front, build, images)
     failure: TrialError | None = None
@@ -159,7 +159,7 @@ def try_build(front: str, build: str) -> dict[str, Any]:
 
 
 def describe(version: str, failure: TrialError | None) -> str:
-    """Say in one sentence what the build can do, or why not, with CRIU's own lines."""
+    """Says in one sentence what the build can do, or why not, with CRIU's own lines."""
     if failure is None:
         return f"CRIU {version} checkpoints and restores a process with a TCP listener"
     cause = MESSAGES[failure.step].format(version=version or "of this build", kernel=os.uname().release)
@@ -167,7 +167,7 @@ def describe(version: str, failure: TrialError | None) -> str:
 
 
 def main() -> None:
-    """Try every build that was named."""
+    """Tries every build that was named."""
     front, *builds = sys.argv[1:]
     print(json.dumps({build: try_build(front, build) for build in builds}))
 

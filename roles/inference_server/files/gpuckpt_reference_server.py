@@ -57,7 +57,7 @@ def digest_path(path: str) -> str:
 
 
 def make_weights(path: str, mib: int, seed: int = WEIGHTS_SEED) -> str:
-    """Write `mib` MiB of incompressible bytes, the same for the same seed, and their sha256 next to them.
+    """Writes `mib` MiB of incompressible bytes, the same for the same seed, and their sha256 next to them.
 
     Both files appear whole or not at all. Returns the digest (hexadecimal).
     """
@@ -101,7 +101,7 @@ class Model:
         return self.weights
 
     def load(self) -> None:
-        """Read the weights and check them. Raises OSError or ValueError with the cause and the fix."""
+        """Reads the weights and checks them. Raises OSError or ValueError with the cause and the fix."""
         with open(digest_path(self.path), encoding="ascii") as sums:
             self.expected_digest = sums.read().split()[0]
         size = os.path.getsize(self.path)
@@ -127,7 +127,7 @@ class Model:
         self.weights = weights
 
     def allocate_kv_cache(self) -> None:
-        """Fill the cache with bytes that a checkpoint cannot leave out (zero pages would be)."""
+        """Fills the cache with bytes that a checkpoint cannot leave out (zero pages would be)."""
         weights = self._loaded()
         repeats = -(-self.kv_bytes // len(weights))
         self.kv_cache = (weights * repeats)[: self.kv_bytes]
@@ -141,7 +141,7 @@ class Model:
         return None if self.kv_cache is None else hashlib.sha256(self.kv_cache).hexdigest()
 
     def tokens(self, prompt: str, count: int, salt: bytes = b"") -> Iterator[str]:
-        """Yield `count` tokens (strings). Without a salt the same prompt yields the same tokens."""
+        """Yields `count` tokens (strings). Without a salt the same prompt yields the same tokens."""
         state = hashlib.blake2b(prompt.encode("utf-8"), key=salt[:64], digest_size=32).digest()
         for _ in range(count):
             offset = int.from_bytes(state[:4], "little") % PAGE_BYTES
@@ -174,7 +174,7 @@ class Engine:
         self.asleep: set[str] = set()
 
     def start(self) -> None:
-        """Load, warm up, and only then report ready."""
+        """Loads, warm up, and only then report ready."""
         self.model.load()
         self.model.allocate_kv_cache()
         for _ in self.model.tokens("warm-up", WARM_UP_TOKENS):
@@ -198,7 +198,7 @@ class Engine:
                 self.model.weights = None
 
     def wake_up(self, tags: Iterable[str]) -> None:
-        """Take back what `tags` names. Weights that level 2 gave up come back with reload_weights."""
+        """Takes back what `tags` names. Weights that level 2 gave up come back with reload_weights."""
         wanted = set(tags)
         unknown = wanted - {"weights", "kv_cache"}
         if unknown:
@@ -215,7 +215,7 @@ class Engine:
             self.asleep -= wanted
 
     def reload_weights(self) -> None:
-        """Read the weights again after sleep level 2."""
+        """Reads the weights again after sleep level 2."""
         with self.lock:
             if self.model.weights is None:
                 self.model.load()
@@ -489,7 +489,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Listen, load, serve until SIGTERM. Returns the exit status."""
+    """Listens, load, serve until SIGTERM. Returns the exit status."""
     Handler.engine = Engine(Model(options.weights, options.kv_mib), options.model)
     host = options.host.strip("[]")
     place = f"[{host}]:{options.port}" if ":" in host else f"{host}:{options.port}"

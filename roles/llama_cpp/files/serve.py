@@ -17,7 +17,7 @@ import xllamacpp
 
 
 def main() -> int:
-    """Serve until a signal ends it; returns the exit status."""
+    """Serves until a signal ends it; returns the exit status."""
     parser = argparse.ArgumentParser(description="Serve a GGUF model with llama.cpp.")
     parser.add_argument("model", help="a file in GGUF format")
     parser.add_argument("--host", default="127.0.0.1")

@@ -34,7 +34,7 @@ def tokens() -> tuple[list[str], list[int]]:
 
 
 def write(path: Path, seed: int) -> None:
-    """Write the model."""
+    """Writes the model."""
     names, types = tokens()
     draw = np.random.default_rng(seed)
 
@@ -78,7 +78,7 @@ def write(path: Path, seed: int) -> None:
 
 
 def main() -> int:
-    """Write the file; returns the exit status."""
+    """Writes the file; returns the exit status."""
     parser = argparse.ArgumentParser(description="Write a small random model in GGUF format.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--seed", type=int, default=1)

@@ -19,7 +19,7 @@ MARK = ".wheels"
 
 
 def main(wheels: Path, site: Path) -> int:
-    """Unpack all wheels next to the folder, then put it in place; returns the exit status."""
+    """Unpacks all wheels next to the folder, then puts it in place; returns the exit status."""
     found = sorted(wheels.glob("*.whl"))
     if not found:
         print(f"{wheels} holds no wheel", file=sys.stderr)

@@ -20,7 +20,7 @@ STAMP = ".gpuckpt-compared.json"
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
+    """Returns the hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -29,7 +29,7 @@ def sha256_of(path: Path) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, an empty one if there is none."""
+    """Returns the JSON object in a file, an empty one if there is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         return content
@@ -38,7 +38,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def problems(folder: Path, expected: dict[str, str]) -> list[str]:
-    """Say of each file what is wrong with it; an empty list is good."""
+    """Says of each file what is wrong with it; an empty list is good."""
     known = load(folder / STAMP)
     wrong, compared = [], {}
 
@@ -60,7 +60,7 @@ def problems(folder: Path, expected: dict[str, str]) -> list[str]:
 
 
 def main() -> int:
-    """Compare; return the exit status."""
+    """Compares; returns the exit status."""
     folder, given = Path(sys.argv[1]), json.loads(sys.argv[2])
     recorded = load(folder / MARK).get("sha256", {})
     differing = [name for name in given if name in recorded and recorded[name] != given[name]]

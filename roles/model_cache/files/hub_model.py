@@ -28,7 +28,7 @@ class HubError(Exception):
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
+    """Returns the hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -37,7 +37,7 @@ def sha256_of(path: Path) -> str:
 
 
 def is_complete(folder: Path, repository: str, revision: str) -> bool:
-    """Say whether `folder` holds this commit already."""
+    """Says whether `folder` holds this commit already."""
     try:
         mark = json.loads((folder / MARK).read_text())
     except (OSError, ValueError):
@@ -46,10 +46,9 @@ def is_complete(folder: Path, repository: str, revision: str) -> bool:
 
 
 def read_token(path: str) -> str | None:
-    """Return the token in a file, None without a file.
+    """Returns the token in a file, None without a file.
 
-    Raises:
-        HubError: when the file cannot be read or is empty.
+    :raises HubError: when the file cannot be read or is empty
     """
     if not path:
         return None
@@ -65,7 +64,7 @@ def read_token(path: str) -> str | None:
 
 
 def wanted_files(repository: str, revision: str, token: str | None) -> dict[str, Any]:
-    """Ask the hub which files of the commit serving needs; name → what the hub knows of the file."""
+    """Asks the hub which files of the commit serving needs; name → what the hub knows of the file."""
     from huggingface_hub import HfApi
 
     # Asked here, since snapshot_download takes a folder that is there for the model when the hub does not answer.
@@ -77,7 +76,7 @@ def wanted_files(repository: str, revision: str, token: str | None) -> dict[str,
 
 
 def differs(path: Path, file: Any) -> bool:
-    """Say whether a file is another than the hub's: by SHA-256 where it is stored as a large file, else as git has it."""
+    """Says whether a file is another than the hub's: by SHA-256 where it is stored as a large file, else as git has it."""
     if not path.is_file():
         return True
     if file.lfs is not None:
@@ -87,10 +86,9 @@ def differs(path: Path, file: Any) -> bool:
 
 
 def download(repository: str, revision: str, token: str | None, folder: Path) -> None:
-    """Fetch the commit into `folder`, compare it, and write what it is into gpuckpt-model.json.
+    """Fetches the commit into `folder`, compares it, and writes what it is into gpuckpt-model.json.
 
-    Raises:
-        HubError: when a file is not the hub's; it is deleted, so that it is fetched again.
+    :raises HubError: when a file is not the hub's; it is deleted, so that it is fetched again
     """
     from huggingface_hub import snapshot_download
 
@@ -116,7 +114,7 @@ def download(repository: str, revision: str, token: str | None, folder: Path) ->
 
 
 def explain(error: Exception) -> str:
-    """Say in one sentence what the hub's library raised, and how to fix it."""
+    """Says in one sentence what the hub's library raised, and how to fix it."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, ImportError):
         return f"{sys.executable} lacks huggingface_hub ({error}); install it there, or name another model_cache_python"
@@ -131,7 +129,7 @@ def explain(error: Exception) -> str:
 
 
 def main() -> int:
-    """Download the model unless it is there."""
+    """Downloads the model unless it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", required=True)
     parser.add_argument("--revision", required=True)

@@ -93,7 +93,7 @@ STAMP = ".gpuckpt-compared.json"
 
 
 def make_config(architecture: str) -> Any:
-    """Return the transformers configuration of an architecture; its last token ends a text."""
+    """Returns the transformers configuration of an architecture; its last token ends a text."""
     import transformers
 
     family, shape = ARCHITECTURES[architecture]
@@ -111,7 +111,7 @@ def make_config(architecture: str) -> Any:
 
 
 def make_tensor(name: str, shape: tuple[int, ...], seed: int) -> Any:
-    """Return one tensor (bfloat16), from a generator of its own."""
+    """Returns one tensor (bfloat16), from a generator of its own."""
     import torch
 
     if name.endswith("norm.weight"):
@@ -129,7 +129,7 @@ def make_tensor(name: str, shape: tuple[int, ...], seed: int) -> Any:
 
 
 def make_weights(config: Any, seed: int) -> dict[str, Any]:
-    """Return the named tensors, the same whatever the order and the number of threads."""
+    """Returns the named tensors, the same whatever the order and the number of threads."""
     import torch
     import transformers
 
@@ -146,7 +146,7 @@ def make_weights(config: Any, seed: int) -> dict[str, Any]:
 
 
 def make_tokenizer(vocab_size: int) -> Any:
-    """Return a tokenizer of bytes: 256 entries that encode any text, filler up to the vocabulary's size."""
+    """Returns a tokenizer of bytes: 256 entries that encode any text, filler up to the vocabulary's size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +162,7 @@ def make_tokenizer(vocab_size: int) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the hexadecimal SHA-256 digest of a file."""
+    """Returns the hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(1 << 22):
@@ -171,7 +171,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_model(architecture: str, seed: int, folder: Path) -> None:
-    """Write configuration, tokenizer and weights into `folder`, and what they are into gpuckpt-model.json."""
+    """Writes configuration, tokenizer and weights into `folder`, and what they are into gpuckpt-model.json."""
     from safetensors.torch import save_file
 
     config = make_config(architecture)
@@ -191,7 +191,7 @@ def write_model(architecture: str, seed: int, folder: Path) -> None:
 
 
 def is_complete(folder: Path, architecture: str, seed: int) -> bool:
-    """Say whether `folder` holds this model already; sizes and digests are the verify phase's to compare."""
+    """Says whether `folder` holds this model already; sizes and digests are the verify phase's to compare."""
     try:
         mark = json.loads((folder / MARK).read_text())
     except (OSError, ValueError):
@@ -200,7 +200,7 @@ def is_complete(folder: Path, architecture: str, seed: int) -> bool:
 
 
 def main() -> int:
-    """Write the model unless it is there; print {"changed": …}."""
+    """Writes the model unless it is there; prints {"changed": …}."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), required=True)
     parser.add_argument("--seed", type=int, default=1)

@@ -12,7 +12,7 @@ ENOSYS = 38
 
 
 def deny_syscalls(profile_json: str, names: list[str], origin: str) -> dict[str, Any]:
-    """Return the seccomp profile in `profile_json`, changed so that the named system calls fail with ENOSYS.
+    """Returns the seccomp profile in `profile_json`, changed so that the named system calls fail with ENOSYS.
 
     They are taken out of every other rule, since two rules for one system call contradict each other. ENOSYS, unlike
     EPERM, makes libraries fall back to what they used before the system call existed.
@@ -35,7 +35,7 @@ def deny_syscalls(profile_json: str, names: list[str], origin: str) -> dict[str,
 
 
 def parse(profile_json: str, origin: str) -> dict[str, Any]:
-    """Return the profile as an object; raise AnsibleFilterError if it is none."""
+    """Returns the profile as an object; raises AnsibleFilterError if it is none."""
     try:
         profile = json.loads(profile_json)
     except (ValueError, RecursionError):
@@ -49,7 +49,7 @@ def parse(profile_json: str, origin: str) -> dict[str, Any]:
 
 
 def are_rules(value: Any) -> bool:
-    """Tell whether a value is a list of rules, each with the names of system calls."""
+    """Tells whether a value is a list of rules, each with the names of system calls."""
     return isinstance(value, list) and all(
         isinstance(rule, dict)
         and isinstance(rule.get("names"), list)
@@ -62,5 +62,5 @@ class FilterModule:
     """Offer the filter to Ansible."""
 
     def filters(self) -> dict[str, Any]:
-        """Return the filters by name."""
+        """Returns the filters by name."""
         return {"deny_syscalls": deny_syscalls}

@@ -31,7 +31,7 @@ WEIGHTS_MIB = 16
 
 @pytest.fixture(scope="session")
 def call(provisioned: object) -> Call:
-    """Run a module with options; returns its result."""
+    """Runs a module with options; returns its result."""
     return module_call.call
 
 

@@ -96,13 +96,13 @@ class Program:
         return self._criu(criu, "restore", images, "--restore-detached") and self.serves()
 
     def end(self) -> None:
-        """End its processes, whether they are ours or restored."""
+        """Ends its processes, whether they are ours or restored."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.reap()
 
     def reap(self) -> None:
-        """Collect its processes when they end: its number is free then, as a group's too."""
+        """Collects its processes when they end: its number is free then, as a group's too."""
         with suppress(ChildProcessError):
             while True:
                 os.waitpid(-self.pid, 0)

@@ -62,7 +62,7 @@ def written_bytes(images: Path) -> int:
 
 
 def change(program: Program) -> None:
-    """Let it write to its memory."""
+    """Lets it write to its memory."""
     changed = program.folder / "changed"
     changed.unlink(missing_ok=True)
     os.kill(program.pid, signal.SIGUSR1)

@@ -30,7 +30,7 @@ NOBODY = "65534"
 
 @pytest.fixture
 def stall(server: Result, tmp_path: Path) -> Iterator[Callable[[str], list[str]]]:
-    """Let real CRIU stand still at one of its hooks. Returns flags for the process runtime; podman reads its own file."""
+    """Lets real CRIU stand still at one of its hooks. Returns flags for the process runtime; podman reads its own file."""
     before = RUNC_CONF.read_text()
 
     def at(hook: str) -> list[str]:

@@ -44,7 +44,7 @@ def those_of(program: str, before: set[int]) -> list[int]:
 
 
 def kill_during_criu(victim: str, delay_s: float, before: set[int], how: signal.Signals, over: Future[Result]) -> bool:
-    """Kill, or stop, a program's processes once it and CRIU are at work. False if they were not seen, or are gone."""
+    """Kills, or stops, a program's processes once it and CRIU are at work. False if they were not seen, or are gone."""
     while not (those_of("criu", before) and those_of(victim, before)):
         if over.done():
             return False

@@ -30,7 +30,7 @@ print(child.pid)
 
 
 def criu(action: str, images: Path, *options: str) -> None:
-    """Run CRIU; its log is shown if it fails."""
+    """Runs CRIU; its log is shown if it fails."""
     argv = [f"{CRIU}/libexec/criu", action, "--images-dir", str(images), "--log-file", f"{action}.log"]
     argv += ["--link-remap", "--network-lock", "skip", *options]
     done = subprocess.run(argv, env={**os.environ, "CRIU_LIBS_DIR": f"{CRIU}/lib/criu"}, check=False)
@@ -38,7 +38,7 @@ def criu(action: str, images: Path, *options: str) -> None:
 
 
 def end(pids: list[int]) -> None:
-    """Kill the processes and wait until their numbers are free."""
+    """Kills the processes and waits until their numbers are free."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     assert procfs.wait_gone(pids) == []
@@ -69,7 +69,7 @@ def _semaphore_of(pid: int) -> bool:
 
 
 def as_nobody(script: str) -> None:
-    """Run a shell script as a user who is not root."""
+    """Runs a shell script as a user who is not root."""
     subprocess.run(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-euc", script], check=True)
 
 

@@ -46,7 +46,7 @@ def fake_driver(tmp_path_factory):
 
 @pytest.fixture
 def call(tmp_path, fake_driver):
-    """Run the module on a store in a temporary folder; returns its result."""
+    """Runs the module on a store in a temporary folder; returns its result."""
     (tmp_path / "store").mkdir()
     (tmp_path / "gpu").mkdir()
 

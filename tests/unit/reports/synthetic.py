@@ -139,7 +139,7 @@ def run_records(iterations: int = 5, failures: int = 1) -> list[dict[str, Any]]:
 
 
 def write_run(path: Path, records: list[dict[str, Any]], **manifest_changes: Any) -> Path:
-    """Lay out a run's folder as the play leaves it: manifest, and each node's records under incoming/."""
+    """Lays out a run's folder as the play leaves it: manifest, and each node's records under incoming/."""
     path.mkdir(parents=True)
     (path / "manifest.json").write_text(json.dumps(manifest(**manifest_changes)))
     for entry in records:

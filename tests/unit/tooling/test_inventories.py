@@ -37,7 +37,7 @@ def test_its_lanes_are_accepted_and_have_a_baseline(hosts):
 
 @pytest.fixture
 def local_gpu():
-    """Return the variables of inventories/gpu-local as Ansible templates them with these arguments."""
+    """Returns the variables of inventories/gpu-local as Ansible templates them with these arguments."""
 
     def variables(names, *arguments):
         command = [str(Path(sys.executable).with_name("ansible")), "-i", "inventories/gpu-local", "gpu-nodes"]

@@ -15,7 +15,7 @@ PLAYS = {"provision": "provision.yml", "doctor": "doctor.yml", "bench": "bench.y
 
 
 def arguments(work: Path, step: str, **environment: str) -> list[str]:
-    """Run a step in an empty work folder; return what ansible-playbook was given, from the playbook on."""
+    """Runs a step in an empty work folder; returns what ansible-playbook was given, from the playbook on."""
     fake = work / "controller" / "bin" / "python"
     fake.parent.mkdir(parents=True)
     fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >{work}/given\n')

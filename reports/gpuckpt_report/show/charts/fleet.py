@@ -72,7 +72,7 @@ def _times_row(drawing: Drawing, axis: Axis, lane: FleetLane, top: float) -> Non
 
 
 def _name(drawing: Drawing, lane: FleetLane, top: float, middle: float) -> float:
-    """Draw a row's name and notes, and return the middle of its plot."""
+    """Draws a row's name and notes, and returns the middle of its plot."""
     y = top + drawing.layout.heading + middle
     name = f"{lane.name} (baseline)" if lane.is_baseline else lane.name
     value = "no good start" if lane.median is None else human_seconds(lane.median)

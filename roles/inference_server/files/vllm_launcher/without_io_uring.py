@@ -26,7 +26,7 @@ ALLOW, ERRNO = 0x7FFF0000, 0x00050000
 
 
 def program(architecture: int) -> bytes:
-    """Return the BPF program: ENOSYS for io_uring of this architecture, everything else is allowed."""
+    """Returns the BPF program: ENOSYS for io_uring of this architecture, everything else is allowed."""
     steps = [
         (LOAD_WORD, 0, 0, ARCH_OFFSET),
         (JUMP_IF_EQUAL, 0, len(IO_URING) + 1, architecture),
@@ -45,10 +45,9 @@ class Program(ctypes.Structure):
 
 
 def deny() -> None:
-    """Install the filter for this process and its children.
+    """Installs the filter for this process and its children.
 
-    Raises:
-        OSError: when the kernel refuses it.
+    :raises OSError: when the kernel refuses it
     """
     code = program(AUDIT_ARCH[os.uname().machine])
     libc = ctypes.CDLL(None, use_errno=True)
@@ -64,7 +63,7 @@ def deny() -> None:
 
 
 def main() -> int:
-    """Deny io_uring, then become the command."""
+    """Denies io_uring, then becomes the command."""
     if len(sys.argv) < 2:
         print("usage: without_io_uring.py COMMAND [ARGUMENT ...]", file=sys.stderr)
         return 2

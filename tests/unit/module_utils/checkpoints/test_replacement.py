@@ -32,7 +32,7 @@ class KilledError(Exception):
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let a rename be the end: the first, the second …"""
+    """Lets a rename be the end: the first, the second …"""
     real: Callable[..., None] = os.rename
     steps = iter(range(1, 100))
 

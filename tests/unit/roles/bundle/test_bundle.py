@@ -289,7 +289,7 @@ def test_a_manifest_that_is_not_as_pack_writes_it(
 
 
 def elf(path: Path, machine: int, *versions: str) -> None:
-    """Write what is read of a program: its header, and the versions of symbols that it asks for."""
+    """Writes what is read of a program: its header, and the versions of symbols that it asks for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     symbols = b"".join(b"\0" + version.encode() for version in versions) + b"\0"
     path.write_bytes(b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little") + symbols)
@@ -345,7 +345,7 @@ def test_a_node_that_a_component_is_not_for(node: tuple[str, str, str], reasons:
 
 
 def wheel(folder: Path, name: str, version: str, *needs: str, files: dict[str, bytes] | None = None) -> None:
-    """Write a small but real wheel."""
+    """Writes a small but real wheel."""
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     metadata += "".join(f"Requires-Dist: {need}\n" for need in needs)
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:

@@ -15,7 +15,7 @@ DEFAULT_BACKEND = "cumem"
 
 
 def register() -> None:
-    """Take the default backend's place; may be called more than once in a process."""
+    """Takes the default backend's place; may be called more than once in a process."""
     factory = import_module("vllm.device_allocator.sleep_mode_backend").SleepModeBackendFactory
     factory._registry[DEFAULT_BACKEND] = _load
 

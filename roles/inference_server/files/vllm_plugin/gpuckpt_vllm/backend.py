@@ -51,7 +51,7 @@ class CheckpointBackend(CuMemBackend):
         self._stack_bytes: int | None = None
 
     def suspend(self, level: int = 1) -> None:
-        """Release GPU memory; see the module's text for the levels."""
+        """Releases GPU memory; see the module's text for the levels."""
         began = time.monotonic()
         torch.cuda.synchronize()
         if level in (DROP_KV_CACHE, STAGE_WEIGHTS):
@@ -73,7 +73,7 @@ class CheckpointBackend(CuMemBackend):
         )
 
     def resume(self, tags: list[str] | None = None) -> None:
-        """Bring back what is asleep, of the given tags or of all."""
+        """Brings back what is asleep, of the given tags or of all."""
         self._state = "RESUMING"
         began = time.monotonic()
         self._restore_stacks()
@@ -113,7 +113,7 @@ class CheckpointBackend(CuMemBackend):
 
     @staticmethod
     def _copy_back(pointer: int, data: Any) -> None:
-        """Undo level 1 for one allocation."""
+        """Undoes level 1 for one allocation."""
         if data.cpu_backup_tensor is not None:
             backup = data.cpu_backup_tensor
             driver().copy_to_device(pointer, backup.data_ptr(), backup.numel() * backup.element_size())
@@ -179,7 +179,7 @@ class CheckpointBackend(CuMemBackend):
         staged.read()
 
     def _release(self, tag: str) -> None:
-        """Give the physical memory of the allocations of one tag back."""
+        """Gives the physical memory of the allocations of one tag back."""
         for _, data in self._allocations([tag]):
             if not data.is_asleep:
                 unmap_and_release(data.handle)

@@ -66,7 +66,7 @@ class Driver:
     # --- devices and contexts ---
 
     def init(self) -> None:
-        """Initialise the driver: 0.1 s if nobody else has."""
+        """Initialises the driver: 0.1 s if nobody else has."""
         self._call("cuInit", 0)
 
     def uuid(self, device: int) -> str:
@@ -101,7 +101,7 @@ class Driver:
         return device.value
 
     def use_context(self, context: int) -> None:
-        """Make a context current on this thread."""
+        """Makes a context current on this thread."""
         self._call("cuCtxSetCurrent", ctypes.c_void_p(context))
 
     def limit(self, which: int) -> int:
@@ -111,7 +111,7 @@ class Driver:
         return value.value
 
     def set_limit(self, which: int, value: int) -> None:
-        """Set a limit of the current context; at once, after what runs on the GPU has ended."""
+        """Sets a limit of the current context; at once, after what runs on the GPU has ended."""
         self._call("cuCtxSetLimit", which, ctypes.c_size_t(value))
 
     # --- copies ---
@@ -121,7 +121,7 @@ class Driver:
         self._call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size), 0)
 
     def unpin(self, address: int) -> None:
-        """Undo `pin`."""
+        """Undoes `pin`."""
         self._call("cuMemHostUnregister", ctypes.c_void_p(address))
 
     def make_stream(self) -> int:
@@ -135,7 +135,7 @@ class Driver:
         self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
 
     def copy_to_device(self, to: int, source: int, size: int, stream: int | None = None) -> None:
-        """Copy from the host; with a stream, only begin to."""
+        """Copies from the host; with a stream, only begin to."""
         words = [ctypes.c_uint64(to), ctypes.c_void_p(source), ctypes.c_size_t(size)]
         if stream is None:
             self._call("cuMemcpyHtoD_v2", *words)
@@ -143,7 +143,7 @@ class Driver:
             self._call("cuMemcpyHtoDAsync_v2", *words, ctypes.c_void_p(stream))
 
     def begin_copy_to_host(self, to: int, source: int, size: int, stream: int) -> None:
-        """Begin a copy from the GPU."""
+        """Begins a copy from the GPU."""
         words = [ctypes.c_void_p(to), ctypes.c_uint64(source), ctypes.c_size_t(size), ctypes.c_void_p(stream)]
         self._call("cuMemcpyDtoHAsync_v2", *words)
 
@@ -172,7 +172,7 @@ class Driver:
         return pointer.value
 
     def map(self, pointer: int, size: int, handle: int, device: int) -> None:
-        """Put physical memory behind reserved addresses, for reading and writing."""
+        """Puts physical memory behind reserved addresses, for reading and writing."""
         address, length = ctypes.c_uint64(pointer), ctypes.c_size_t(size)
         self._call("cuMemMap", address, length, ctypes.c_size_t(0), ctypes.c_uint64(handle), ctypes.c_uint64(0))
         access = AccessDescription(Location(DEVICE, device), READ_WRITE)

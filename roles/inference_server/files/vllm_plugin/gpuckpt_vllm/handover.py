@@ -23,11 +23,10 @@ def address(weights: Path) -> Path:
 
 
 def listen(weights: Path) -> socket.socket:
-    """Offer the memory of a weights file.
+    """Offers the memory of a weights file.
 
-    Raises:
-        FileExistsError: when somebody else offers it already.
-        OSError: when the socket cannot be made.
+    :raises FileExistsError: when somebody else offers it already
+    :raises OSError: when the socket cannot be made
     """
     path = address(weights)
     with socket.socket(socket.AF_UNIX) as probe, suppress(FileNotFoundError, ConnectionRefusedError):
@@ -44,7 +43,7 @@ def listen(weights: Path) -> socket.socket:
 
 
 def give(listening: socket.socket, descriptors: list[int], patience_s: float) -> None:
-    """Hand all descriptors to the first who connects. Raises TimeoutError when nobody does in time."""
+    """Hands all descriptors to the first who connects. Raises TimeoutError when nobody does in time."""
     listening.settimeout(patience_s)
     taker, _ = listening.accept()
     with taker:
@@ -56,8 +55,7 @@ def give(listening: socket.socket, descriptors: list[int], patience_s: float) ->
 def receive(weights: Path, count: int) -> list[int] | None:
     """Descriptors of the allocations of a weights file, to be closed by the caller; None where nobody offers them.
 
-    Raises:
-        OSError: when the other side ended before the last one, or takes too long.
+    :raises OSError: when the other side ended before the last one, or takes too long
     """
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(PATIENCE_S)

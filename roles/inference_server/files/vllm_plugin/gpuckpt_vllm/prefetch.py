@@ -47,7 +47,7 @@ def find_gpu(uuid: str) -> int:
 
 
 def bring(weights: Path, layout: Layout, device: int) -> list[int]:
-    """Copy the file into fresh memory of the GPU; return a descriptor for each allocation."""
+    """Copies the file into fresh memory of the GPU; returns a descriptor for each allocation."""
     pointer = driver().reserve(layout.total)
     pointers, descriptors = [], []
     for size in layout.sizes:
@@ -76,7 +76,7 @@ def stay(linger_s: float | None) -> None:
 
 
 def stand_by() -> str:
-    """Make a context on every GPU, then wait for a name on standard input; empty when that ends."""
+    """Makes a context on every GPU, then waits for a name on standard input; empty when that ends."""
     driver().init()
     for device in range(driver().device_count()):
         driver().retain_context(device)
@@ -85,7 +85,7 @@ def stand_by() -> str:
 
 
 def main() -> int:
-    """Prefetch and hand over; return the exit status."""
+    """Prefetches and hands over; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--linger", type=float, metavar="S", help="stay S seconds after the handover, not until input ends"

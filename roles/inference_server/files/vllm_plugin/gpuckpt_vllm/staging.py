@@ -63,12 +63,12 @@ class Layout:
         return weights.with_suffix(".json")
 
     def save(self, weights: Path) -> None:
-        """Write it next to the weights."""
+        """Writes it next to the weights."""
         self.path(weights).write_text(json.dumps({"gpu": self.gpu, "sizes": self.sizes}) + "\n")
 
     @classmethod
     def load(cls, weights: Path) -> Layout:
-        """Read it. Raises OSError or ValueError when it is missing or damaged."""
+        """Reads it. Raises OSError or ValueError when it is missing or damaged."""
         raw = json.loads(cls.path(weights).read_text())
         try:
             return cls(str(raw["gpu"]), tuple(int(size) for size in raw["sizes"]))
@@ -80,7 +80,7 @@ class StagedWeights:
     """The weights' bytes in a file: which device pointer lies at which offset. Survives a checkpoint as plain data."""
 
     def __init__(self, path: Path, layout: Layout, pointers: Sequence[int]) -> None:
-        """Lay the allocations of `layout`, which lie at `pointers` on the device, out in the file `path`."""
+        """Lays the allocations of `layout`, which lie at `pointers` on the device, out in the file `path`."""
         self.path = path
         self.layout = layout
         self.pieces: list[Piece] = []
@@ -91,11 +91,10 @@ class StagedWeights:
             offset += size
 
     def write(self) -> None:
-        """Fill the file from the GPU.
+        """Fills the file from the GPU.
 
-        Raises:
-            OSError: when the file cannot hold it.
-            RuntimeError: when the GPU cannot be read.
+        :raises OSError: when the file cannot hold it
+        :raises RuntimeError: when the GPU cannot be read
         """
         with self.path.open("r+b") as stream:
             os.posix_fallocate(stream.fileno(), 0, self.layout.total)
@@ -109,10 +108,9 @@ class StagedWeights:
         self.layout.save(self.path)
 
     def read(self) -> None:
-        """Copy everything back to the GPU.
+        """Copies everything back to the GPU.
 
-        Raises:
-            RuntimeError: when the file is not what was written, or memory cannot be pinned or copied.
+        :raises RuntimeError: when the file is not what was written, or memory cannot be pinned or copied
         """
         if not self.path.is_file() or self.path.stat().st_size != self.layout.total:
             raise RuntimeError(
@@ -128,7 +126,7 @@ class StagedWeights:
             transfer(self.pieces, read_piece)
 
     def discard(self) -> None:
-        """Remove the file and its layout."""
+        """Removes the file and its layout."""
         self.path.unlink(missing_ok=True)
         Layout.path(self.path).unlink(missing_ok=True)
 
@@ -138,7 +136,7 @@ class StagedWeights:
 
 
 def transfer(pieces: Iterable[Piece], move: Callable[[Piece, Buffer], None]) -> None:
-    """Hand every piece to `move` on one of several threads, with a buffer that is off the bus; return when all have arrived."""
+    """Hands every piece to `move` on one of several threads, with a buffer that is off the bus; returns when all have arrived."""
     waiting: SimpleQueue[Piece] = SimpleQueue()
     for piece in pieces:
         waiting.put(piece)
