@@ -74,4 +74,5 @@ class FilterModule:
     """Register the filter with Ansible."""
 
     def filters(self) -> dict[str, Any]:
+        """Returns the filters by name."""
         return {"ckpt_bench_problems": ckpt_bench_problems}

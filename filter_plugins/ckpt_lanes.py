@@ -90,4 +90,5 @@ class FilterModule:
     """Register the filter with Ansible."""
 
     def filters(self) -> dict[str, Any]:
+        """Returns the filters by name."""
         return {"ckpt_lanes": ckpt_lanes}

@@ -1,6 +1,6 @@
 # Copyright: gpuckpt contributors
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Variables that look like one of the project's and are none; see ckpt_misspelt.yml."""
+"""Variables whose names look like one of the project's and are not; see ckpt_misspelt.yml."""
 
 from __future__ import annotations
 
@@ -54,4 +54,5 @@ class FilterModule:
     """Register the filter with Ansible."""
 
     def filters(self) -> dict[str, Any]:
+        """Returns the filters by name."""
         return {"ckpt_misspelt": ckpt_misspelt}

@@ -24,7 +24,7 @@ Spec = dict[str, Any]
 
 # What a lane may override of the server. ``extra_args`` are appended to its command.
 SERVER_KEYS = (*sorted(KNOWN), "extra_args")
-# What tells one checkpoint from another, beside the server and the run
+# What tells one checkpoint from another, in addition to the server and the run
 TAKEN_WITH = ("runtime", "slimming", "source", "checkpoint")
 
 
@@ -85,7 +85,7 @@ def _instance_name(lane: Spec, wanted: Spec, identifier: str) -> str:
     """Which server a checkpoint is taken of.
 
     Images in place belong to their container, which is then used up. Archives carry their container along, and a bare
-    process needs none: one server, started once, serves for all of them, since a start costs more than a dump.
+    process needs none. One server serves for all of these checkpoints, since a start costs more than a dump.
     """
     own = {"source", "checkpoint"}
     if lane["runtime"] == "process":
@@ -144,4 +144,5 @@ class FilterModule:
     """Register the filter with Ansible."""
 
     def filters(self) -> dict[str, Any]:
+        """Returns the filters by name."""
         return {"ckpt_plan": ckpt_plan}

@@ -29,8 +29,8 @@ def ckpt_schedule(
 ) -> list[Entry]:
     """Returns what is still to be measured, interleaved, as ``{seq, lane, iteration, warmup}``.
 
-    Every round holds each lane at most once, in an order drawn from the seed, so that drift of the machine
-    falls on all lanes alike. Warm-up rounds come first; iterations count from 1 in both parts.
+    Every round holds each lane at most once, in an order drawn from the seed. So drift of the machine falls
+    on all lanes alike. Warm-up rounds come first; iterations count from 1 in both parts.
 
     :param lanes: lane names, or dicts with ``name`` and optionally ``iterations``
     :param iterations: measured iterations of a lane that does not set its own
@@ -166,7 +166,7 @@ def _draw(seed: Any, number: int, name: str) -> str:
 
 
 def _places_of(done: Any) -> dict[tuple[str, int, bool], int]:
-    """Which entry each record that exists is of, and its number. Starts of the bill are none of the schedule's."""
+    """Which entry each record that exists is of, and its number. Starts of the bill are not of the schedule."""
     try:
         scheduled = [
             record for record in done if record.get("kind", "restore") in SCHEDULED_KINDS and not record.get("bill")
@@ -201,4 +201,5 @@ class FilterModule:
     """Register the filter with Ansible."""
 
     def filters(self) -> dict[str, Any]:
+        """Returns the filters by name."""
         return {"ckpt_schedule": ckpt_schedule, "ckpt_bill": ckpt_bill}

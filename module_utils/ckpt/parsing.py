@@ -27,8 +27,8 @@ class FormatError(ValueError):
 def parse_json(document: str | bytes) -> Any:
     """The value of a JSON document.
 
-    Raises FormatError for all else: NaN and infinities, numbers beyond 64 bits, text that no file can hold (lone
-    surrogates), bytes that are not UTF-8, and nesting deeper than MAX_DEPTH.
+    Raises FormatError for all else: NaN and infinities, numbers beyond 64 bits, nesting deeper than MAX_DEPTH. So it does
+    for bytes that are not UTF-8, and for text that no file can hold (lone surrogates).
     """
     try:
         text = document if isinstance(document, str) else document.decode("utf-8")

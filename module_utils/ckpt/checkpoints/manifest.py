@@ -94,7 +94,7 @@ class Manifest:
     files: dict[str, File] = field(default_factory=dict)
     # what the server itself said of its memory; None if servers of its kind do not tell
     memory_digest: str | None = None
-    # weights files that belong to the checkpoint and lie beside it
+    # weights files that belong to the checkpoint and lie next to it
     staged: list[str] = field(default_factory=list)
     schema_version: int = SCHEMA_VERSION
 
@@ -142,7 +142,7 @@ def load(layout: Layout) -> Manifest:
 
 
 def _checked(manifest: Manifest) -> Manifest:
-    """The manifest. Raises FormatError for processes that are none: their numbers are waited for, and killed."""
+    """The manifest. Raises FormatError for numbers that no process has: what has them is waited for, and killed."""
     for position, task in enumerate(manifest.tasks):
         if build(Task, task, f"tasks[{position}]").pid <= 1 or task["nspid"] < 1:
             raise FormatError(f"tasks[{position}] has a number that no process of a server has")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What cannot be checkpointed and restored, found in /proc while the server still serves.
 
-Each kind is one row of KINDS. A row stands for a refusal of CRIU 4.2.1 or of podman, and looks at what they look at:
-the tests try every row against them. What cannot be seen from outside is named in docs/decisions.md.
+Each kind is one row of KINDS. A row stands for a refusal of CRIU 4.2.1 or of podman, and looks at what they look at.
+The tests try every row against them. What cannot be seen from outside is named in docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _namespaces(server: Server) -> Iterator[str]:
 
 
 def _network_namespaces(server: Server) -> Iterator[str]:
-    # runc asks CRIU for an empty network namespace, beside which there can be no other
+    # runc asks CRIU for an empty network namespace, next to which there can be no other
     if server.how.runtime == "podman" or server.is_ours("net"):
         yield from _nested(server, "net", "network")
 
@@ -493,7 +493,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "nested_mounts",
         "/proc/PID/ns/mnt is not that of the first process, which has ours",
-        "which CRIU cannot restore beside processes that share the node's",
+        "which CRIU cannot restore together with processes that share the node's",
         UNDO_NAMESPACE,
         _mount_namespaces,
     ),

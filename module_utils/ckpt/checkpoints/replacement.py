@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A checkpoint is made beside the one that it replaces, and takes its place only when it is complete.
+"""A checkpoint is made next to the one that it replaces, and takes its place only when it is complete.
 
-The new one, and for a moment the old one, lie in hidden folders beside the checkpoint's own: renames need one filesystem.
-Whoever is killed between two steps leaves one complete checkpoint at least. The next operation on that folder puts it
+The new one, and for a moment the old one, lie in hidden folders next to the checkpoint's own, since a rename needs one
+filesystem. Whoever is killed between two steps leaves one complete checkpoint at least. The next operation on that folder puts it
 in place and removes the rest. Callers hold the node's lock.
 """
 
@@ -74,17 +74,17 @@ def abandon(layout: Layout, log: str) -> None:
 def heal(folder: str) -> None:
     """Brings to its end, or takes back, a replacement that was broken off."""
     path, new, old = os.path.realpath(folder), _new(folder), _old(folder)
-    left = [beside for beside in (new, old) if os.path.isdir(beside)]
-    complete = [beside for beside in left if is_complete(beside)]
+    left = [path for path in (new, old) if os.path.isdir(path)]
+    complete = [path for path in left if is_complete(path)]
     if complete and not is_complete(path):
         shutil.rmtree(path, ignore_errors=True)
         os.rename(complete[0], path)
-    for beside in left:
-        shutil.rmtree(beside, ignore_errors=True)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def traces(folder: str) -> list[str]:
-    """The checkpoint's folder, and what a replacement that was broken off left beside it, as far as they exist."""
+    """The checkpoint's folder, and what a replacement that was broken off left next to it, as far as they exist."""
     return [path for path in (_new(folder), _old(folder), os.path.realpath(folder)) if os.path.isdir(path)]
 
 

@@ -100,7 +100,7 @@ def listing(text: str) -> list[tuple[int, str]]:
 
 
 def archive_kind(name: str) -> str:
-    """The kind of what podman packs beside CRIU's images."""
+    """The kind of what podman packs together with CRIU's images."""
     return "rootfs" if name.startswith(("rootfs-diff", "devshm", "deleted", "volumes")) else "container"
 
 

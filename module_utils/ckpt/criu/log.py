@@ -159,7 +159,7 @@ SIGNATURES = (
     Signature(
         r"cuda.*(No such file|not found|could not be started|execvp)",
         "cuda_not_running",
-        "the CUDA plugin could not reach the driver; see that cuda-checkpoint lies beside this build of CRIU "
+        "the CUDA plugin could not reach the driver; see that cuda-checkpoint lies next to this build of CRIU "
         "and that the driver is 555 or newer",
     ),
     Signature(
@@ -280,8 +280,8 @@ def cause_lines(text: str) -> list[str]:
 def silent_failures(text: str, plain_processes: int = 0) -> list[str]:
     """Lines that show a failed hook or plugin, which CRIU's exit status may hide.
 
-    :param plain_processes: how many processes of the tree use no GPU. For so many, and no more, the released plugin may
-        say that there is nothing to do: said of one more, a CUDA process was passed over.
+    :param plain_processes: how many processes of the tree use no GPU. Of so many the released plugin may say that there
+        is nothing to do. If it says so of one more, a CUDA process was passed over.
     """
     passed_over = set(PLAIN_PROCESS.findall(text))
     expected = (QUERY_OF_A_PLAIN_PROCESS,) if len(passed_over) <= plain_processes else ()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Copies of the files that CRIU links back beside deleted ones: its first restore uses them up, the next one fails.
+"""Copies of the files that CRIU links back in place of deleted ones: its first restore uses them up, the next one fails.
 
-A process that holds a file without its name (a POSIX semaphore, for one) is dumped with `--link-remap`: CRIU gives the
-file a name again, `link_remap.N` in the same folder, and a restore takes that name away; so does a dump that leaves the
+A process that holds a file without its name (a POSIX semaphore, for one) is dumped with `--link-remap`. CRIU gives the
+file a name again, `link_remap.N` in the same folder. A restore takes that name away, and so does a dump that leaves the
 process running. In a container the folder is part of the checkpoint; on a host it is the host's own /dev/shm.
 """
 
@@ -106,7 +106,7 @@ def put_back(folder: str) -> dict[str, Identity]:
     """Puts the files back where the dump left them; returns path and identity of each that is there now.
 
     Anybody can put a file of his own at such a name. One that is not what was kept is left alone, and nothing of ours
-    stays beside it: raises CkptError (criu_failed) that names it.
+    stays next to it: raises CkptError (criu_failed) that names it.
     """
     placed: dict[str, Identity] = {}
     try:

@@ -134,7 +134,7 @@ def settings(context: CheckContext) -> Verdict:
     "criu-config",
     "criu",
     "configuration for containers",
-    "runc hands CRIU this file, which overrides podman's options; default.conf reaches every CRIU beside it.",
+    "runc hands CRIU this file, which overrides podman's options; default.conf reaches every CRIU in addition to it.",
 )
 def config(context: CheckContext) -> Verdict:
     """The file that containers use is accepted by CRIU, and no other file mixes in."""

@@ -24,7 +24,7 @@ from ..system.commands import Result
 from . import flows, prefetch
 from .options import CheckpointOptions
 
-# what CRIU writes beside the pages: images of kinds that are small, and its log
+# what CRIU writes in addition to the pages: images of kinds that are small, and its log
 OVERHEAD_BYTES = 16 << 20
 # how long a server that served may take to answer, before the checkpoint and after one that failed
 ANSWER_LIMIT_S = 30.0
@@ -32,7 +32,7 @@ RECOVERY_LIMIT_S = 10.0
 # T: by a signal, t: by a tracer
 STOPPED_STATES = ("T", "t")
 
-# beside the images
+# next to the images
 LOG_BYTES = 4 << 20
 
 
@@ -175,7 +175,7 @@ def _preflight(operation: flows.Operation, options: CheckpointOptions, manifest:
 def _require_space(layout: Layout, needed: int, replaced: int) -> None:
     """The images of an uncompressed dump must fit; archives may shrink, and are left to the dump itself.
 
-    They are made beside the checkpoint that they replace, whose removal would free `replaced` bytes.
+    They are made next to the checkpoint that they replace, whose removal would free `replaced` bytes.
     """
     if layout.archive:
         return
@@ -184,16 +184,16 @@ def _require_space(layout: Layout, needed: int, replaced: int) -> None:
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
     if free < needed:
-        beside = f" Removing the checkpoint that it replaces would free {replaced >> 20} MiB." if replaced else ""
+        hint = f" Removing the checkpoint that it replaces would free {replaced >> 20} MiB." if replaced else ""
         raise CkptError(
             "store_full",
             f"the checkpoint needs about {needed >> 20} MiB and {folder} has {free >> 20} MiB left; "
-            f"delete old checkpoints, or make the store larger (checkpoint_store_size_mib).{beside}",
+            f"delete old checkpoints, or make the store larger (checkpoint_store_size_mib).{hint}",
         )
 
 
 def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Manifest) -> None:
-    """Dump beside the checkpoint that is replaced, which is good until the new one is complete."""
+    """Dump next to the checkpoint that is replaced, which is good until the new one is complete."""
     record, runtime, layout = operation.record, operation.runtime, options.layout
     new = replacement.begin(layout)
     request = DumpRequest(new, options.leave_running, manifest.tcp_established, options.flags)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a node cannot beat: the cost of a CUDA context, copies to the GPU, and reading the checkpoint store.
 
-Each measurement runs in a child of its own: the driver starts fresh there, a hang can be killed, and GPU memory is free
-again when it ends. Rates are the best of several passes, since a ceiling is asked for; the context cost is a median.
+Each measurement runs in a child of its own. There the driver starts fresh, a hang can be killed, and the child's end
+frees the GPU's memory. Rates are the best of several passes, since a ceiling is asked for; the context cost is a median.
 """
 
 from __future__ import annotations

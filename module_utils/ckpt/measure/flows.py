@@ -72,7 +72,7 @@ def require_port_free(operation: Operation) -> None:
 
 
 class AliveWatch:
-    """Looks every second, beside the health polls, whether the server still has a process."""
+    """Looks every second, between the health polls, whether the server still has a process."""
 
     def __init__(self, runtime: Runtime, job: Job, on_end: Callable[[Job], None]) -> None:
         self._runtime = runtime

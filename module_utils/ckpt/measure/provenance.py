@@ -118,7 +118,7 @@ def packages(node: Node, python: str | None, paths: list[str], names: list[str])
 
 
 def weights(node: Node, path: str | None) -> dict[str, Any] | None:
-    """Returns what the weights are: files with their sizes in bytes, and the digests that were recorded beside them."""
+    """Returns what the weights are: files with their sizes in bytes, and the digests that were recorded next to them."""
     if path is None:
         return None
     files = [path] if os.path.isfile(node.path(path)) else node.glob(f"{path}/*")

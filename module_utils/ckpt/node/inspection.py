@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a node is: kernel, memory, mounts, cgroups, GPUs. Readers only; nothing here changes a node.
 
-Every reader takes a `Node`, which reads files below a root and runs commands, so that tests give it the recorded
-files and outputs of other machines.
+Every reader takes a `Node`, which reads files below a root and runs commands. So tests give it the recorded files and
+outputs of other machines.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def mount_at(node: Node, target: str) -> Mount | None:
 
 
 def cgroups(node: Node) -> str:
-    """Returns v2, hybrid (v1 controllers, some with v2 beside them), v1 or none."""
+    """Returns v2, hybrid (v1 controllers, some with v2 next to them), v1 or none."""
     kinds = {mount.fstype for mount in mounts(node) if mount.point.startswith("/sys/fs/cgroup")}
     if "cgroup" in kinds:
         return "hybrid" if "cgroup2" in kinds else "v1"

@@ -73,8 +73,8 @@ def identify(pid: int) -> Process:
 class Claim:
     """Who has a node.
 
-    `since` is in seconds of the epoch. `signs` is a folder that changes while the play goes on (None: there is none), and
-    `silence_s` how long that may fail to appear before the play counts as ended. `node` is what the play's inventory calls
+    `since` is in seconds of the epoch. `signs` is a folder that changes while the play goes on, or None. Without a change
+    for `silence_s` the play counts as ended. `node` is what the play's inventory calls
     this node; empty where that is not known.
     """
 

@@ -136,7 +136,7 @@ def _runtime(server: tuple[str, str], commands: Commands) -> Runtime:
 
 
 def _staged(folder: str) -> list[str]:
-    """Weights that a checkpoint has beside it."""
+    """Weights that a checkpoint has next to it."""
     try:
         raw = read_json(os.path.join(folder, NAME)) or {}
         return [path for path in map(str, raw.get("staged") or []) if os.path.basename(path).startswith("weights-")]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One operation on a node at a time, and nothing in force after it: not even after a kill.
 
-A module that works on a node is two processes. The worker does the work and holds the lock. Its guard, the process that Ansible
-started, holds the lock, too, and waits. If the worker is killed, the guard ends every command that is still under way, takes back
-what was set for them, and only then lets the lock go. If the guard is killed, the worker ends its work in good order.
+A module that works on a node is two processes. The worker does the work and holds the lock. Its guard, the process that
+Ansible started, holds the lock, too, and waits. If the worker is killed, the guard ends every command that is still under
+way, and takes back what was set for them. Only then it lets the lock go. If the guard is killed, the worker ends its work
+in good order.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from ..parsing import MAX_NUMBER, FormatError, parse_json, pick
 from .spec import Canary, Question, ServerSpec
 
 POLL_INTERVAL_S = 0.005
-# On the loopback a connection is made at once, or its first packet fell into a network that is still being restored;
-# the kernel would send the next one after a second.
+# On the loopback a connection is made at once, or its first packet fell into a network that is still being restored.
+# Then the kernel would send the next one after a second.
 CONNECT_TIMEOUT_S = 0.1
 HEALTH_READ_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 120.0
@@ -58,6 +58,7 @@ class _Stream:
     last_token: float | None = None
 
     def add(self, tokens: list[str]) -> None:
+        """Takes the tokens that have just come, and notes when."""
         if not tokens:
             return
         self.last_token = time.monotonic()
@@ -69,7 +70,7 @@ class _Stream:
 class Client:
     """HTTP to one server; every request has a connection of its own, so that none is open at a checkpoint.
 
-    The library is loaded beside what the module does first; `ready` waits for it.
+    The library is loaded during what the module does first; `ready` waits for it.
     """
 
     def __init__(self, spec: ServerSpec) -> None:
@@ -117,7 +118,7 @@ class Client:
             )
 
     def _make_client(self, httpx: Any) -> Any:
-        """The client. Raises httpx.InvalidURL or ValueError if one of the server's addresses is none."""
+        """The client. Raises httpx.InvalidURL or ValueError if the server has an address that cannot be one."""
         http = httpx.Client(
             base_url=self.spec.base_url,
             timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=5.0),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Engines: what servers of one kind have in common. A new one is an entry of ``ENGINES``, and a file of variables in role
-inference_server with the tasks that install it.
+"""Engines: what servers of one kind have in common.
 
-What an inventory can say of a single server (its command, paths, counter, hooks) is in its specification instead; engine
+A new one is an entry of ``ENGINES``, and a file of variables in role inference_server with the tasks that install it. What
+an inventory can say of a single server (its command, paths, counter, hooks) is in its specification instead. Engine
 ``command`` has nothing but that.
 """
 

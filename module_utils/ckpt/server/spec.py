@@ -82,7 +82,7 @@ class ServerSpec:
     question: Question | None = None
     # slimming mode → "before" and "after" → requests (path, JSON body or None)
     sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
-    # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU beside a restore
+    # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU during a restore
     staging_dir: str | None = None
     prefetch: list[str] = field(default_factory=list)
 

@@ -118,7 +118,7 @@ def of_session(leader: int) -> Belongs:
 
 
 class Container:
-    """What there is of a container beside podman's record of it: its processes, its monitor and its cgroups."""
+    """What there is of a container apart from podman's record of it: its processes, its monitor and its cgroups."""
 
     def __init__(self, identity: str) -> None:
         self.identity = identity
