@@ -11,8 +11,8 @@ DOCUMENTATION = r"""
 module: ckpt_checkpoint
 short_description: Checkpoint a running inference server
 description:
-  - Notes the canary's answer, the request counter and, where the server tells it, a digest of its memory, makes the server small if asked, dumps it, verifies the images, and
-    writes C(checkpoint.json), which a restore is compared with.
+  - Notes the canary's answer, the request counter and, where the server tells it, a digest of its memory.
+  - Makes the server small if asked, dumps it, verifies the images, and writes C(checkpoint.json), which a restore is compared with.
   - A checkpoint that fails leaves the server serving, or stops it if it does not answer any more, and deletes its images.
   - A checkpoint that lies in O(checkpoint.dir) is replaced when the new one is complete, and stays as it is if that fails.
     The store must hold both for that time.
@@ -90,8 +90,8 @@ EXAMPLES = r"""
 RETURN = r"""
 record:
   description:
-    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock,
-      sizes in C(bytes) are bytes, figures of C(stats) are as CRIU and podman give them (microseconds, pages).
+    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock.
+      Sizes in C(bytes) are bytes. Figures of C(stats) are as CRIU and podman give them (microseconds, pages).
     - T0 the command is started, T1 it returned, T2 every CUDA process runs, T3 first HTTP 200, T4 first token, T5 last token.
   returned: always, null where nothing was attempted
   type: dict

@@ -13,8 +13,8 @@ short_description: Claim a node for one play
 description:
   - Notes on the node which play uses it, and fails where another one does, with its name, run and process.
   - A claim is no change to the node, since it does not outlast the play.
-  - The claim of a play that has ended is void. The node knows that of its own processes, and the controller of its own, which its part of
-    this module (action_plugins/ckpt_claim.py) asks; of a play from another controller only its silence tells.
+  - The claim of a play that has ended is void. The node knows that of its own processes. The controller knows it of its
+    own, which its part of this module (action_plugins/ckpt_claim.py) asks. Of a play from another controller only its silence tells.
 author: gpuckpt contributors
 requirements:
   - root
@@ -83,7 +83,7 @@ EXAMPLES = r"""
 RETURN = r"""
 held:
   description:
-    - The claim of the other play, if the node could not be had; after a success, that of a play that ended without giving it up.
+    - The claim of the other play, if the node could not be had. After a success, that of a play that ended without giving it up.
     - Null where there is none. C(since) is in seconds of the epoch.
   returned: always
   type: dict

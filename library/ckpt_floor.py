@@ -11,8 +11,9 @@ DOCUMENTATION = r"""
 module: ckpt_floor
 short_description: Measure what no restore on this node can beat
 description:
-  - Measures the cost of a CUDA context in a fresh process (median of three), the rates of copies to the first GPU from pinned and
-    from ordinary memory (best of several), and the rates at which one and eight threads read the checkpoint store.
+  - Measures the cost of a CUDA context in a fresh process (median of three).
+  - Measures rates, the best of several each. Copies to the first GPU start in pinned and in ordinary memory, and one and eight threads
+    read the checkpoint store.
   - Calls the driver's library C(libcuda.so.1) in processes of its own, which hold GPU memory for a moment and are killed if they hang.
   - The report makes the floor line of each lane of it.
 author: gpuckpt contributors

@@ -11,8 +11,8 @@ DOCUMENTATION = r"""
 module: ckpt_images_info
 short_description: Tell size and soundness of the images of a checkpoint
 description:
-  - Adds up CRIU's image files by kind and checks them, the inventory's magic numbers and the size of every pages image
-    against the pagemaps that point into it.
+  - Adds up CRIU's image files by kind.
+  - Checks the inventory's magic numbers, and the size of every pages image against the pagemaps that point into it.
   - Reads only.
 author: gpuckpt contributors
 attributes:

@@ -10,8 +10,8 @@ short_description: Remember files before they are replaced, and put them back
 description:
   - With I(state=saved), records for each path whether it exists, and keeps a copy of a file or the target of a link.
     A path that was recorded before is left as first recorded, so it may run at every provision.
-  - With I(state=restored), brings every recorded path back to what it was, removes parent folders that did not exist
-    then and are empty now, and forgets the record.
+  - With I(state=restored), brings every recorded path back to what it was, and forgets the record. Parent folders that
+    did not exist then and are empty now are removed.
 options:
   name:
     description: Name of the record, by convention that of the role.

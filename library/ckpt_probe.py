@@ -11,10 +11,10 @@ DOCUMENTATION = r"""
 module: ckpt_probe
 short_description: Wait for an inference server and send it completions
 description:
-  - Polls the server's health every 5 ms, then sends completions, each on a connection of its own that is closed again,
-    and measures time to first token and duration.
+  - Polls the server's health every 5 ms, then sends completions, and measures time to first token and duration. Each has a
+    connection of its own that is closed again.
   - By default they are the canary, one after another. With O(concurrency), O(max_tokens) or O(bill) each has a prompt of
-    its own, the record notes when it was sent, and vLLM is told to answer at full length.
+    its own, and the record notes when it was sent. vLLM is then told to answer at full length.
   - Changes nothing but the server's request counter.
 author: gpuckpt contributors
 extends_documentation_fragment:
@@ -84,8 +84,8 @@ EXAMPLES = r"""
 RETURN = r"""
 record:
   description:
-    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock,
-      sizes in C(bytes) are bytes, figures of C(stats) are as CRIU and podman give them (microseconds, pages).
+    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock.
+      Sizes in C(bytes) are bytes. Figures of C(stats) are as CRIU and podman give them (microseconds, pages).
     - T0 the command is started, T1 it returned, T2 every CUDA process runs, T3 first HTTP 200, T4 first token, T5 last token.
   returned: always, null where nothing was attempted
   type: dict

@@ -12,15 +12,15 @@ module: ckpt_restore
 short_description: Restore a checkpoint, measure it, and prove it
 description:
   - Restores the server, polls its health every 5 ms while the restore runs, wakes it if it slept, and sends the canary prompt.
-  - It counts as a success only if the command ended with 0, the log shows no failed hook, every process is alive, every CUDA
-    process runs, the images hold the GPU's bytes, the request counter survived, the canary's tokens are those from before, and so is
-    the server's own digest of its memory, where it tells one.
+  - It counts as a success only if the command ended with 0 and the log shows no failed hook. Every process must be alive, every CUDA
+    process must run, and the images must hold the GPU's bytes. The request counter, the canary's tokens and, where the server tells
+    one, the digest of its memory must be those from before.
   - Files that are not what the dump wrote are refused before anything starts.
   - A restore that fails leaves no process of the server behind, and its port is free.
   - A restore onto a server that runs is refused, unless O(replace_running) asks for it.
 notes:
-  - A checkpoint is code that runs as root. Its images say what is in memory, which files are opened and whose rights the processes have,
-    and nothing in them can tell a good one from a hostile one. Restore only what you or somebody you trust has taken, and bring it
+  - A checkpoint is code that runs as root. Its images say what is in memory, which files are opened and whose rights the processes have.
+    Nothing in them can tell a good one from a hostile one. Restore only what you or somebody you trust has taken, and bring it
     on a way on which nobody can change it.
   - The folder of the checkpoint must be one that no other user can exchange, else the restore is refused.
 author: gpuckpt contributors
@@ -91,7 +91,7 @@ options:
     default: warm
   resident_pool:
     description:
-      - Run the build's C(gpuckpt-pool --no-contexts) beside the restore, as C(gpuckpt-pool.service) does on a node that has it.
+      - Run the build's C(gpuckpt-pool --no-contexts) during the restore, as C(gpuckpt-pool.service) does on a node that has it.
         The driver is initialised then before the clock starts; the pool is ended after the last token.
       - Needs V(patched) as O(criu.build). A pool that is not ready after 60 s, or ends early, fails the restore.
     type: bool
@@ -101,7 +101,7 @@ options:
       - Start C(server.prefetch), the program that brings staged weights to the GPU, together with the restore and within the measured
         time. The server takes the memory over when it wakes. Needs V(staged) as O(slimming).
       - With O(resident_pool) that program takes the place of the pool, and has made its contexts before the clock starts.
-      - A server that read its weights itself all the same fails the restore, since it was none beside a prefetch.
+      - If the server reads its weights itself all the same, no prefetch was measured, and the restore fails.
     type: bool
     default: false
   replace_running:
@@ -133,8 +133,8 @@ EXAMPLES = r"""
 RETURN = r"""
 record:
   description:
-    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock,
-      sizes in C(bytes) are bytes, figures of C(stats) are as CRIU and podman give them (microseconds, pages).
+    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock.
+      Sizes in C(bytes) are bytes. Figures of C(stats) are as CRIU and podman give them (microseconds, pages).
     - T0 the command is started, T1 it returned, T2 every CUDA process runs, T3 first HTTP 200, T4 first token, T5 last token.
   returned: always, null where nothing was attempted
   type: dict

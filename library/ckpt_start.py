@@ -50,8 +50,8 @@ EXAMPLES = r"""
 RETURN = r"""
 record:
   description:
-    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock,
-      sizes in C(bytes) are bytes, figures of C(stats) are as CRIU and podman give them (microseconds, pages).
+    - The measurement, schema version 1. Moments in C(t) and C(phases) are seconds since T0 on the node's monotonic clock.
+      Sizes in C(bytes) are bytes. Figures of C(stats) are as CRIU and podman give them (microseconds, pages).
     - T0 the command is started, T1 it returned, T2 every CUDA process runs, T3 first HTTP 200, T4 first token, T5 last token.
   returned: always, null where nothing was attempted
   type: dict

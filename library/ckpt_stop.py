@@ -29,8 +29,8 @@ attributes:
 options:
   left_behind:
     description:
-      - Stop, instead of the server itself, the running ones of either runtime that are named after it (its name, a hyphen,
-        anything), as the servers of a benchmark are. One that was broken off may have left them.
+      - Stop not the server itself, but the running ones of either runtime that are named after it (its name, a hyphen, anything).
+        The servers of a benchmark are. One that was broken off may have left them.
       - Containers that a checkpoint is restored into are stopped and kept.
     type: bool
     default: false
