@@ -1,7 +1,7 @@
 """Installs the collections of requirements.yml into .ansible/collections.
 
-They come out of the `ansible` wheel that requirements/collections.txt pins by hash, fetched by pip from the
-configured index: every byte is verified, and no access to Galaxy is needed. Where the index does not have the
+They come out of the `ansible` wheel that requirements/collections.txt pins by hash. pip fetches it from the
+configured index, verifies every byte, and needs no access to Galaxy. Where the index does not have the
 wheel, ansible-galaxy is asked.
 """
 

@@ -5,8 +5,8 @@
     podman_tree.py --debs FOLDER --prefix PREFIX TREE
 
 Downloads the packages with apt, which verifies them, and takes programs, their shared libraries and their licences; nothing
-is installed here. Programs find their libraries below PREFIX, where the tree must lie on the node: runc starts itself again
-from a copy in memory and with an empty environment, so neither a path relative to the program nor a variable would do.
+is installed here. Programs find their libraries below PREFIX, where the tree must lie on the node. A path relative to the
+program or a variable would not do. runc starts itself again from a copy in memory and with an empty environment.
 The C library is the node's; TREE/TREE.json names the oldest one that will do, and every package with its digest.
 
 Needs Python >= 3.11, apt-get and dpkg-deb.

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make a tree of Python distributions: a folder to put on PYTHONPATH of a node that cannot install anything.
 
-What the tree holds is named by a profile (trees/*.toml) and a lock file of pinned requirements with digests, so that the
-same tree comes out on any day. Distributions that the node's own Python has are left out.
+What the tree holds is named by a profile (trees/*.toml) and a lock file of pinned requirements with digests. So the same
+tree comes out on any day. Distributions that the node's own Python has are left out.
 
     wheel_tree.py lock  PROFILE LOCK             resolve with pip's configured index; write versions and SHA-256 digests
     wheel_tree.py fetch PROFILE LOCK WHEELS      download exactly those wheels (pip checks the digests)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Fetches CRIU's release archive from its project, for a machine whose distribution has no tarball of it (Ubuntu), and packs it
-# anew as Debian's tarball is packed: git makes the same tar of the same commit, and xz with these options the same bytes of it.
+# Fetches CRIU's release archive from its project, for a machine whose distribution has no tarball of it (Ubuntu). Packs it
+# anew as Debian's tarball is packed. Git makes the same tar of the same commit, and xz with these options the same bytes of it.
 # So the checksum of the tarball decides, whoever served it.
 # usage: fetch_upstream.sh TARBALL SHA256 URL
 set -eu

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Prints what a node has of CRIU: complete builds below ROOT (those with a BUILD.json), the newest first; the links there
-# and the FRONT, with their targets; and the distribution's own.
+# Prints what a node has of CRIU. First the complete builds below ROOT (those with a BUILD.json), the newest first. Then the
+# links there and the FRONT, with their targets, and the distribution's own.
 # usage: probe_node.sh ROOT FRONT
 # shellcheck disable=SC2012  # by time: only ls sorts so, and the names are digests
 ls -1t "$1"/*/BUILD.json 2>/dev/null | while read -r build; do

@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reference inference server: OpenAI-compatible, standard library only, no GPU.
 
-It stands in for a real inference server where there is none, and is fair about it: a cold start pays for the
-interpreter, for loading the weights, for checking their digest and for a warm-up, and every token reads one byte of
-every page of the weights, so that a page damaged by a checkpoint changes the answer.
+It stands in for a real inference server where there is none, and is fair about it. A cold start pays for the
+interpreter, for loading the weights, for checking their digest and for a warm-up. Every token reads one byte of every
+page of the weights, so that a page damaged by a checkpoint changes the answer.
 
 It speaks the part of vLLM's interface that gpuckpt uses (/health, /v1/completions, /metrics, /sleep, /wake_up,
-/is_sleeping, /collective_rpc), keeps the request counter in memory only, holds no file open once it is ready, and
-serves each connection on a thread of one single process. Python 3.9 or newer.
+/is_sleeping, /collective_rpc). The request counter is in memory only, and no file is open once it is ready. Each
+connection is served on a thread of one single process. Python 3.9 or newer.
 """
 
 from __future__ import annotations

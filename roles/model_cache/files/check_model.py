@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Compare a model's files with gpuckpt-model.json next to them, and with digests that are given: `check_model.py DIR JSON`.
 
-Names everything that is wrong in one message. A file is read once; digests of files that did not change since the last
-good comparison (size and time of change) are taken as compared, so that the second run is instant. Standard library only.
+Names everything that is wrong in one message. A file is read once. One whose size and time of change are those of
+the last good comparison is taken as compared, so that the second run is instant. Standard library only.
 """
 
 from __future__ import annotations

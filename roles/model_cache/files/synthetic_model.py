@@ -3,7 +3,7 @@
 """Write a model of a known architecture with random weights: the size and the work of the real one, without a hub.
 
 The weights depend on the seed alone, so every node makes the same file. Their spread is chosen so that greedy decoding
-wanders over the vocabulary: a model whose answer is one token over and over would not notice damaged memory.
+wanders over the vocabulary. A model whose answer is one token over and over would not notice damaged memory.
 
     synthetic_model.py --architecture qwen2-1.5b --seed 1 DEST
 
@@ -136,7 +136,7 @@ def make_weights(config: Any, seed: int) -> dict[str, Any]:
     with torch.device("meta"):
         model = getattr(transformers, config.architectures[0])(config)
         shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}
-    # Normals come from one thread a tensor, with the interpreter's lock released: the tensors are what is shared out, and
+    # Normals come from one thread a tensor, with the interpreter's lock released. The tensors are what is shared out, and
     # torch's own threads would only be in the way. The largest begin, so that none is left to the end.
     torch.set_num_threads(1)
     largest_first = sorted(shapes, key=lambda name: -math.prod(shapes[name]))

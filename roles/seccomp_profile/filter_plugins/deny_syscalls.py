@@ -35,7 +35,7 @@ def deny_syscalls(profile_json: str, names: list[str], origin: str) -> dict[str,
 
 
 def parse(profile_json: str, origin: str) -> dict[str, Any]:
-    """Returns the profile as an object; raises AnsibleFilterError if it is none."""
+    """Returns the profile as an object; raises AnsibleFilterError if it is not one."""
     try:
         profile = json.loads(profile_json)
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Give vLLM's sleep mode the levels that suit a checkpoint (entry point group `vllm.general_plugins`).
 
-vLLM 0.25.1 has a registry of backends but no argument to choose one, so this takes the place of the default one, whose
+vLLM 0.25.1 has a registry of backends but no argument to choose one. So this takes the place of the default one, whose
 levels 1 and 2 it keeps. Leave it out with VLLM_PLUGINS="".
 
 vLLM loads this into every one of its processes: only the one that sleeps imports the backend, and CUDA with it. The

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A sleep-mode backend for vLLM that makes an engine small for a checkpoint.
 
-vLLM's own backend knows two levels, and both cost a checkpoint dearly: level 1 copies the weights into pinned host memory,
-which CRIU restores as shared memory in one stream; level 2 loses them. This backend keeps both as they are and adds:
+vLLM's own backend knows two levels, and both cost a checkpoint dearly. Level 1 copies the weights into pinned host memory,
+which CRIU restores as shared memory in one stream. Level 2 loses them. This backend keeps both as they are and adds:
 
     level 3   release the KV cache, leave the weights on the GPU: nothing is copied at all
     level 4   write the weights to a file in GPUCKPT_STAGING_DIR and release all; waking takes them from a program that brought

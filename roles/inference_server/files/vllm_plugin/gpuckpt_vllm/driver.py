@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The part of the CUDA driver's interface that staged weights need, every call checked.
 
-The driver and not the runtime: it knows memory that can be handed to another process, it needs no PyTorch, and so the program
+The driver and not the runtime: it knows memory that can be handed to another process, and needs no PyTorch. So the program
 that prefetches weights (prefetch.py) and the engine that takes them (backend.py) share this and nothing else. Names and
 numbers are those of cuda.h; sizes are bytes.
 """

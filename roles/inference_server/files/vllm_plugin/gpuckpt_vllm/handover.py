@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How GPU memory changes hands: file descriptors through a socket next to the weights file.
 
-Whoever has the weights on the GPU listens there; whoever wants them connects, and receives one descriptor for each allocation, in
-the order of the layout. Nobody listening, or an end before the last one, means: read the file yourself.
+Whoever has the weights on the GPU listens there. Whoever wants them connects, and receives one descriptor for each
+allocation, in the order of the layout. Nobody listening, or an end before the last one, means: read the file yourself.
 """
 
 from __future__ import annotations

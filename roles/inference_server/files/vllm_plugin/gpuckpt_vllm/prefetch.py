@@ -6,14 +6,15 @@
     prefetch.py --standby                   the file's name comes on standard input, later
 
 A restore leaves the bus idle: CRIU rebuilds processes, then the driver rebuilds a context. Meanwhile this program makes a
-context of its own, copies the weights into memory of its own, and hands that memory to the engine when it wakes; the engine
+context of its own, and copies the weights into memory of its own. It hands that memory to the engine when it wakes, which
 maps it where its weights were, and copies nothing. Start it together with the restore. Without it, or if it fails, the
 engine reads the file itself.
 
-Made during a restore, a context takes 0.26 to 0.30 s and lengthens the driver's part of it by 0.14 s (three restores on an
-H100: reports/published/h100-native). With --standby it is made beforehand, on every GPU, and takes 0.6 GiB there meanwhile.
+Made during a restore, a context takes 0.26 to 0.30 s and lengthens the driver's part of it by 0.14 s. So it was in three
+restores on an H100 (reports/published/h100-native). With --standby it is made beforehand, on every GPU, and takes 0.6 GiB
+there meanwhile.
 
-It stays until standard input ends, or for --linger seconds after the handover: the end of a context keeps the driver busy,
+It stays until standard input ends, or for --linger seconds after the handover. The end of a context keeps the driver busy,
 which the server's first tokens would feel. One line each on standard output: `standby`, `ready`, then `taken`, with moments
 on the monotonic clock in seconds, and sizes in bytes. Standard library only.
 """

@@ -2,7 +2,7 @@
 """GPU memory to a file and back at the speed of the bus.
 
 The bus is fast only from pinned memory, and to pin the file's own pages and let them go takes longer than to copy them. So
-threads read the file piece by piece into a few small pinned buffers: while one buffer is on the bus, its thread fills the
+threads read the file piece by piece into a few small pinned buffers. While one buffer is on the bus, its thread fills the
 other. Measured on an H200: reports/published/h200-native/staged-weights.txt.
 """
 
