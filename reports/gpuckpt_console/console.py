@@ -125,8 +125,8 @@ def run_plays(plays: Sequence[str], options: Sequence[str]) -> int:
 class Interruption:
     """What Ctrl-C and SIGTERM do.
 
-    The first one lets a benchmark end in an orderly way: the play finds the stop file, lets the measurement under way end,
-    stops servers, keeps records and makes the report. The second one, or the first where nothing is being measured, ends
+    The first one lets a benchmark end in an orderly way. The play finds the stop file and lets the measurement under way
+    end. It stops servers, keeps records and makes the report. The second one, or the first where nothing is being measured, ends
     Ansible at once.
     """
 

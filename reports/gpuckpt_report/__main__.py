@@ -150,8 +150,8 @@ def summary(arguments: argparse.Namespace) -> int:
 def history(arguments: argparse.Namespace) -> int:
     """Shows a lane over all runs, oldest first, with the changes found and those that were accepted.
 
-    Exit status with --check: 7 if there is a change that no accepted shift explains, or if the newest run has no good
-    record of the lane; else 0.
+    Exit status with --check: 7 if no accepted shift explains a change, or the newest run has no good record of the lane.
+    Else 0.
     """
     from gpuckpt_report.analysis import history as lanes
 
@@ -240,8 +240,8 @@ def validate(arguments: argparse.Namespace) -> int:
 def compare_runs(arguments: argparse.Namespace) -> int:
     """Tells which lanes became faster or slower from one side to another; a gate for CI.
 
-    Exit status: 0 no lane became slower, and a change of 10 % would have been found; 4 a lane became slower, fails now
-    or is gone; 5 it cannot be told; 1 the sides did not measure the same thing.
+    Exit status 0: no lane became slower, and a change of 10 % would have been found. 4: a lane became slower, fails now
+    or is gone. 5: it cannot be told. 1: the sides did not measure the same thing.
     """
     from gpuckpt_report.analysis import compare
 

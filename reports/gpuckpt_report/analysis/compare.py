@@ -2,8 +2,8 @@
 """Change detection between two sides, lane by lane: a gate for CI.
 
 A machine that runs the same code twice, minutes apart, differs from itself by more than its samples within a run tell.
-So two runs alone say nothing. There are three ways to know more: several runs of each side, whose spread between runs
-is the yardstick; a control lane that did not change, measured in both runs; or both builds as lanes of one run.
+So two runs alone say nothing. There are three ways to know more. Several runs of each side have a spread between runs,
+which is the yardstick. A control lane that did not change is measured in both runs. Or both builds are lanes of one run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Many hosts as one: how a lane's times lie over hosts, how far hosts differ, and which of them stand out.
 
-A host counts once, with the median of its good starts: starts of one host share its hardware and are no independent
+A host counts once, with the median of its good starts. Starts of one host share its hardware and are no independent
 samples of a fleet. Intervals are therefore made of one number a host, and there is none below six hosts.
 Only what this needs of each record is kept, so a thousand hosts fit into memory.
 """

@@ -2,8 +2,8 @@
 """A lane over all runs: its levels, the changes between them, and the shifts that somebody accepted.
 
 A run is one value, the logarithm of its median, as in ``compare``: what drifts from run to run counts in full. After
-each run, every place that leaves ``compare.RUNS_A_SIDE`` runs on both sides is tried as the place of a change, with the
-spread between runs as the yardstick. A change starts a new level, and so does an accepted shift.
+each run, every place that leaves ``compare.RUNS_A_SIDE`` runs on both sides is tried as the place of a change. The spread
+between runs is the yardstick. A change starts a new level, and so does an accepted shift.
 """
 
 from __future__ import annotations

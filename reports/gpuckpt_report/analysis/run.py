@@ -185,7 +185,7 @@ def analyse(run: RunFolder, hosts: Collection[str] | None = None) -> RunAnalysis
     """Computes the figures of a run from its records.
 
     :param hosts: names of the hosts to look at; None for all, whose records are then in memory at once
-    :raises ReportError: if the run has no records yet, or knows none of these hosts
+    :raises ReportError: if the run has no records yet, or names no such host
     """
     manifest = run.manifest()
     by_host: dict[str, list[Record]] = {host: [] for host in manifest.hosts_asked}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Statistics on small samples: order statistics, and intervals whose coverage test_stats.py simulates.
 
-Nothing here knows what is measured. Below six samples there is no interval: even from the least to the greatest of five
+Nothing here knows what is measured. Below six samples there is no interval. Even from the least to the greatest of five
 it would hold the median in 94 % of cases only. The values are shown instead.
 """
 
@@ -132,8 +132,9 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = 
 
 
 def paired_ratio(rounds: Sequence[tuple[float | None, float | None]], seed: int = 0, comparisons: int = 1) -> Ratio:
-    """Ratio of medians of two samples taken side by side in rounds: whole rounds are drawn, so that what slowed both
-    in one round does not widen the interval.
+    """Ratio of medians of two samples taken side by side in rounds.
+
+    Whole rounds are drawn, so that what slowed both in one round does not widen the interval.
 
     :param rounds: (numerator, denominator) of each round; None where that one failed
     :param comparisons: number of ratios that are looked at together; so many intervals hold all together with 95 %
@@ -257,7 +258,7 @@ def _resample(samples: Array, generator: np.random.Generator) -> Array:
 def _estimated(value: float, drawn: Array, least: int, comparisons: int, paired: bool) -> Ratio:
     """Student's interval of the logarithm, with the standard error that the bootstrap gives.
 
-    Quantiles of the bootstrap itself end at the samples: with six samples and nine lanes they named a winner among
+    Quantiles of the bootstrap itself end at the samples. With six samples and nine lanes they named a winner among
     identical lanes in 18 of 100 runs.
     """
     estimate = LogEstimate(math.log(value), float(np.log(drawn).std(ddof=1)), least - 1)

@@ -84,7 +84,7 @@ LaneName = Annotated[
     str, Field(max_length=LANE_NAME_LENGTH), _named(LANE_NAME, "must be lower-case words joined by '-'")
 ]
 SwitchName = Annotated[str, _named(SWITCH_NAME, "must be the name of a switch, CRIU_*")]
-# one message for what is none of them, not one for each
+# one message for a value of another type, not one for each type
 SwitchValue = Annotated[str | int | float | bool, BeforeValidator(_plain)]
 Seconds = Annotated[float, Field(ge=0)]
 Bytes = Annotated[int, Field(ge=0)]
@@ -99,8 +99,8 @@ class Model(BaseModel):
 class Timeline(Model):
     """Moments on the node's monotonic clock, in seconds since T0; null where a run did not get that far.
 
-    T0 command started, T1 it returned, T2 every CUDA process RUNNING, T3 first HTTP 200 of /health,
-    T4 first token of the canary, T5 its last token.
+    T0: the command started. T1: it returned. T2: every CUDA process is RUNNING. T3: first HTTP 200 of /health.
+    T4: first token of the canary. T5: its last token.
     """
 
     T0: Annotated[float, Field(ge=0, le=0)] = 0.0
@@ -167,8 +167,8 @@ class Request(Model):
 class Bill(Model):
     """What a record has to do with the bill of a start (docs/records.md): the start itself, or its server under load.
 
-    A probe has the moment that was asked for and the one at which its first request was sent, in seconds after the start
-    command had returned and the canary was answered.
+    A probe has the moment that was asked for and the one at which its first request was sent. Both are in seconds since
+    the start command had returned and the canary was answered.
     """
 
     started: Start
@@ -274,7 +274,7 @@ class Record(Model):
         if self.kind == "probe" and self.status == "ok" and self.bill is not None:
             errors += _bill_errors(self.bill, self.requests)
         if self.kind in MEASURED_KINDS and self.bill is not None and not self.warmup:
-            errors.append("a start of the bill is none of the schedule, and must be marked as warm-up")
+            errors.append("a start of the bill is not of the schedule, and must be marked as warm-up")
         if bool(self.floor) != (self.kind == "floor" and self.status == "ok"):
             errors.append("ok records of kind floor, and only they, carry floor quantities")
         if errors:

@@ -83,7 +83,7 @@ class RunFolder:
     def append(self, records: Iterable[Record]) -> Ingested:
         """Appends those records that are not there yet, durably, before returning.
 
-        A record is the same one if run, host, seq and kind agree; one that then differs in content is refused, since a
+        A record is the same one if run, host, seq and kind agree. One that then differs in content is refused, since a
         measurement cannot change afterwards.
         """
         result = Ingested()

@@ -2,7 +2,7 @@
 """What a run says of one host, in sentences: the same ones in HTML, Markdown, on the console and in README.
 
 A lane is called faster than another only where their ratio's interval excludes 1. All pairs of lanes count as looked at
-(Bonferroni), so that among lanes which do not differ a winner is named in at most 5 of 100 runs.
+(Bonferroni). So among lanes that do not differ a winner is named in at most 5 of 100 runs.
 """
 
 from __future__ import annotations
