@@ -1,6 +1,6 @@
 #!/bin/sh
-# mypy on all Python but the tests: the report package, plug-ins, modules, module_utils under the name Ansible gives it,
-# what roles bring to nodes, and the checks.
+# mypy on all Python but the tests: the report package, plug-ins, modules, what roles bring to nodes, and the checks.
+# module_utils is checked under the name that Ansible gives it.
 set -eu
 cd -- "$(dirname -- "$0")/.."
 

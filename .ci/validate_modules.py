@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checks the documentation and arguments of library/ with ansible-core's own validate-modules.
 
-That tool wants a collection, so a throw-away one is laid out in build/: modules, module_utils and fragments of documentation
-with the imports and names that a collection would have. Exits 1 when a module has an error.
+That tool wants a collection, so a throw-away one is laid out in build/. It has modules, module_utils and fragments of
+documentation, with the imports and names of a collection. Exits 1 when a module has an error.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ COLLECTION = TREE / "ansible_collections" / "gpuckpt" / "node"
 TOOL = Path(ansible_test.__file__).parent / "_util/controller/sanity/validate-modules/validate.py"
 INSIDE = "ansible_collections.gpuckpt.node.plugins.module_utils.ckpt"
 FRAGMENT = re.compile(r"^(  - )(ckpt(?:\.\w+)?)$", re.MULTILINE)
-# What the tool asks of Ansible's own collections: a version of the collection, a licence in its words (ours is an
-# SPDX line), an author with an account on a certain host.
+# What the tool asks of Ansible's own collections: a version of the collection, and an author with an account on a certain
+# host. It also wants the licence in its words; ours is an SPDX line.
 NOT_OURS = re.compile("module-invalid-version-added|missing-gplv3-license|Invalid author")
 
 
