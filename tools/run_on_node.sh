@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Runs the project on a GPU node that reaches no registry, from a checkout and an offline bundle, in steps that can be
-# given in separate calls: what a step has made stays in WORK, and a benchmark that was cut short goes on where it was.
+# Runs the project on a GPU node that reaches no registry, from a checkout and an offline bundle. Its steps can be given in
+# separate calls. What a step has made stays in WORK, and a benchmark that was cut short goes on where it was.
 #
 #   tools/run_on_node.sh STEP...
 #
@@ -14,11 +14,20 @@
 #   bench       bench.yml, new or continued
 #   results     copy the run to OUT: records, manifest, report, logs of CRIU and of the server; nothing of the images
 #
-# Environment: BUNDLE (.bundle), WORK (/var/tmp/gpuckpt), OUT (WORK/out), GPUCKPT_NODE_PYTHON (python3: 3.12 with PyTorch and
-# httpx), MODEL (gpuckpt_model of every play; the inventory's if empty), EXTRA (further arguments of every ansible-playbook),
-# BUDGET_S (seconds after which bench begins no further entry, 0 for no end), LANES (regular expression), RUN_ID (a run is of
-# one MODEL: the next one needs another, or WORK/run-id removed), PODMAN (yes if the bundle holds podman: containers are provisioned,
-# and the lanes podman-* are there), TRY (plain cuda: what the step containers tries), PLAY_S (seconds that a play may take, 0 for no end).
+# Environment:
+#
+#   BUNDLE                the bundle (.bundle)
+#   WORK                  where the steps work (/var/tmp/gpuckpt)
+#   OUT                   what is to be brought home (WORK/out)
+#   GPUCKPT_NODE_PYTHON   an interpreter, 3.12 with PyTorch and httpx (python3)
+#   MODEL                 gpuckpt_model of every play (the inventory's)
+#   EXTRA                 further arguments of every ansible-playbook
+#   BUDGET_S              seconds after which bench begins no further entry, 0 for no end
+#   LANES                 regular expression of the lanes to measure
+#   RUN_ID                the run; it is of one MODEL: the next one needs another, or WORK/run-id removed
+#   PODMAN                yes if the bundle holds podman: containers are provisioned, and the lanes podman-* are there
+#   TRY                   what the step containers tries (plain cuda)
+#   PLAY_S                seconds that a play may take, 0 for no end
 set -euo pipefail
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

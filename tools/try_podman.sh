@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Checkpoints and restores small programs in containers as provision.yml set podman up on this node, before a server is
-# tried that takes a minute to start. Says for each what it did, or shows what CRIU's log has to say.
+# Checkpoints and restores small programs in containers, with podman as provision.yml set it up on this node. So faults show
+# before a server is tried that takes a minute to start. Says for each what it did, or shows what CRIU's log has to say.
 #
 #   tools/try_podman.sh VARIANT...
 #
@@ -9,8 +9,13 @@
 #   cuda              one that holds GPU memory, and checks it in each turn
 #   cuda-privileged   the same with --privileged
 #
-# Environment: ROOTFS (/mnt/gpuckpt-rootfs), PYTHON (the interpreter in the container), SWITCHES (CRIU_* settings of a lane, one a
-# word), LIMIT_S (60: for a start, a checkpoint and a restore each), OUT (a folder for CRIU's logs).
+# Environment:
+#
+#   ROOTFS     root of the containers (/mnt/gpuckpt-rootfs)
+#   PYTHON     the interpreter in the container
+#   SWITCHES   CRIU_* settings of a lane, one a word
+#   LIMIT_S    seconds for a start, a checkpoint and a restore each (60)
+#   OUT        a folder for CRIU's logs
 set -euo pipefail
 
 name=gpuckpt-try-podman

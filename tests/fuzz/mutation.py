@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 LARGEST = 1 << 18
-# what has broken parsers before: numbers at edges, text that is none, nesting, lengths that lie
+# what has broken parsers before: numbers at edges, bytes that are no text, nesting, lengths that lie
 TOKENS = (
     b"NaN",
     b"-Infinity",

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Runs a command as on a node of its own: ROOT is the lower layer of an overlay that becomes the root (as on a machine that is
-# itself a container, /run included), in own mount, process and network namespaces: of networks it has loopback alone. The project is seen
-# through an overlay, too, so that nothing of it is written, and FOLDERS (colons between them: the controller's Python, say) as they are,
-# read-only. What is mounted here is gone when the command has ended; what it wrote lies in SCRATCH.
+# Runs a command as on a node of its own, in own mount, process and network namespaces. ROOT is the lower layer of an overlay that
+# becomes the root, /run included, as on a machine that is itself a container. Of networks it has loopback alone. The project is seen
+# through an overlay, too, so that nothing of it is written. FOLDERS (colons between them), such as the controller's Python, are seen
+# as they are, read-only. What is mounted here is gone when the command has ended; what it wrote lies in SCRATCH.
 #
 #   bare_node.sh ROOT SCRATCH PROJECT FOLDERS COMMAND [ARGUMENT ...]
 set -euo pipefail

@@ -2,10 +2,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # A fake GPU node, for the tests of the driver's installation: runs a command while SCRATCH/node is a machine that says to have an H100.
 #
-# Its root is an overlay on ROOT, kept from call to call in SCRATCH, so that neither ROOT nor this machine is changed. Fakes: the GPU
-# in a /sys that has nothing else; what /proc says of modules, the driver, the boot and the kernel's release (SCRATCH/kernel, boot_id, osrelease, which the
-# stand-ins for modprobe and reboot write; all else leads to the real one); the repository of stand-in packages at /srv/nvidia. The command runs beside it, in
-# own mount, process and network namespaces, and reaches it by chroot.
+# Its root is an overlay on ROOT, kept from call to call in SCRATCH, so that neither ROOT nor this machine is changed. The command
+# runs next to it, in own mount, process and network namespaces, and reaches it by chroot.
+#
+# These are fakes:
+#   the GPU, in a /sys that has nothing else
+#   what /proc says of modules, driver, boot and the kernel's release; the stand-ins for modprobe and reboot write it to SCRATCH/kernel,
+#   boot_id and osrelease, and all else leads to the real one
+#   the repository of stand-in packages at /srv/nvidia
 #
 #   gpu_node.sh ROOT SCRATCH REPOSITORY COMMAND [ARGUMENT ...]
 set -euo pipefail

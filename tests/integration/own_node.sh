@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: GPL-3.0-or-later
-# Runs a command as on a machine of its own that looks like this one: an overlay on / is the root, /run, /tmp, /dev/shm and podman's
-# storage are empty, and process numbers, mounts and IPC are separate. So it can be provisioned while this machine is, too. The project is
+# Runs a command as on a machine of its own that looks like this one. An overlay on / is the root. /run, /tmp, /dev/shm and podman's
+# storage are empty. Process numbers, mounts and IPC are separate. So it can be provisioned while this machine is, too. The project is
 # this machine's. PREPARE (a shell command) still has this machine's network, for packages, and so needs ports of its own. COMMAND has
 # loopback alone.
 # What provisioning puts on this machine is not seen there, whether it is there now or later.

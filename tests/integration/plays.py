@@ -115,7 +115,7 @@ def node_state() -> dict[str, Any]:
 
 
 def mounts() -> list[str]:
-    """Returns the mount points, but for podman's and those of tests that run beside these, in the folder for temporary files."""
+    """Returns the mount points, but for podman's and what other tests have mounted in the folder for temporary files."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return sorted(point for point in points if point != PODMANS_OWN and not point.startswith(tempfile.gettempdir()))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node without podman, whose root is an overlay, gets podman from a bundle: real containers are checkpointed and restored there.
 
-The node is a minimal root of this machine's distribution in namespaces of its own (bare_node.sh): its kernel and cgroups are this
-machine's, which therefore need not be provisioned, and is left as it is.
+The node is a minimal root of this machine's distribution in namespaces of its own (bare_node.sh). Its kernel and cgroups are this
+machine's. So this machine need not be provisioned, and is left as it is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Role nvidia_driver installs a driver: real apt, keys, pins and holds, on a node whose GPU and whose driver are fakes.
 
-The node is a minimal root of this machine's distribution behind a chroot (gpu_node.sh), the packages are stand-ins (driver_repository.py):
-nothing of this machine's packages, /etc or /sys is touched, and no driver of NVIDIA is run.
+The node is a minimal root of this machine's distribution behind a chroot (gpu_node.sh). The packages are stand-ins
+(driver_repository.py). Nothing of this machine's packages, /etc or /sys is touched, and no driver of NVIDIA is run.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class GpuNode:
     repository: Repository
 
     def run(self, *command: str, timeout_s: int = HANGS_S) -> Played:
-        """Runs a command beside the node."""
+        """Runs a command next to the node."""
         argv = [str(HERE / "gpu_node.sh"), str(self.root), str(self.scratch), str(self.repository.folder), *command]
         return perform(argv, timeout_s)
 

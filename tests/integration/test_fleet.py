@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two nodes reached over ssh, by an ordinary user with sudo: provisioned from a bundle, measured side by side, one of them lost on the way.
+"""Two nodes reached over ssh, by an ordinary user with sudo.
 
-A node is a minimal root of this machine's distribution in namespaces of its own (bare_node.sh) and has no network: ssh speaks to its
-server through a pipe. Everything else is as in a fleet: real sshd, real sudo, files copied, records fetched.
+They are provisioned from a bundle and measured side by side, and one of them is lost on the way. A node is a minimal root of this
+machine's distribution in namespaces of its own (bare_node.sh). It has no network: ssh speaks to its server through a pipe. Everything else is as in a fleet: real sshd, real sudo, files copied, records fetched.
 """
 
 from __future__ import annotations

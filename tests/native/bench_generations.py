@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a checkpoint of a restored process takes, three generations deep, and what copies of one checkpoint share.
 
-Each round starts a process with N GiB of random memory, checkpoints it, and three times over restores it, lets it change some
-pages, and checkpoints it again: by stock CRIU, and mapped with either way of CRIU_MAPPED_REDUMP. Older images are deleted before
-the next restore. Then 1 to 4 copies of one checkpoint are restored beside each other, each reads all of its memory, and their
-Pss is added up. Modes take turns, in another order each round; digests are compared after every restore. One JSON object per
+Each round starts a process with N GiB of random memory and checkpoints it. Three times over it restores it, lets it change some
+pages, and checkpoints it again. It does so by stock CRIU, and mapped with either way of CRIU_MAPPED_REDUMP. Older images are
+deleted before the next restore. Then 1 to 4 copies of one checkpoint are restored at the same time. Each reads all of its memory,
+and their Pss is added up. Modes take turns, in another order each round; digests are compared after every restore. One JSON object per
 sample goes to --output, tables of medians to stdout. Needs root, only the standard library and gcc.
 """
 

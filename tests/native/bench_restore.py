@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Restore times of a process with N GiB of random memory, by bare CRIU: stock against the switches of the patched build.
 
-Each memory size is checkpointed once, by stock CRIU; then the variants restore it in turn, in another order each round, so
-that what changes on the machine meanwhile hits them all alike. One JSON object per restore goes to --output, a table of
-medians to stdout. Needs root, only the standard library, and gcc where no compiled programs/heap.c lies beside it (the kit
+Each memory size is checkpointed once, by stock CRIU. Then the variants restore it in turn, in another order each round. So
+what changes on the machine meanwhile hits them all alike. One JSON object per restore goes to --output, a table of
+medians to stdout. Needs root, only the standard library, and gcc where no compiled programs/heap.c lies next to it (the kit
 of cuda/Makefile has one). No CUDA plugin is loaded, so a GPU in the machine takes no part.
 """
 
@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--disk", type=Path, help="a folder on a disk for a copy of the images, for --cache dropped")
     parser.add_argument("--output", type=Path, required=True, help="JSON lines, appended")
     parser.add_argument(
-        "--heap", type=Path, help="the compiled workload; default: `heap` beside this file, or compile it"
+        "--heap", type=Path, help="the compiled workload; default: `heap` next to this file, or compile it"
     )
     parser.add_argument("--gib", type=float, nargs="+", default=[1, 3])
     parser.add_argument("--kind", nargs="+", choices=["private", "shared", "scattered"], default=["private"])

@@ -97,7 +97,7 @@ def image_ranges(pid: int) -> list[tuple[int, int]]:
 
 
 def own_bytes(images: Path) -> int:
-    """What the checkpoint takes beside the bases that it shares with older ones."""
+    """What the checkpoint takes apart from the bases that it shares with older ones."""
     return sum(path.stat().st_size for path in images.iterdir() if not path.name.startswith("mapped-base-"))
 
 

@@ -2,8 +2,8 @@
 """Random memory layouts survive a checkpoint, whatever restores them.
 
 GPUCKPT_NATIVE_SEEDS sets the number of layouts (default 40; `make -C native check-full` runs 200). Each of them is
-checkpointed by stock CRIU once and restored by every variant; two of four are checkpointed again by the patched
-build from their mapped life, and that checkpoint restored by stock CRIU alone. With an odd seed most memory is inherited,
+checkpointed by stock CRIU once and restored by every variant. Two of four are checkpointed again by the patched
+build from their mapped life, and that checkpoint is restored by stock CRIU alone. With an odd seed most memory is inherited,
 and stands aside; with an even one it is mapped.
 """
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """CRIU's own tests: unit tests, compel, and the part of ZDTM that can pass on a machine without CAP_SYS_RESOURCE.
 
-By default ZDTM runs with mapping and threads on, as that is what our patches change most; GPUCKPT_NATIVE_FULL=1
+By default ZDTM runs with mapping and threads on, as that is what our patches change most. GPUCKPT_NATIVE_FULL=1
 (`make -C native check-full`) adds stock, all switches off, each feature alone, iterated checkpoints, and the flavour
 with namespaces.
 """

@@ -6,7 +6,7 @@
     pairs.py --table FILE … [--markdown]                       print what files say
 
 `bench.yml` runs once, for the manifest. Then one short run follows another, an old side and a new one in turn. A run is
-what bench.yml does, without Ansible between the restores: the same modules start the server, take its checkpoint and
+what bench.yml does, without Ansible between the restores. The same modules start the server, take its checkpoint and
 restore it in the lanes `old` and `new`. With ``--slow-down`` the lane `new` of the new side is slowed: CRIU sleeps for
 that share of the lane's median before it restores. That changes the build, so it runs in a node of its own alone
 (README.md has the command).

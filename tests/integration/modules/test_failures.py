@@ -54,8 +54,8 @@ time.sleep(600)
 
 
 @contextmanager
-def beside(program: str, argument: int) -> Iterator[None]:
-    """A Python program that runs beside the test, from its first line of output on."""
+def running(program: str, argument: int) -> Iterator[None]:
+    """A Python program that runs during the test, from its first line of output on."""
     command = [sys.executable, "-c", program, str(argument)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -234,7 +234,7 @@ def test_a_server_that_cannot_be_dumped_now_is_told_why(call: Call, process_serv
     assert result["reason"] == "server_unhealthy"
     assert f"kill -CONT {pid}" in result["msg"]
     assert "raise" not in result["msg"]
-    with beside(TRACER, pid):
+    with running(TRACER, pid):
         result = call("ckpt_checkpoint", **options)
     assert result["reason"] == "not_restorable"
     assert "is traced by process" in result["msg"]
@@ -258,7 +258,7 @@ def test_what_keeps_a_checkpoint_from_being_restored_is_told(call: Call, process
     pid = pid_of(process_server)
     assert call("ckpt_checkpoint", **options)["reason"] is None
     thread = next(number for name in os.listdir(folder / "images") if (number := core_number(name)) not in (None, pid))
-    with beside(THREAD_WITH_NUMBER, thread):
+    with running(THREAD_WITH_NUMBER, thread):
         result = call("ckpt_restore", **options)
     assert result["reason"] == "pid_taken"
     assert f"process number {thread} of the checkpoint is in use by a thread" in result["msg"]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 MAPPED = {"CRIU_MAPPED_RESTORE": "1", "CRIU_MAPPED_SCOPE": "all"}
 STANDALONE = Criu("patched", {**MAPPED, "CRIU_MAPPED_REDUMP": "standalone"})
 DELTA = Criu("patched", {**MAPPED, "CRIU_MAPPED_REDUMP": "delta"})
-# Each kind of memory and of files that a dump writes, and beside it what it does not. A signal makes it change 8 MiB.
+# Each kind of memory and of files that a dump writes, and next to it what it does not. A signal makes it change 8 MiB.
 HOLD_ALL_KINDS = """
 MIB = 1 << 20
 private = mmap.mmap(-1, 40 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

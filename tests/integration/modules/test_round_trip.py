@@ -78,7 +78,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def shared_memory_files() -> set[str]:
-    """Files in shared memory, but for those of the native tests, which may run beside these."""
+    """Files in shared memory, but for those of the native tests, which may run at the same time."""
     return {name for name in os.listdir("/dev/shm") if not name.startswith("torture-")}
 
 

@@ -6,7 +6,8 @@
  * A target that calls cuInit gets a restore thread and a control block at a fixed address. Whoever checkpoints it finds
  * that block by process_vm_readv, as the real driver finds its own by other means; CRIU carries it in the images. "GPU
  * memory" is a file per allocation. A checkpoint makes the restore thread read the files into fresh anonymous memory
- * and delete them; a restore writes them again: the target's address space grows and shrinks as under the real driver.
+ * and delete them. A restore writes them again. So the target's address space grows and shrinks as under the real
+ * driver.
  *
  * Environment:
  *   GPUCKPT_FAKE_DIR         folder of the "GPU memory" (required in the target)

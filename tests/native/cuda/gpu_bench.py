@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Measures checkpoint and restore of a process with GPU data, by bare CRIU, variant by variant, interleaved.
 
-One JSON line per operation is appended to --out (the first line of a run is its manifest); a table of medians follows on
-standard output. An operation counts as ok only when criu exited 0, the driver says RUNNING, the digest of the GPU's
-memory is the one from before the dump, and the counter went on. Needs root, no network, only the standard library.
+One JSON line per operation is appended to --out; the first line of a run is its manifest. A table of medians follows on
+standard output. An operation counts as ok only when criu exited 0, the driver says RUNNING, and the counter went on. The
+digest of the GPU's memory must be the one from before the dump, too. Needs root, no network, only the standard library.
 Nothing waits longer than --op-limit-s: the first hang is recorded and ends the run.
 
     gpu_bench.py --stock HOME --patched HOME --workload gpu_workload --out samples.jsonl --gib 8 --rounds 10
@@ -51,8 +51,10 @@ ALL = DRIVER_API | MAPPED | THREADS | POPULATE | QUICK_FREEZE
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run CRIU: a build, its switches, whether a resident pool runs beside it and with which options, and whether each
-    GPU's data goes to the next GPU."""
+    """One way to run CRIU: a build and its switches.
+
+    A resident pool with its options may run during it, and each GPU's data may go to the next GPU.
+    """
 
     build: str
     environment: dict[str, str]
@@ -263,7 +265,7 @@ class Bench:
         return [run([*command, pid], self.environment).stdout.strip() for pid in self.workload.pids]
 
     @contextlib.contextmanager
-    def beside(self, variant: Variant) -> Iterator[None]:
+    def standing_by(self, variant: Variant) -> Iterator[None]:
         """The resident pool, where the variant has one."""
         if not variant.resident_pool:
             yield
@@ -388,7 +390,7 @@ def footprint(pid: int) -> dict[str, object]:
 def restore_once(bench: Bench, name: str, images: Path, gpu_before: int | None, **labels: object) -> bool:
     """One restore with its proof and record; the tree is ended again. Raises HangError when that is recorded too."""
     variant = VARIANTS[name]
-    with bench.beside(variant):
+    with bench.standing_by(variant):
         done = bench.criu(variant, "restore", images, "-d")
         proof = prove(bench, done)
         if variant.renumbered and not proof.reason:

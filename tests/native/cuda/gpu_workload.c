@@ -6,7 +6,7 @@
  *
  * Fills N MiB on the first GPU with a pattern, counts up every 10 ms, and answers each connection to the unix socket
  * PATH. To "digest" it answers counter=C mib=N digest=D free_mib=F, the digest computed from the GPU's memory at that
- * moment; to anything else counter=C word=W, W being one word read from the GPU: the quickest proof of life.
+ * moment. To anything else it answers counter=C word=W, W being one word read from the GPU: the quickest proof of life.
  * With P processes, number 1 and up are children that answer at PATH.1, PATH.2, ...
  */
 #define _GNU_SOURCE

@@ -506,7 +506,7 @@ def test_a_missing_pool_never_fails_a_restore(workload, criu, tmp_path):
 
 
 def test_the_pool_gives_way_when_gpu_memory_is_short(workload, criu):
-    # Room for the process's own context (512 MiB) and data, but not for a second context beside them.
+    # Room for the process's own context (512 MiB) and data, but not for a second context as well.
     workload.start(mib=16, GPUCKPT_FAKE_TOTAL_MB="800")
     digests = workload.digests()
     assert criu.dump().returncode == 0

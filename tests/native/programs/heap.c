@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * Workload of the restore bench: N MiB of random memory, private (anonymous), private with the advice to use no huge
- * pages, shared (memfd), or scattered: private, every other page untouched, beside thousands of small mappings.
+ * Workload of the restore bench: N MiB of random memory. It is private (anonymous), private with the advice to use no
+ * huge pages, or shared (memfd). Scattered: private, every other page untouched, among thousands of small mappings.
  * Inherited: private, and three children, whose files are REPORT.1 to REPORT.3, share it with their parent.
  *
  *   heap private|small-pages|shared|scattered|inherited MIB REPORT

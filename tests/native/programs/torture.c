@@ -7,7 +7,7 @@
  * With an odd seed the child inherits its parent's layout, and the two write some pages apart; with an even one it has
  * its own.
  *
- * Parent and child write FOLDER/parent and FOLDER/child when they are ready and on every SIGUSR1: one line,
+ * Parent and child write FOLDER/parent and FOLDER/child when they are ready and on every SIGUSR1. Each has one line,
  * "<number of the answer> <digest of the contents> <digest of the layout>". The layout is every range of addresses with
  * its protection and sharing; how many mappings the kernel keeps for a range does not count.
  */

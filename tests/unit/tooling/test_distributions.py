@@ -35,7 +35,7 @@ Suites: noble-security
 Components: main restricted universe multiverse
 Signed-By: /usr/share/keyrings/ubuntu-archive-keyring.gpg
 """
-# what the installer leaves beside it
+# what the installer leaves next to it
 MOVED_NOTE = "# Ubuntu sources have moved to /etc/apt/sources.list.d/ubuntu.sources\n"
 UBUNTU_LINES = """\
 deb http://archive.example.org/ubuntu noble main restricted universe

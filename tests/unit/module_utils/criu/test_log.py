@@ -90,7 +90,7 @@ def test_a_cause_that_criu_words_as_a_warning_stands_before_the_errors(criu: Pat
     lines = criu_log.cause_lines((criu / "failed-tracer.log").read_text())
     assert "Warn  (compel/src/lib/infect.c:132): Unable to interrupt task" in lines[0]
     assert "Dumping FAILED" in lines[-1]
-    # the warnings of a healthy beginning are none of it
+    # the warnings of a healthy beginning are not among them
     assert all("Error (" in line for line in criu_log.cause_lines((criu / "failed-pid-taken.log").read_text()))
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The GPU's part of the doctor, on machines that are not here.
 
-KERNEL_* are the first line of /proc/driver/nvidia/version as users posted it: the proprietary module in issue 19 of
+KERNEL_* are the first line of /proc/driver/nvidia/version as users posted it. The proprietary module is in issue 19 of
 zzzhouuu/truenas-nvidia-drivers, with the mismatch that nvidia-smi printed there. CSV is composed in the form that
 `nvidia-smi --help-query-gpu` documents.
 """

@@ -27,7 +27,7 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A checkpoint that a run has made, with weights beside it."""
+    """A checkpoint that a run has made, with weights next to it."""
     folder = tmp_path / "store" / "process-store-0a1b2c3d"
     folder.mkdir(parents=True)
     weights = tmp_path / "store" / "weights-1.bin"

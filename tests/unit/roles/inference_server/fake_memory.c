@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
  * A FAKE libcuda.so.1 for staged weights: no GPU is behind it. Physical "GPU memory" is a memfd, so it can really be handed
- * to another process; "device addresses" are addresses of this one. What is read or written where nothing is mapped, or
- * copied from memory that is not pinned, ends the process or is refused, as the real driver would.
+ * to another process; "device addresses" are addresses of this one. As under the
+ * real driver, an access where nothing is mapped ends the process, and a copy from memory that is not pinned is refused.
  *
  * Environment:
  *   GPUCKPT_FAKE_UUID    32 hexadecimal digits: the UUID of the only GPU

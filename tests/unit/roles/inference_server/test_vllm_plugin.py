@@ -409,7 +409,7 @@ def test_one_file_is_prefetched_once_at_a_time(gpu: FakeGpu, tmp_path: Path, pre
     assert third.stdout.readline().startswith("ready ")
 
 
-# --- the module's side: the same program, run beside a restore ---
+# --- the module's side: the same program, run during a restore ---
 
 
 def fetched(spec: Any, weights: Path, standby: bool, take: Callable[[], None]) -> dict[str, tuple[float, float]]:

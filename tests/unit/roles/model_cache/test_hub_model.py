@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The download of a model, by the hub's own client from a fake hub on loopback.
 
-The fake speaks what huggingface_hub asks of a hub: a commit with its files and digests, small files from the hub itself, large
-ones by a redirect to a store on another port, with ranges; and tokens. It knows one repository, and no Xet.
+The fake speaks what huggingface_hub asks of a hub: a commit with its files and digests, and tokens. Small files come from the
+hub itself, large ones by a redirect to a store on another port, with ranges. It knows one repository, and no Xet.
 """
 
 from __future__ import annotations
