@@ -21,7 +21,7 @@ Usage:
       --bundle-libs   copy the shared libraries, except the C library's, to DIR/lib, for a node that lacks them
 
 Sources: native/criu/ goes to the tree's criu/, native/cuda/ to its plugins/cuda/, native/patches/series names the patches.
-Commands that stand beside CRIU (cuda-checkpoint) are built by native/cuda/commands.mk, target `all`, into the folder O=,
+Commands that stand next to CRIU (cuda-checkpoint) are built by native/cuda/commands.mk, target `all`, into the folder O=,
 and are installed to DIR/bin in both variants.
 TEXT
 }
@@ -138,7 +138,7 @@ compile() {
 compile_commands() {
 	mkdir "$scratch/commands"
 	[ -f "$native/cuda/commands.mk" ] || return 0
-	say "compiling the commands beside CRIU"
+	say "compiling the commands next to CRIU"
 	make -C "$native/cuda" -f commands.mk O="$scratch/commands" all >"$scratch/commands.log" 2>&1 || {
 		tail -n 40 "$scratch/commands.log" >&2
 		die "compiling native/cuda/commands.mk failed (last lines above)"

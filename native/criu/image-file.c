@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * An image that is opened for writing is a new file. The one that had its name may be mapped by a process that was
- * restored from it, or linked by another checkpoint: truncating it would take the memory of both away.
+ * restored from it, or linked by another checkpoint. Truncating it would take the memory of both away.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -103,7 +103,7 @@ static bool is_same_file(int dfd, const char *path, const struct stat *st)
 }
 
 /*
- * Gives the base a name in the new image folder. The kernel links only within one mount: where the process holds the
+ * Gives the base a name in the new image folder. The kernel links only within one mount. Where the process holds the
  * file through the executable view, its path starts at the root of that mount, and is looked up from there.
  */
 static int link_base(int fd, const struct stat *st, const char *path, const char *name)
@@ -212,7 +212,7 @@ int image_mapping_claim(struct vma_area *vma, const char *path, int map_files_df
 	return 1;
 }
 
-/* CRIU appends the guard regions to the list of mappings, so the search ends at the first that is none. */
+/* CRIU appends the guard regions to the list of mappings, so the search ends at the first of another kind. */
 static bool is_guard_page(const struct list_head *vmas, unsigned long vaddr)
 {
 	struct vma_area *guard;

@@ -21,7 +21,7 @@
 
 static bool lists_expected;
 
-/* The files beside the images that this dump wrote or refers to. */
+/* The files next to the images that this dump wrote or refers to. */
 static struct kept_name {
 	char text[MAPPED_BASE_NAME_LEN];
 } * kept_names;

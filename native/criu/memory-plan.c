@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Plans how a task's private memory is filled on restore: mapped from the page image where that cannot be told from
- * anonymous memory, and read, by one or several threads, everywhere else.
+ * Plans how a task's private memory is filled on restore. It is mapped from the page image where that cannot be told
+ * from anonymous memory. Everywhere else one or several threads read it.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -215,7 +215,7 @@ static int flush_batch(struct read_batch *batch, struct task_restore_args *ta)
 }
 
 /*
- * Memory with huge pages is read block by block, each aligned: of two threads that touch one huge page first, one waits
+ * Memory with huge pages is read block by block, each aligned. Of two threads that touch one huge page first, one waits
  * until the other has zeroed it.
  */
 static int add_read(struct read_batch *batch, unsigned long addr, unsigned long len, off_t off, bool huge,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# The commands that stand beside CRIU: `make -f commands.mk O=FOLDER all`.
+# The commands that stand next to CRIU: `make -f commands.mk O=FOLDER all`.
 # CFLAGS adds to the flags below (the tests build with sanitizers).
 O ?= .
 CUDA_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wno-missing-field-initializers

@@ -2,7 +2,7 @@
 /*
  * gpuckpt-pool: keeps the GPUs of this node initialised.
  *
- * As a service it holds them until SIGTERM, where persistence mode is off. With --once it does so beside one restore,
+ * As a service it holds them until SIGTERM, where persistence mode is off. With --once it does so during one restore,
  * for as long as standard output stays open at the other end.
  */
 #define _GNU_SOURCE

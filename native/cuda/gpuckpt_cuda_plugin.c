@@ -2,8 +2,8 @@
 /*
  * CUDA processes over the driver API.
  *
- * CRIU calls its hooks for one pid at a time; the first call of each hook handles all CUDA processes of the tree at
- * once, later calls only hand out what came of it. Driver calls run on threads, one per process. Everything that
+ * CRIU calls its hooks for one pid at a time. The first call of each hook handles all CUDA processes of the tree at
+ * once, and later calls only hand out what came of it. Driver calls run on threads, one per process. Everything that
  * touches ptrace stays on the main thread, because only the thread that seized a task may trace it.
  *
  * Here: the plugin's life, and what the cuda-checkpoint backend (CRIU's own code) needs. The hooks are in

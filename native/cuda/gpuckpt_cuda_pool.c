@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The context pool runs in a process of its own: CRIU forks the restored tasks from itself, and a thread, a device
- * or a mapping of the driver in CRIU would leak into every one of them. The two share a socket: the pool writes one
- * line when it is ready or has failed, and ends when the socket is closed, so it cannot outlive CRIU.
+ * The context pool runs in a process of its own. CRIU forks the restored tasks from itself. A thread, a device
+ * or a mapping of the driver in CRIU would leak into every one of them. The two share a socket. The pool writes one
+ * line when it is ready or has failed, and ends when the socket is closed. So it cannot outlive CRIU.
  */
 #define _GNU_SOURCE
 #include "criu-log.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The context pool as CRIU sees it: a process beside the restore that initialises the driver meanwhile. */
+/* The context pool as CRIU sees it: a process next to the restore that initialises the driver meanwhile. */
 #ifndef GPUCKPT_CUDA_POOL_H
 #define GPUCKPT_CUDA_POOL_H
 

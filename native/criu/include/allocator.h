@@ -13,7 +13,8 @@ extern bool allocator_owns_process(struct pstree_item *t);
 
 /*
  * Whether such an allocator may own this mapping. Those that keep address space and give back its pages ask for it
- * with MAP_NORESERVE: jemalloc (also inside another library, or linked into the program), mimalloc, snmalloc, Java, V8.
+ * with MAP_NORESERVE: jemalloc, mimalloc, snmalloc, Java, V8. jemalloc may also be inside another library, or linked
+ * into the program.
  */
 extern bool allocator_owns_mapping(const VmaEntry *e);
 

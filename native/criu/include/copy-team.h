@@ -4,7 +4,7 @@
 
 /*
  * Threads that fill memory of a task being restored. They live inside that task, so every one occupies a thread id of
- * its pid namespace, where tasks are about to be created by number: ids are therefore chosen, never left to the kernel.
+ * its pid namespace. Tasks are about to be created there by number. So ids are chosen, never left to the kernel.
  * The code serves CRIU and the restorer blob: raw system calls only, nothing of libc, no thread-local storage.
  */
 #include <stdbool.h>

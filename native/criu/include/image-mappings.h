@@ -14,13 +14,13 @@ struct vm_area_list;
 struct image_mapping;
 
 /*
- * 1: the private mapping of this path is memory that a mapped restore made, and anonymous memory to CRIU from now on;
- * 0: it is not; -1: error. map_files_dfd is the folder map_files of the process.
+ * 1: the private mapping of this path is memory that a mapped restore made, and anonymous memory to CRIU from now on.
+ * 0: it is not. -1: error. map_files_dfd is the folder map_files of the process.
  */
 extern int image_mapping_claim(struct vma_area *vma, const char *path, int map_files_dfd);
 
 /*
- * To be called before an image of this dump replaces one of the same name: a task whose turn comes later may be mapped
+ * To be called before an image of this dump replaces one of the same name. A task whose turn comes later may be mapped
  * from it, so a delta keeps it as a base. -1: error.
  */
 extern int image_mappings_keep_replaced(int dfd, const char *path);
@@ -29,7 +29,7 @@ extern int image_mappings_keep_replaced(int dfd, const char *path);
 extern bool image_mapping_wants_page(struct vma_area *vma, unsigned long vaddr, const pmc_t *pmc);
 
 /*
- * To be called when the pages are dumped: writes the list of bases, and joins what the mapped restore split, so that
+ * To be called when the pages are dumped. Writes the list of bases, and joins what the mapped restore split, so that
  * generations of checkpoints do not fragment.
  */
 extern int image_mappings_finish(struct pstree_item *item, struct vm_area_list *vmas);

@@ -3,8 +3,8 @@
 #define GPUCKPT_MAPPED_BASE_H
 
 /*
- * A delta checkpoint keeps the page images that the process was mapped from, its bases, and refers to them:
- * mapped-base-<pid>.txt beside the images holds lines
+ * A delta checkpoint keeps the page images that the process was mapped from, its bases, and refers to them. The file
+ * mapped-base-<pid>.txt next to the images holds lines
  *
  *   base <index> <size> <modified, s> <modified, ns> <digest> <file>
  *   range <start> <end> <index of its base> <offset>
@@ -48,7 +48,7 @@ struct base_list {
 /* Takes the identity of an open file; -1 with a message. */
 extern int base_identify(int fd, struct base_identity *identity);
 
-/* The images are a delta: without this call, lists beside them are an older checkpoint's, and not read. */
+/* The images are a delta. Without this call, lists next to them are an older checkpoint's, and not read. */
 extern void base_lists_expect(void);
 
 /* Removes from the image folder the bases and lists that base_list_write() was not called with. */

@@ -20,7 +20,7 @@
 
 /*
  * The node's monotonic clock minus its wall clock. A task being restored is in a time namespace, where the monotonic
- * clock is that of its first life; only the wall clock is the node's everywhere.
+ * clock is that of its first life. Only the wall clock is the node's everywhere.
  */
 extern long span_clock_offset_us;
 
