@@ -81,6 +81,9 @@ def is_shell(path: Path) -> bool:
 def lint_checks() -> list[Check]:
     """Returns the linters, each on the files it understands."""
     c_sources = tracked("native/*.c", "native/*.h", "tests/native/*.c")
+    # published reports are as a run wrote them
+    pages = tracked("*.md", ":!reports/published")
+    sources = (*tracked("*.py", "*.yml", "*.c", "*.h", "*.mk", "*Makefile"), *shell_scripts())
     commands = {
         "ansible": ("ansible-lint", "--strict", "-q", "--nocolor"),
         "yaml": ("yamllint", "--strict", "."),
@@ -91,8 +94,7 @@ def lint_checks() -> list[Check]:
         "native": ("clang-format", "--style=file:native/.clang-format", "--dry-run", "--Werror", *c_sources),
         "modules": (PYTHON, ".ci/validate_modules.py"),
         "readmes": (PYTHON, ".ci/role_readmes.py", "--check"),
-        # published reports are as a run wrote them
-        "prose": (PYTHON, ".ci/prose.py", *tracked("*.md", ":!reports/published")),
+        "prose": (PYTHON, ".ci/prose.py", *pages, *sources),
     }
     return [Check(f"lint-{name}", "lint", argv) for name, argv in commands.items()]
 

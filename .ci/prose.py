@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Checks the prose of hand-written Markdown: width of lines, words that we avoid, length of sentences.
+"""Checks the prose of Markdown and of source files: words that we avoid, length of sentences, docstrings.
 
     prose.py FILE ...      prints a line for each finding and exits 1 if there is one
 
-Tables and code may be wider than a line, and so may a link's address. Code is no prose: its words are not looked at.
-What a program wrote between two marks is left alone. markdown-it-py tells what is what.
+Code is no prose: its words are not looked at. In Markdown (read by markdown-it-py) lines have a width, too. Tables, code
+and addresses may be wider, and what a program wrote between two marks is left alone. In source files the prose is what
+`comments.py` finds, and `docstrings.py` says what ruff does not know of docstrings.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import comments
+import docstrings
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
@@ -26,7 +29,8 @@ MAX_WORDS = 25
 WORDS = {
     re.compile(r"\bmend(?:s|ed|ing)?\b", re.I): "fix",
     re.compile(r"\bbeside\b", re.I): "next to, during, or together with",
-    re.compile(r"\b(?:is|are|was|were|be|tells?|told|knows?|expects?|takes?) none\b", re.I): "no …, or not …",
+    # "there is none" is good English, and Python's None is a name
+    re.compile(r"(?<!there )\b(?i:is|are|was|were|be|tells?|told|knows?|expects?|takes?) none\b"): "no …, or not …",
 }
 ADDRESS = re.compile(r"(?<=\])\([^()\s]+\)|https?://\S+")
 END_OF_SENTENCE = re.compile(r"""(?<=[.!?])["')]*\s+""")
@@ -44,12 +48,35 @@ class Finding:
     message: str
 
 
-def findings(text: str) -> list[Finding]:
-    """Returns what is wrong with a page, in the order of its lines."""
+def findings(name: str, text: str) -> list[Finding]:
+    """Returns what is wrong with a file, in the order of its lines."""
+    found = in_markdown(text) if name.endswith(".md") else in_source(name, text)
+    return sorted(found, key=lambda finding: finding.line)
+
+
+def in_source(name: str, text: str) -> Iterator[Finding]:
+    """Yields what is wrong with the prose of a source file."""
+    for passage in comments.passages(name, text):
+        yield from avoided(passage.line, passage.text)
+        if not passage.is_message:
+            yield from too_long(passage.line, passage.text)
+    if name.endswith(".py"):
+        yield from (
+            Finding(line, message)
+            for line, message in docstrings.faults(text, may_be_missing=name.startswith("tests/"))
+        )
+
+
+def in_markdown(text: str) -> Iterator[Finding]:
+    """Yields what is wrong with a page."""
     text = MADE.sub(lambda made: "\n" * made[0].count("\n"), text)
     tokens = MarkdownIt("commonmark").enable("table").parse(text)
-    found = [*wide_lines(text, tokens), *avoided_words(tokens), *long_sentences(tokens)]
-    return sorted(found, key=lambda finding: finding.line)
+    tables = lines_of(tokens, {"table_open"})
+    yield from wide_lines(text, tokens)
+    for line, prose in paragraphs(tokens):
+        yield from avoided(line, prose)
+        if line - 1 not in tables:  # a table's cells are no sentences
+            yield from too_long(line, prose)
 
 
 def wide_lines(text: str, tokens: list[Token]) -> Iterator[Finding]:
@@ -61,24 +88,19 @@ def wide_lines(text: str, tokens: list[Token]) -> Iterator[Finding]:
             yield Finding(number + 1, f"{width} columns, at most {MAX_COLUMNS}")
 
 
-def avoided_words(tokens: list[Token]) -> Iterator[Finding]:
-    """Yields the words that we avoid, each with what to write."""
-    for line, prose in paragraphs(tokens):
-        for pattern, better in WORDS.items():
-            for match in pattern.finditer(prose):
-                yield Finding(line, f'"{match[0]}": write {better}')
+def avoided(line: int, prose: str) -> Iterator[Finding]:
+    """Yields the words of a paragraph that we avoid, each with what to write."""
+    for pattern, better in WORDS.items():
+        for match in pattern.finditer(prose):
+            yield Finding(line, f'"{match[0]}": write {better}')
 
 
-def long_sentences(tokens: list[Token]) -> Iterator[Finding]:
-    """Yields the sentences with too many words; a table's cells are no sentences."""
-    tables = lines_of(tokens, {"table_open"})
-    for line, prose in paragraphs(tokens):
-        if line - 1 in tables:
-            continue
-        for sentence in END_OF_SENTENCE.split(prose):
-            count = sum(bool(WORD.search(word)) for word in sentence.split())
-            if count > MAX_WORDS:
-                yield Finding(line, f"a sentence of {count} words, at most {MAX_WORDS}: {sentence[:60]}…")
+def too_long(line: int, prose: str) -> Iterator[Finding]:
+    """Yields the sentences of a paragraph with too many words."""
+    for sentence in END_OF_SENTENCE.split(prose):
+        count = sum(bool(WORD.search(word)) for word in sentence.split())
+        if count > MAX_WORDS:
+            yield Finding(line, f"a sentence of {count} words, at most {MAX_WORDS}: {sentence[:60]}…")
 
 
 def paragraphs(tokens: list[Token]) -> Iterator[tuple[int, str]]:
@@ -104,8 +126,7 @@ def main(names: list[str]) -> int:
     """Checks the files; returns the exit status."""
     count = 0
     for name in names:
-        page = (ROOT / name).read_text(encoding="utf-8")
-        for finding in findings(page):
+        for finding in findings(name, (ROOT / name).read_text(encoding="utf-8")):
             print(f"{name}:{finding.line}: {finding.message}")
             count += 1
     return int(count > 0)
