@@ -19,6 +19,7 @@ if OURS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(OURS)
 
 from ansible.module_utils.ckpt.server.spec import KNOWN
+from ansible.module_utils.ckpt.vocabulary import ARCHIVES, RUNTIME_TRAITS
 
 Spec = dict[str, Any]
 
@@ -77,8 +78,9 @@ def ckpt_plan(
 
 
 def _copies(lane: Spec) -> int:
-    """How often the images are in a checkpoint's folder: a bare process is restored from an archive that is unpacked there."""
-    return 2 if lane["runtime"] == "process" and lane["source"].startswith("tar") else 1
+    """How often the images are in a checkpoint's folder: an archive that the runtime does not read is unpacked there."""
+    unpacked = lane["source"] in ARCHIVES and not RUNTIME_TRAITS[lane["runtime"]].reads_archives
+    return 2 if unpacked else 1
 
 
 def _instance_name(lane: Spec, wanted: Spec, identifier: str) -> str:
@@ -88,10 +90,10 @@ def _instance_name(lane: Spec, wanted: Spec, identifier: str) -> str:
     process needs none. One server serves for all of these checkpoints, since a start costs more than a dump.
     """
     own = {"source", "checkpoint"}
-    if lane["runtime"] == "process":
+    if not RUNTIME_TRAITS[lane["runtime"]].uses_up_server:
         # it is whole again after each checkpoint, so how small it was made for one of them does not matter
         own.add("slimming")
-    elif not lane["source"].startswith("tar"):
+    elif lane["source"] not in ARCHIVES:
         return identifier
     shared = {key: value for key, value in wanted.items() if key not in own}
     return f"{lane['runtime']}-shared-{_digest(shared)}"

@@ -29,7 +29,7 @@ attributes:
 options:
   left_behind:
     description:
-      - Stop not the server itself, but the running ones of either runtime that are named after it (its name, a hyphen, anything).
+      - Stop not the server itself, but the running ones of any runtime that are named after it (its name, a hyphen, anything).
         The servers of a benchmark are. One that was broken off may have left them.
       - Containers that a checkpoint is restored into are stopped and kept.
     type: bool
@@ -147,8 +147,7 @@ def stop(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[
 
 def stop_left_behind(params: dict[str, Any], commands: Commands, check_mode: bool) -> tuple[list[str], bool]:
     """Stops running servers that are named after this one. Returns their names, and whether there were any. Raises CkptError."""
-    # as for a process, which needs no image: nothing is started here
-    spec = parse_server(params["server"], "process")
+    spec = parse_server(params["server"], None)
     names = []
     with exclusive("ckpt_stop", params["run_id"]):
         for runtime in RUNTIMES:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-# what holds the server's processes; runtimes/ has one file for each
+# what holds the server's processes; runtimes/ has one file for each, RUNTIME_TRAITS below a row
 Runtime = Literal["podman", "process"]
 # builds of CRIU on a node; `current` is a link to one of them
 Build = Literal["stock", "patched", "distro", "current"]
@@ -81,6 +81,28 @@ REASONS: tuple[Reason, ...] = get_args(Reason)
 LANE_NAME = r"[a-z0-9]+(-[a-z0-9]+)*"
 LANE_NAME_LENGTH = 64
 SWITCH_NAME = r"CRIU_[A-Z0-9_]+"
+
+
+@dataclass(frozen=True)
+class RuntimeTraits:
+    """What runtimes differ in, for those who never call one: a server's description, the plan of a benchmark, the checks.
+
+    :param in_container: an OCI runtime makes the server in namespaces of its own, and hands CRIU the options for it. So the
+        server needs a root, and has its environment line by line.
+    :param uses_up_server: a checkpoint in place is restored into the very container that it was taken of, so no other
+        checkpoint can be.
+    :param reads_archives: its own commands write and read an archive. Otherwise it is packed and unpacked next to the images.
+    """
+
+    in_container: bool = False
+    uses_up_server: bool = False
+    reads_archives: bool = False
+
+
+RUNTIME_TRAITS: dict[str, RuntimeTraits] = {
+    "podman": RuntimeTraits(in_container=True, uses_up_server=True, reads_archives=True),
+    "process": RuntimeTraits(),
+}
 
 
 @dataclass(frozen=True)

@@ -109,13 +109,13 @@ class Descriptor:
 class Dump(NamedTuple):
     """How the server is going to be dumped.
 
-    :param runtime: `podman` or `process`.
+    :param in_container: whether an OCI runtime asks CRIU for it, see RuntimeTraits.
     :param tcp_established: whether connections to other programs are dumped, too.
     :param images_as_memory: whether memory mapped from page images is dumped as memory, see footprint.Redump.
     :param gpus: of each process that may share GPU memory with others, the GPUs that it uses.
     """
 
-    runtime: str
+    in_container: bool = False
     tcp_established: bool = False
     images_as_memory: bool = True
     gpus: Mapping[int, set[str]] = MappingProxyType({})
@@ -197,7 +197,7 @@ def _namespaces(server: Server) -> Iterator[str]:
 
 def _network_namespaces(server: Server) -> Iterator[str]:
     # runc asks CRIU for an empty network namespace, next to which there can be no other
-    if server.how.runtime == "podman" or server.is_ours("net"):
+    if server.how.in_container or server.is_ours("net"):
         yield from _nested(server, "net", "network")
 
 
@@ -214,7 +214,7 @@ def _nested(server: Server, name: str, called: str) -> Iterator[str]:
 
 
 def _hosts_ipc(server: Server) -> Iterator[str]:
-    if server.how.runtime == "podman" and server.is_ours("ipc"):
+    if server.how.in_container and server.is_ours("ipc"):
         yield "the container runs with --ipc=host"
 
 
@@ -395,7 +395,7 @@ def _unix_sockets_of_others(server: Server) -> list[str]:
     found = []
     for kind, inode, peer in procfs.unix_connections():
         # without --ext-unix-sk, which runc does not pass, datagrams to others are refused, too
-        of_a_kind = kind != socket.SOCK_DGRAM or server.how.runtime == "podman"
+        of_a_kind = kind != socket.SOCK_DGRAM or server.how.in_container
         holder = held.get(f"socket:[{inode}]")
         if of_a_kind and peer and holder is not None and f"socket:[{peer}]" not in held:
             found.append(f"{holder} is connected to another program")

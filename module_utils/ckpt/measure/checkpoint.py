@@ -162,7 +162,7 @@ def _preflight(operation: flows.Operation, options: CheckpointOptions, manifest:
     redump = footprint.redump_of(operation.criu, layout.folder)
     pids = [task.pid for task in tasks]
     gpus = cuda.process_gpus(operation.commands, pids if operation.spec.shares_gpu_memory else [])
-    how = preflight.Dump(operation.runtime.name, options.tcp_established, redump.as_memory, gpus)
+    how = preflight.Dump(operation.runtime.traits.in_container, options.tcp_established, redump.as_memory, gpus)
     preflight.require_restorable(tasks, how)
     if not redump.as_memory:
         replacement.require_unmapped(layout.folder, pids)
@@ -219,8 +219,7 @@ def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Mani
 def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, result: Result) -> None:
     record, runtime = operation.record, operation.runtime
     evidence = runtime.evidence("dump", layout)
-    record.stats["criu"] = {**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)}
-    record.stats["podman"] = runtime.command_stats(result)
+    flows.add_stats(operation, evidence, result)
     flows.add_phases(operation, evidence, result, criu_log.DUMP_PHASES)
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:
@@ -241,7 +240,7 @@ def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, 
 
 def _measure_images(operation: flows.Operation, layout: Layout, manifest: Manifest) -> None:
     record = operation.record
-    if not layout.archive or operation.runtime.name == "process":
+    if not layout.archive or not operation.runtime.traits.reads_archives:
         report = images.require_whole(layout.images)
         record.images, record.images_total = report.bytes_by_kind, report.total_bytes
     else:

@@ -161,6 +161,15 @@ def same_answer(before: Sequence[str], after: Sequence[str]) -> bool:
     return "".join(before) == "".join(after)
 
 
+def add_stats(operation: Operation, evidence: Evidence, result: Result) -> None:
+    """What CRIU said of a checkpoint or restore, and what the runtime did, if it is one that does."""
+    stats = operation.record.stats
+    stats["criu"] = {**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)}
+    printed = operation.runtime.command_stats(result)
+    if printed is not None:
+        stats[operation.runtime.name] = printed
+
+
 def add_phases(operation: Operation, evidence: Evidence, result: Result, plan: Sequence[criu_log.Phase]) -> None:
     """Phases of a checkpoint or restore: of CRIU's log, of our spans, and what the runtime does around CRIU."""
     record = operation.record

@@ -64,7 +64,7 @@ class Record:
         self.bytes: dict[str, int | None] = dict.fromkeys(("gpu", "read", "mapped", "archive"))
         self.gpu_mem_before: int | None = None
         self.gpu_mem_after: int | None = None
-        self.stats: dict[str, dict[str, Any]] = {"criu": {}, "podman": {}}
+        self.stats: dict[str, dict[str, Any]] = {"criu": {}}
         self.canary_tokens: list[str] = []
         self.canary_equal: bool | None = None
         self.counter: dict[str, int | None] = {"before": None, "after": None}

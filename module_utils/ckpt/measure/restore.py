@@ -206,8 +206,7 @@ def _add_result(operation: flows.Operation, request: RestoreRequest, result: Res
     record, runtime = operation.record, operation.runtime
     record.mark("T1", result.ended)
     evidence = runtime.evidence("restore", request.layout)
-    record.stats["criu"] = {**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)}
-    record.stats["podman"] = runtime.command_stats(result)
+    flows.add_stats(operation, evidence, result)
     flows.add_phases(operation, evidence, result, criu_log.RESTORE_PHASES)
     record.checks["exit_zero"] = result.rc == 0
     if result.rc != 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runtimes: what holds the server's processes. A new one is one file here and one line below."""
+"""Runtimes: what holds the server's processes. A new one is one file here, one line below, and its row in the vocabulary."""
 
 from __future__ import annotations
 

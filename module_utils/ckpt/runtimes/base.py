@@ -18,6 +18,7 @@ from ..errors import CkptError
 from ..server.spec import ServerSpec
 from ..system import ending, procfs
 from ..system.commands import Commands, Job, Result
+from ..vocabulary import RUNTIME_TRAITS, RuntimeTraits
 
 LOG_POLL_INTERVAL_S = 0.01
 LOG_LIMIT_S = 5.0
@@ -74,6 +75,11 @@ class Runtime(ABC):
         self.spec = spec
         self.criu = criu
         self.commands = commands
+
+    @property
+    def traits(self) -> RuntimeTraits:
+        """What it differs in from other runtimes."""
+        return RUNTIME_TRAITS[self.name]
 
     @abstractmethod
     def require(self) -> None:
@@ -143,9 +149,9 @@ class Runtime(ABC):
     def log_tail(self) -> list[str]:
         """The server's last log lines."""
 
-    def command_stats(self, result: Result) -> dict[str, Any]:
-        """Figures that the runtime itself printed."""
-        return {}
+    def command_stats(self, result: Result) -> dict[str, Any] | None:
+        """Figures that the runtime itself printed; None if it is one that prints none."""
+        return None
 
     def tasks(self) -> list[procfs.Task]:
         """The server's processes, parents first."""

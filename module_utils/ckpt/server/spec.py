@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import CkptError
 from ..parsing import FormatError, convert, require_document
+from ..vocabulary import RUNTIME_TRAITS, RuntimeTraits
 from .engines import ENGINES, Engine
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
@@ -147,8 +148,12 @@ OTHERS = (
 KNOWN = {*REQUIRED, *OPTIONAL, *OTHERS}
 
 
-def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
-    """The specification of a server. Raises CkptError (bad_input) that names every wrong key."""
+def parse_server(raw: Mapping[str, Any], runtime: str | None) -> ServerSpec:
+    """The specification of a server. Raises CkptError (bad_input) that names every wrong key.
+
+    :param runtime: which one is to start it; None where nothing but its name and its port is needed any more.
+    """
+    traits = RuntimeTraits() if runtime is None else RUNTIME_TRAITS[runtime]
     try:
         require_document(raw)
     except FormatError as error:
@@ -158,13 +163,14 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     values = {key: raw[key] for key in (*REQUIRED, *OPTIONAL) if raw.get(key) is not None}
     texts = (*OPTIONAL, "name", "kind", "model")
     errors += [f"server.{key} must be a string" for key in texts if not isinstance(values.get(key, ""), str)]
-    errors += _identity_errors(values, runtime)
+    errors += _identity_errors(values)
+    errors += _root_errors(values, runtime, traits)
     values["port"] = _number(values, "port", int, 1, 65535, errors)
     values["health_timeout_s"] = _number(raw, "health_timeout_s", float, 0.1, 86400, errors, 300.0)
     values["command"] = _strings(raw, "command", errors)
     values["podman_args"] = _strings(raw, "podman_args", errors)
     values["prefetch"] = _strings(raw, "prefetch", errors)
-    values["env"] = _environment(raw.get("env") or {}, runtime, errors)
+    values["env"] = _environment(raw.get("env") or {}, traits, errors)
     values["capabilities"] = _capabilities(_strings(raw, "capabilities", errors), errors)
     values["expose_development"] = _boolean(raw, "expose_development", errors)
     values["privileged"] = _boolean(raw, "privileged", errors)
@@ -181,7 +187,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str) -> ServerSpec:
     return ServerSpec(**values)
 
 
-def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
+def _identity_errors(values: Mapping[str, Any]) -> list[str]:
     errors = []
     if values.get("kind") and str(values["kind"]) not in ENGINES:
         errors.append(f"server.kind must be one of {', '.join(ENGINES)}")
@@ -192,13 +198,18 @@ def _identity_errors(values: Mapping[str, Any], runtime: str) -> list[str]:
     for key in ("health_path", "completions_path", "counter_path"):
         if key in values and not PATH.fullmatch(str(values[key])):
             errors.append(f"server.{key} must be the path of an address, such as {getattr(ServerSpec, key)}")
-    if runtime == "podman" and not (values.get("image") or values.get("rootfs")):
-        errors.append("server.image is missing (the runtime podman needs it, or server.rootfs)")
-    if values.get("image") and values.get("rootfs"):
-        errors.append("server.image and server.rootfs exclude each other")
     for key in ("cwd", "stdout", "env_secret_file", "rootfs", "staging_dir"):
         if values.get(key) and not str(values[key]).startswith("/"):
             errors.append(f"server.{key} must be an absolute path")
+    return errors
+
+
+def _root_errors(values: Mapping[str, Any], runtime: str | None, traits: RuntimeTraits) -> list[str]:
+    errors = []
+    if traits.in_container and not (values.get("image") or values.get("rootfs")):
+        errors.append(f"server.image is missing (the runtime {runtime} needs it, or server.rootfs)")
+    if values.get("image") and values.get("rootfs"):
+        errors.append("server.image and server.rootfs exclude each other")
     return errors
 
 
@@ -239,7 +250,7 @@ def _boolean(raw: Mapping[str, Any], key: str, errors: list[str], default: bool 
     return bool(value)
 
 
-def _environment(value: Any, runtime: str, errors: list[str]) -> dict[str, str]:
+def _environment(value: Any, traits: RuntimeTraits, errors: list[str]) -> dict[str, str]:
     """The environment; an error names a variable and never tells its value."""
     if not isinstance(value, Mapping):
         errors.append("server.env must be a dictionary")
@@ -248,8 +259,8 @@ def _environment(value: Any, runtime: str, errors: list[str]) -> dict[str, str]:
     for key, item in environment.items():
         if not ENV_NAME.fullmatch(key):
             errors.append(f"server.env: {key!r:.40} is no name of a variable: letters, digits and `_`")
-        if runtime == "podman" and len(item.splitlines()) > 1:
-            errors.append(f"server.env.{key} must be one line (podman takes a line for each variable)")
+        if traits.in_container and len(item.splitlines()) > 1:
+            errors.append(f"server.env.{key} must be one line (a container takes a line for each variable)")
     return environment
 
 

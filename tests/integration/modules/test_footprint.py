@@ -76,7 +76,7 @@ def dump_as_estimated(program: Program, images: Path, criu: Criu) -> None:
     """Dump it, and compare."""
     tasks, redump = procfs.tree(program.pid), footprint.redump_of(criu, str(images))
     estimate = footprint.dump_bytes([task.pid for task in tasks], redump)
-    assert preflight.examine(tasks, preflight.Dump("process", images_as_memory=redump.as_memory)) == []
+    assert preflight.examine(tasks, preflight.Dump(images_as_memory=redump.as_memory)) == []
     assert program.dump(images, criu), program.said
     assert estimate == pytest.approx(written_bytes(images), rel=0.1)
 
@@ -101,7 +101,7 @@ def test_stock_and_what_a_mapped_restore_made(begin: Begin, store: Path) -> None
     )
     assert program.dump(store / "first"), program.said
     assert program.restore(store / "first", STANDALONE), program.said
-    found = preflight.examine(procfs.tree(program.pid), preflight.Dump("process", images_as_memory=False))
+    found = preflight.examine(procfs.tree(program.pid), preflight.Dump(images_as_memory=False))
     assert {finding.kind.name for finding in found} == {"hidden_images"}
     assert not program.dump(store / "second")
     assert program.serves()

@@ -152,7 +152,7 @@ def comes_back(program: Program, images: Path) -> bool:
 
 def kinds(program: Program) -> set[str]:
     """Names of what the preflight finds."""
-    return {finding.kind.name for finding in preflight.examine(procfs.tree(program.pid), preflight.Dump("process"))}
+    return {finding.kind.name for finding in preflight.examine(procfs.tree(program.pid), preflight.Dump())}
 
 
 @pytest.mark.parametrize("what", REFUSED)

@@ -39,6 +39,7 @@ def test_the_reports_read_the_same_file_wherever_the_project_lies() -> None:
     ("has", "words"),
     [
         (runtimes.RUNTIMES, vocabulary.RUNTIMES),
+        (vocabulary.RUNTIME_TRAITS, vocabulary.RUNTIMES),
         (manifest.ARCHIVE_NAMES, vocabulary.ARCHIVES),
         (podman.COMPRESSION, vocabulary.ARCHIVES),
         # `staged` is only what a server says it is

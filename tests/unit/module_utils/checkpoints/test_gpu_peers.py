@@ -34,7 +34,7 @@ def test_the_gpus_of_the_servers_processes(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_processes_on_several_gpus_are_refused(gpus: dict[int, set[str]], refused: bool) -> None:
     [task] = procfs.tree(os.getpid())[:1]
-    findings = preflight.examine([task], preflight.Dump("process", tcp_established=True, gpus=gpus))
+    findings = preflight.examine([task], preflight.Dump(tcp_established=True, gpus=gpus))
     told = [str(finding) for finding in findings if finding.kind.name == "gpu_peers"]
     assert len(told) == refused
     assert all("2 processes of the server use 2 GPUs" in text and "shares_gpu_memory" in text for text in told)
