@@ -64,16 +64,6 @@ def staged_files(spec: ServerSpec) -> set[str]:
     return set(glob.glob(f"{glob.escape(spec.staging_dir)}/weights-*.bin")) if spec.staging_dir else set()
 
 
-def require(spec: ServerSpec, slimming: str) -> None:
-    """Raises CkptError (bad_input) where there is nothing that could be prefetched."""
-    if not spec.prefetch or slimming != "staged":
-        raise CkptError(
-            "bad_input",
-            f"prefetch brings staged weights, and needs slimming `staged` (it is `{slimming}`) and server.prefetch, the program "
-            f"that does it ({'given' if spec.prefetch else 'missing'}); set both, or leave prefetch out.",
-        )
-
-
 @contextmanager
 def ready(
     spec: ServerSpec, criu: Criu, files: Sequence[str], commands: Commands, standby: bool

@@ -13,17 +13,6 @@ from .companion import READY_LIMIT_S, Companion
 
 # the end of a driver takes longer than that of other programs
 END_LIMIT_S = 10.0
-BUILD = "patched"
-
-
-def require_build(criu: Criu) -> None:
-    """Raises CkptError (bad_input) for a build that is measured as it is, without a companion."""
-    if criu.build != BUILD:
-        raise CkptError(
-            "bad_input",
-            f"resident_pool belongs to the build `{BUILD}`, and criu.build is `{criu.build}`; "
-            f"set criu.build: {BUILD}, or leave resident_pool out.",
-        )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ..safety.locks import exclusive, lane_settings
 from ..server import slimming
 from ..system import pagecache, private
 from ..system.commands import Job, Result
-from ..vocabulary import REASONS
+from ..vocabulary import REASONS, lane_problems
 from . import flows, prefetch, resident_pool
 from .options import RestoreOptions, Untaken
 
@@ -28,11 +28,21 @@ def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, Restor
     """Checks the options. Raises CkptError (bad_input)."""
     options = RestoreOptions.from_params(params)
     operation = flows.open_operation(kind, params)
-    if options.resident_pool:
-        resident_pool.require_build(operation.criu)
-    if options.prefetch:
-        prefetch.require(operation.spec, options.slimming)
+    _require_go_together(operation, options)
     return operation, options
+
+
+def _require_go_together(operation: flows.Operation, options: RestoreOptions) -> None:
+    """The rules of lanes hold for a restore without a lane, too. Raises CkptError (bad_input) that names all it breaks.
+
+    But for the page cache: a lane's store is a tmpfs, the folder here may be anywhere, and what is asked for is proven.
+    """
+    chosen = {key: getattr(options, key) for key in ("slimming", "resident_pool", "prefetch")}
+    problems = lane_problems({**chosen, "build": operation.criu.build})
+    if options.prefetch and not operation.spec.prefetch:
+        problems.append("prefetch: true needs server.prefetch, the program that brings the weights")
+    if problems:
+        raise CkptError("bad_input", f"{'; '.join(problems)}. Set what is needed, or leave the option out.")
 
 
 def run(operation: flows.Operation, options: RestoreOptions) -> None:
