@@ -119,7 +119,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def act(params: dict[str, Any], write: bool) -> claim.Claim | None:
-    """Do what is asked. Returns the claim of a play that did not give it up. Raises CkptError, claim.NodeTakenError."""
+    """Does what is asked. Returns the claim of a play that did not give it up. Raises CkptError, claim.NodeTakenError."""
     if params["holder"] is None:
         raise CkptError(
             "internal", "the controller's part of ckpt_claim did not run: ansible.cfg names its folder, action_plugins."

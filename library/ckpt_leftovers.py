@@ -27,7 +27,7 @@ options:
   state:
     description:
       - V(absent) removes what is left of every run but the one that has claimed the node.
-      - V(kept) sees to it that nothing of O(run_id) ever counts as left behind.
+      - V(kept) makes sure that nothing of O(run_id) ever counts as left behind.
     type: str
     choices: [absent, kept]
     default: absent

@@ -96,7 +96,7 @@ class Record:
         return self.copies / path.lstrip("/")
 
     def remember(self, path: str) -> None:
-        """Record the present state of `path`, and keep a copy of a file."""
+        """Records the present state of `path`, and keeps a copy of a file."""
         self.paths[path] = state_of(path)
         # Before the copies make it: they may hold what only root may read.
         self.manifest.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def remove(path: str) -> None:
 
 
 def save(module: AnsibleModule, record: Record, result: dict[str, Any]) -> None:
-    """Record those paths which are not recorded yet."""
+    """Records those paths which are not recorded yet."""
     fresh = [path for path in module.params["paths"] if path not in record.paths]
     result["changed"] = bool(fresh)
     for path in fresh:

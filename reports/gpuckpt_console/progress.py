@@ -203,7 +203,7 @@ class Progress:
         yield f"[{host} bill, {len(bills)} left] {result.get('outcome', record['lane'])}"
 
     def _take_record(self, host: str, record: Event) -> bool:
-        """Count a measurement; the answer tells whether it is an entry of the schedule."""
+        """Counts a measurement; the answer tells whether it is an entry of the schedule."""
         progress = self.hosts.get(host)
         lane = progress.lanes.get(record["lane"]) if progress is not None else None
         if progress is None or lane is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a benchmark run becomes on the controller: validated records, statistics and reports.
 
-This package reads records and manifests only; it knows nothing of Ansible's inside (``console`` starts it, no more).
+This package reads records and manifests only, and knows nothing of Ansible. The package gpuckpt_console does.
 """
 
 from pathlib import Path

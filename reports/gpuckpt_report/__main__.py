@@ -105,7 +105,7 @@ def _write_host(run: RunFolder, host: str) -> Path:
 
 
 def list_runs(arguments: argparse.Namespace) -> int:
-    """List the runs, newest first: when, how far, and what came of them."""
+    """Lists the runs, newest first: when, how far, and what came of them."""
     from gpuckpt_report.show import overview
 
     entries = overview.runs(arguments.runs)

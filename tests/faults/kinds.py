@@ -126,7 +126,7 @@ def flip(world: World, image: Path) -> None:
 
 
 def truncate(world: World, image: Path) -> None:
-    """Cut the end off."""
+    """Cuts the end off."""
     os.truncate(image, world.rng.randrange(image.stat().st_size))
 
 

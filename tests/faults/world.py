@@ -83,7 +83,7 @@ class World:
         return {"runtime": self.runtime, "server": self.server, **more}
 
     def begin(self, operation: str, **more: Any) -> module_call.ModuleCall:
-        """Start `start`, `checkpoint`, `restore`, or `stop`."""
+        """Starts `start`, `checkpoint`, `restore`, or `stop`."""
         given = {"checkpoint": {"dir": str(self.folder)}, "criu": self.criu}
         if operation == "restore":
             given["flags"] = self.flags
@@ -105,7 +105,7 @@ class World:
         return self.finish(self.begin(operation, **more), operation)
 
     def prepare(self, serving: bool, **checkpoint: Any) -> None:
-        """Start the server, take the golden checkpoint (with more options, if given), and restore it if it shall serve."""
+        """Starts the server, takes the golden checkpoint (with more options, if given), and restores it if it shall serve."""
         for operation in ("start", "checkpoint", *(["restore"] if serving else [])):
             if operation == "checkpoint":
                 self.digest = self.memory()

@@ -77,7 +77,7 @@ def limited_memory() -> Iterator[None]:
 
 
 def attempt(call: Callable[[bytes], object], allowed: tuple[type[Exception], ...], data: bytes) -> BaseException | None:
-    """Call a parser with an input. Returns what it should not have raised, None if all is well."""
+    """Calls a parser with an input. Returns what it should not have raised, None if all is well."""
     signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
     try:
         call(data)

@@ -35,7 +35,7 @@ def was_bare(machine: None) -> dict[str, object] | None:
 
 @pytest.fixture(scope="session")
 def provisioned(was_bare: dict[str, object] | None) -> Iterator[None]:
-    """Provision this machine, and put it back at the end; not where own_node.sh has made a machine for the tests alone."""
+    """Provisions this machine, and puts it back at the end; not where own_node.sh has made a machine for the tests alone."""
     if "GPUCKPT_OWN_NODE" in os.environ:
         yield
         return

@@ -120,7 +120,7 @@ def _driver(folder: Path, version: str) -> list[str]:
 def package(
     folder: Path, name: str, version: str, depends: str, files: Mapping[str, str] | None = None, postinst: str = ""
 ) -> str:
-    """Build a package of text files (a first line `#!` makes one executable); return its entry in the index."""
+    """Builds a package of text files (a first line `#!` makes one executable); returns its entry in the index."""
     tree = folder / "trees" / f"{name}_{version}"
     fields = {
         "Package": name,

@@ -163,7 +163,7 @@ def test_the_warm_up_requests_are_recorded(whole: list[dict[str, Any]]) -> None:
         assert all(0 < request["ttft_s"] <= request["duration_s"] for request in record["requests"])
 
 
-def test_the_first_start_of_each_server_is_recorded_beside_the_schedule(first_part: list[dict[str, Any]]) -> None:
+def test_the_first_start_of_each_server_is_recorded_outside_the_schedule(first_part: list[dict[str, Any]]) -> None:
     colds = [record for record in first_part if record["kind"] == "cold"]
     starts = [record for record in colds if record["lane"] != "cold"]
     probed = {record["lane"] for record in first_part if record["kind"] == "probe"}

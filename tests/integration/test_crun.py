@@ -21,7 +21,7 @@ IMAGE = "localhost/gpuckpt-reference:latest"
 
 @pytest.fixture(scope="module")
 def with_crun(provisioned: None) -> Iterator[dict[str, Any]]:
-    """Provision this machine with crun; the variables that say so."""
+    """Provisions this machine with crun; the variables that say so."""
     if run("stat", "--file-system", "--format=%T", "/sys/fs/cgroup").strip() != "cgroup2fs":
         pytest.skip("crun checkpoints on cgroup v2 alone")
     if "+CRIU" not in run("crun", "--version") or "libcriu.so.2" not in run("ldconfig", "-p"):

@@ -71,7 +71,7 @@ class GpuNode:
         return done.output
 
     def play(self, *arguments: str, check: bool = True, **variables: Any) -> Played:
-        """Play the role on the node.
+        """Plays the role on the node.
 
         :raises AssertionError: with what was said, when it fails and ``check`` is set
         """
@@ -142,7 +142,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
 
 @pytest.fixture(scope="module")
 def bare_root(repository: Repository, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A minimal root of this machine's distribution, whose only packages to be had are the headers of this kernel."""
+    """A minimal root of this machine's distribution. The headers of this kernel are the only packages that it finds."""
     if os.geteuid() != 0:
         pytest.skip("needs root: the node is a chroot in namespaces of its own")
     probe = subprocess.run(["unshare", "--mount", "--pid", "--net", "--fork", "true"], capture_output=True, check=False)

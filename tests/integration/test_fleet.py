@@ -84,7 +84,7 @@ class Fleet:
         return play(playbook, "-i", str(self.inventory), *arguments, **self.variables, **variables).output
 
     def begin(self, playbook: str, **variables: Any) -> subprocess.Popen[str]:
-        """Start a playbook on the fleet, whose output is read while it runs."""
+        """Starts a playbook on the fleet, whose output is read while it runs."""
         extra = json.dumps({**self.variables, **variables})
         return subprocess.Popen(
             [ANSIBLE_PLAYBOOK, playbook, "-i", self.inventory, "--extra-vars", extra],
@@ -98,7 +98,7 @@ class Fleet:
 
 
 def start_node(root: Path, scratch: Path, public_key: str) -> Node:
-    """Start a node and wait until it can be reached."""
+    """Starts a node and waits until it can be reached."""
     scratch.mkdir()
     command = [HERE / "bare_node.sh", root, scratch, ROOT, "/usr", "bash", "-euc", INIT, public_key]
     holder = subprocess.Popen(command, stdin=subprocess.DEVNULL)

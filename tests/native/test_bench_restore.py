@@ -42,7 +42,7 @@ def bench(stock_build, patched_build, programs, tmp_path, disk):
     return bench
 
 
-def test_scattered_memory_beside_thousands_of_mappings_is_the_same_again(bench):
+def test_scattered_memory_among_thousands_of_mappings_is_the_same_again(bench):
     done, samples = bench("-n", "1", "--kind", "scattered", "--variants", "stock", "mapped")
     assert done.returncode == 0, done.stderr
     assert {(sample["variant"], sample["correct"]) for sample in samples} == {("stock", True), ("mapped", True)}

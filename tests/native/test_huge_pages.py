@@ -84,8 +84,8 @@ def test_driver_memory_gets_huge_pages(threads, patched_build, park):
     assert "hg" in mapping.flags
     if policy() != "never":
         assert mapping.huge_bytes >= 44 * MIB
-    beside = mappings(parked.target.pid, parked.start - MIB, parked.end + MIB)
-    assert [("hg" in found.flags) for found in beside] == [False, True, False]
+    neighbours = mappings(parked.target.pid, parked.start - MIB, parked.end + MIB)
+    assert [("hg" in found.flags) for found in neighbours] == [False, True, False]
     assert outcome.asked_huge_bytes(parked.target.pid) == 50 * MIB
     assert outcome.summary(parked.target.pid)["threads"] == threads
     assert parked.target.ask() == park.digests

@@ -109,7 +109,7 @@ class Manifest:
         return len(self.tasks) - len(self.cuda_nspids)
 
     def write(self, layout: Layout) -> None:
-        """Complete the checkpoint."""
+        """Completes the checkpoint."""
         write_json(layout.manifest, sealed(asdict(self)))
 
 

@@ -61,7 +61,7 @@ class Kind:
     :param cause: ends the sentence that names the process.
     :param fix: what a user does about it.
     :param find: yields the beginning of that sentence for each occurrence.
-    :param reason: one of errors.REASONS.
+    :param reason: one of vocabulary.REASONS.
     """
 
     name: str

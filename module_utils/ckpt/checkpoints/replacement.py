@@ -2,8 +2,8 @@
 """A checkpoint is made next to the one that it replaces, and takes its place only when it is complete.
 
 The new one, and for a moment the old one, lie in hidden folders next to the checkpoint's own, since a rename needs one
-filesystem. Whoever is killed between two steps leaves one complete checkpoint at least. The next operation on that folder puts it
-in place and removes the rest. Callers hold the node's lock.
+filesystem. Whoever is killed between two steps leaves one complete checkpoint at least. The next operation on that folder
+puts it in place and removes the rest. Callers hold the node's lock.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def _mapped_files(pids: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def _new(folder: str) -> str:
-    return _beside(folder, "new")
+    return _hidden(folder, "new")
 
 
 def _old(folder: str) -> str:
-    return _beside(folder, "old")
+    return _hidden(folder, "old")
 
 
-def _beside(folder: str, which: str) -> str:
+def _hidden(folder: str, which: str) -> str:
     """Hidden, and with our name in it: nobody keeps a checkpoint of his own there."""
     parent, name = os.path.split(os.path.realpath(folder))
     return os.path.join(parent, f".{name}.gpuckpt-{which}")

@@ -75,7 +75,7 @@ STATS = Kind("stats image", (SERVICE_MAGIC, 0x57093306))
 def entries(path: str, kind: Kind) -> Iterator[bytes]:
     """The protobuf messages of an image; none if there is no image, which CRIU leaves out if it has nothing to say.
 
-    Raises ImageError if the image is of another kind, is cut short, or claims a message of a size that none has.
+    Raises ImageError if the image is of another kind, is cut short, or claims a size that no message has.
     """
     try:
         source = open(path, "rb")  # noqa: SIM115  (closed below)
@@ -110,7 +110,7 @@ def _read(source: BinaryIO, size: int) -> bytes:
 
 
 class Message:
-    """The fields of a protobuf message by number; of one that is repeated the last."""
+    """The fields of a protobuf message by number; of a repeated one, the last."""
 
     def __init__(self, message: bytes) -> None:
         """Raises ImageError if `message` is not one, or holds another wire type than the two of the grammar."""

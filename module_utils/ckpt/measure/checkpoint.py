@@ -42,7 +42,7 @@ def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, Checkp
 
 
 def run(operation: flows.Operation, options: CheckpointOptions) -> Manifest:
-    """Checkpoint the server. Raises CkptError; the server is then left serving, or stopped if it died."""
+    """Checkpoints the server. Raises CkptError; the server is then left serving, or stopped if it died."""
     record, runtime = operation.record, operation.runtime
     layout = options.layout
     record.slimming, record.source = options.slimming, layout.source
@@ -122,7 +122,7 @@ def _describe(operation: flows.Operation, options: CheckpointOptions) -> Manifes
 
 
 def _require_going(operation: flows.Operation) -> None:
-    """Of a server that does not answer. Raises CkptError if it ended (server_died) or is stopped (server_unhealthy)."""
+    """Asked of a server that does not answer. Raises CkptError if it ended (server_died) or is stopped (server_unhealthy)."""
     tasks = operation.runtime.tasks()
     if not tasks:
         operation.runtime.require_alive()
@@ -193,7 +193,7 @@ def _require_space(layout: Layout, needed: int, replaced: int) -> None:
 
 
 def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Manifest) -> None:
-    """Dump next to the checkpoint that is replaced, which is good until the new one is complete."""
+    """Dumps next to the checkpoint that is replaced, which is good until the new one is complete."""
     record, runtime, layout = operation.record, operation.runtime, options.layout
     new = replacement.begin(layout)
     request = DumpRequest(new, options.leave_running, manifest.tcp_established, options.flags)

@@ -41,7 +41,7 @@ class Companion:
     _said: bytes = field(default=b"", init=False)
 
     def start(self, commands: Commands) -> None:
-        """Start it, and remember that. Raises CkptError (the reason in `absent`)."""
+        """Starts it, and remembers that. Raises CkptError (the reason in `absent`)."""
         commands.actions.append(self.argv)
         pipe = subprocess.PIPE
         try:

@@ -209,7 +209,7 @@ class _Driver:
             ) from None
 
     def make_context(self) -> ctypes.c_void_p:
-        """Start the driver and retain the primary context of the first GPU."""
+        """Starts the driver and retains the primary context of the first GPU."""
         device, context = ctypes.c_int(), ctypes.c_void_p()
         self._call("cuInit", ctypes.c_uint(0))
         self._call("cuDeviceGet", ctypes.byref(device), ctypes.c_int(0))
@@ -302,7 +302,7 @@ def _in_child(work: Callable[[], Values], limit_s: float) -> Values:
 
 
 def _be_child(work: Callable[[], Values], writing: int) -> NoReturn:
-    """Do the work and send its outcome as JSON; never returns to the module's code."""
+    """Does the work and sends its outcome as JSON; never returns to the module's code."""
     try:
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -29,7 +29,7 @@ class Prefetch:
     commands: Commands
 
     def begin(self) -> float:
-        """Start the copy; returns the moment on the monotonic clock. Raises CkptError (bad_input)."""
+        """Starts the copy; returns the moment on the monotonic clock. Raises CkptError (bad_input)."""
         began = time.monotonic()
         if self.program.process is None:
             self.program.start(self.commands)

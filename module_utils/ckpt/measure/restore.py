@@ -46,7 +46,7 @@ def _require_go_together(operation: flows.Operation, options: RestoreOptions) ->
 
 
 def run(operation: flows.Operation, options: RestoreOptions) -> None:
-    """Restore a checkpoint and prove it. Raises CkptError, and then no process of the server is left."""
+    """Restores a checkpoint and proves it. Raises CkptError, and then no process of the server is left."""
     record, runtime = operation.record, operation.runtime
     layout = options.layout
     record.source, record.slimming = layout.source, options.slimming

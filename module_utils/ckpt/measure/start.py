@@ -20,7 +20,7 @@ def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, StartO
 
 
 def run(operation: flows.Operation, options: StartOptions) -> None:
-    """Start the server, wait until it answers, send the canary. Raises CkptError, and then leaves nothing behind."""
+    """Starts the server, waits until it answers, and sends the canary. Raises CkptError, and then leaves nothing behind."""
     record = operation.record
     runtime = operation.runtime
     runtime.require()

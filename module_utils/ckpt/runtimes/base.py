@@ -111,15 +111,15 @@ class Runtime(ABC):
 
     @abstractmethod
     def finish_checkpoint(self, request: DumpRequest) -> dict[str, Any]:
-        """After a checkpoint: put the images where the layout wants them. Returns what a restore must know."""
+        """After a checkpoint: puts the images where the layout wants them. Returns what a restore must know."""
 
     @abstractmethod
     def abandon_checkpoint(self) -> None:
-        """After a checkpoint that failed: leave nothing of it outside its folder."""
+        """After a checkpoint that failed: leaves nothing of it outside its folder."""
 
     @abstractmethod
     def prepare_restore(self, request: RestoreRequest) -> list[str]:
-        """Free what the restore needs, before the clock starts. Returns the files that the restore will read."""
+        """Frees what the restore needs, before the clock starts. Returns the files that the restore will read."""
 
     @abstractmethod
     def restore(self, request: RestoreRequest) -> Job:

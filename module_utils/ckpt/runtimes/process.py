@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The runtime `process`: a plain process tree and bare CRIU, what the engine itself costs."""
+"""The runtime `process`: a plain process tree and bare CRIU, which tells what a container costs."""
 
 from __future__ import annotations
 

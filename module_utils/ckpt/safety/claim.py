@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who uses a node: one play at a time starts and stops servers there, and replaces what they need.
 
-A claim is a file on the node that names the play, its run and the process of the controller that plays it. No process on the
-node holds it: modules are short, and a connection may break without the play's end. It is void when that process is gone. The
-node itself knows that of its own processes, the controller of its own; of a play from elsewhere, only its silence tells.
+A claim is a file on the node that names the play, its run and the process of the controller that plays it. No process on
+the node holds it: modules are short, and a connection may break without the play's end. It is void when that process is
+gone. The node knows that of its own processes, and the controller of its own. Of a play from elsewhere only its silence
+tells.
 """
 
 from __future__ import annotations
@@ -74,8 +75,8 @@ class Claim:
     """Who has a node.
 
     `since` is in seconds of the epoch. `signs` is a folder that changes while the play goes on, or None. Without a change
-    for `silence_s` the play counts as ended. `node` is what the play's inventory calls
-    this node; empty where that is not known.
+    for `silence_s` the play counts as ended. `node` is what the play's inventory calls this node; empty where that is not
+    known.
     """
 
     by: str
@@ -137,7 +138,7 @@ def parse_process(raw: Mapping[str, Any]) -> Process:
 def take(
     wanted: Claim, known: Known = NOTHING, insist: bool = False, continued: bool = False, write: bool = True
 ) -> Claim | None:
-    """Claim this node. Returns the claim of a play that did not give it up, None if there was none.
+    """Claims this node. Returns the claim of a play that did not give it up, None if there was none.
 
     :param known: what the controller knows of the process that has it.
     :param insist: take the node from a play of which nobody knows whether it goes on.
@@ -179,7 +180,7 @@ def current() -> Claim | None:
 
 
 def guard(run_id: str) -> None:
-    """See to it that no other play has taken the node from this run, which was silent. Raises CkptError (node_taken)."""
+    """Makes sure that no other play has taken the node from this run, which was silent. Raises CkptError (node_taken)."""
     held = current()
     if held is None or held.run_id == run_id or held.holder.lives() is False or held.silent_s() > held.silence_s:
         return

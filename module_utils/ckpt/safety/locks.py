@@ -3,7 +3,7 @@
 
 A module that works on a node is two processes. The worker does the work and holds the lock. Its guard, the process that
 Ansible started, holds the lock, too, and waits. If the worker is killed, the guard ends every command that is still under
-way, and takes back what was set for them. Only then it lets the lock go. If the guard is killed, the worker ends its work
+way, and takes back what was set for them. Only then does it let the lock go. If the guard is killed, the worker ends its work
 in good order.
 """
 
@@ -195,7 +195,7 @@ def heal(former: Holder | None) -> None:
 
 
 def supervise(work: Callable[[], None]) -> None:
-    """Do the work in a process that is guarded. Returns in the worker only; the guard leaves with the worker's status."""
+    """Does the work in a process that is guarded. Returns in the worker only; the guard leaves with the worker's status."""
     global _to_guard
     # what the worker's commands leave behind becomes a child of the guard, which finds it and collects it
     procfs.adopt_orphans()
@@ -273,7 +273,7 @@ def _end_early(why: str) -> None:
 
 
 def _stand_guard(worker: int, messages: socket.socket) -> NoReturn:
-    """Waits for the worker; if it was killed, put things back in its place."""
+    """Waits for the worker; if it was killed, puts things back in its place."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: _pass_on(worker))
     while True:
@@ -366,7 +366,7 @@ def open_private(path: str) -> int:
 
 
 def take_within(descriptor: int, until: float) -> bool:
-    """Lock an open file; False if somebody else held it until that moment of the monotonic clock."""
+    """Locks an open file; False if somebody else held it until that moment of the monotonic clock."""
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

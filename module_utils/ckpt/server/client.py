@@ -147,7 +147,7 @@ class Client:
         timeout_s: float | None = None,
         option: str | None = "server.health_timeout_s",
     ) -> float:
-        """Poll until the server is healthy, and return that time on the monotonic clock in seconds.
+        """Polls until the server is healthy, and returns that time on the monotonic clock in seconds.
 
         `check` is called between polls, and raises what should end the wait.
         Raises CkptError (server_unhealthy) after the timeout.
@@ -268,7 +268,7 @@ class Client:
         return content.decode("utf-8", "replace")
 
     def post(self, path: str, body: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        """POST a control request. Raises CkptError (server_unhealthy) unless the answer is a success."""
+        """Sends a control request by POST. Raises CkptError (server_unhealthy) unless the answer is a success."""
         try:
             status, content = self._exchange("POST", path, self._httpx.Timeout(timeout_s), timeout_s, body)
         except (self._httpx.HTTPError, FormatError) as error:

@@ -276,7 +276,7 @@ def _capabilities(names: list[str], errors: list[str]) -> list[str]:
 
 
 def _exposure_errors(values: Mapping[str, Any], engine: Engine) -> list[str]:
-    """The development interface asks nobody who he is: without a word it listens on loopback only."""
+    """The development interface has no authentication: unless the user allows more, it listens on loopback only."""
     switch = engine.develops_with
     develops = engine.develops or (switch is not None and values["env"].get(switch, "0").strip() not in ("", "0"))
     outside = [host for host in _listens_on(values) if not _is_loopback(host)]

@@ -45,7 +45,7 @@ class Job:
         self._ended = threading.Event()
 
     def end(self, rc: int, stdout: str, stderr: str) -> None:
-        """Stamp the end."""
+        """Stamps the end."""
         self._result = Result(self.argv, rc, stdout, stderr, self.started, time.monotonic())
         self._ended.set()
 
@@ -130,7 +130,7 @@ class Commands:
         env: Mapping[str, str] | None = None,
         stdin: str = "",
     ) -> Job:
-        """Start a command without waiting for it. What it reads on standard input is remembered nowhere."""
+        """Starts a command without waiting for it. What it reads on standard input is remembered nowhere."""
         self.actions.append(list(argv))
         return Command(argv, system_environment(env), timeout_s, stdin)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The database: loaded from records.jsonl, as often as one likes, and never the truth itself.
 
-SQLite by default, PostgreSQL by a URL. It is there for queries: statistics and reports are made of the records.
+A URL names it, of SQLite or PostgreSQL. It is there for queries: statistics and reports are made of the records.
 """
 
 from __future__ import annotations

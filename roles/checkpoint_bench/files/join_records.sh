@@ -5,6 +5,6 @@
 # usage: join_records.sh RUN_DIR
 cd "$1/records" 2>/dev/null && ls ./*.json >/dev/null 2>&1 || exit 0
 umask 077
-# one record is one line; sed sees to it that each ends in a newline
+# one record is one line; sed ends each in a newline
 # shellcheck disable=SC1003  # nothing is escaped: $a\ is a command of sed
 sed -s '$a\' ./*.json >../records.jsonl && echo joined

@@ -110,7 +110,7 @@ def end(pid: int) -> None:
 
 
 def checkpoint_and_restore(criu: Criu) -> None:
-    """Dump a listener and restore it; raise TrialError unless it answers as before."""
+    """Dumps a listener and restores it; raises TrialError unless it answers as before."""
     listener = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", LISTENER],
         cwd="/",

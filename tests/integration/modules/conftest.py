@@ -101,7 +101,7 @@ def server(request: pytest.FixtureRequest) -> Result:
 
 @pytest.fixture
 def begin(provisioned: object, store: Path) -> Iterator[Begin]:
-    """Start a program; returns it when it serves. Skips where the kernel lacks what it asks for."""
+    """Starts a program; returns it when it serves. Skips where the kernel lacks what it asks for."""
     procfs.adopt_orphans()
     programs = []
     scratch = [tempfile.TemporaryDirectory(dir=folder) for folder in ("/dev/shm", "/var/tmp")]

@@ -73,7 +73,7 @@ def change(program: Program) -> None:
 
 
 def dump_as_estimated(program: Program, images: Path, criu: Criu) -> None:
-    """Dump it, and compare."""
+    """Dumps it, and compares."""
     tasks, redump = procfs.tree(program.pid), footprint.redump_of(criu, str(images))
     estimate = footprint.dump_bytes([task.pid for task in tasks], redump)
     assert preflight.examine(tasks, preflight.Dump(images_as_memory=redump.as_memory)) == []

@@ -60,7 +60,7 @@ def kill_during_criu(victim: str, delay_s: float, before: set[int], how: signal.
 def broken_off(
     call: Call, victim: str, delay_s: float, module: str, how: signal.Signals = signal.SIGKILL, **options: Any
 ) -> Result:
-    """Call a module whose helper is killed or stopped meanwhile; returns the module's result."""
+    """Calls a module whose helper is killed or stopped meanwhile; returns the module's result."""
     before = set(command_lines())
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(call, module, **options)

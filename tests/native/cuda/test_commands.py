@@ -285,7 +285,7 @@ def test_systemd_hears_that_the_pool_is_ready(pool):
 
 
 @pytest.mark.parametrize("faults", ["", "init:*:delay=60000"])
-def test_a_pool_beside_a_restore_ends_with_it(pool, faults):
+def test_a_pool_for_one_restore_ends_with_it(pool, faults):
     ours, theirs = socket.socketpair()
     process = subprocess.Popen(
         [pool.tools.pool, "--once"],

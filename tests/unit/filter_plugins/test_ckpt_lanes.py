@@ -36,8 +36,8 @@ def test_defaults_are_filled_in_and_the_first_restore_lane_is_the_baseline() -> 
 
 
 def test_only_a_lane_of_the_patched_build_has_a_resident_pool() -> None:
-    stock, beside = ckpt_lanes([STOCK, {**MAPPED, "resident_pool": True}])
-    assert (stock["resident_pool"], beside["resident_pool"]) == (False, True)
+    stock, pooled = ckpt_lanes([STOCK, {**MAPPED, "resident_pool": True}])
+    assert (stock["resident_pool"], pooled["resident_pool"]) == (False, True)
     with pytest.raises(AnsibleFilterError, match="needs build: patched"):
         ckpt_lanes([{**TAR, "resident_pool": True}])  # without a build it is that of the link `current`
 

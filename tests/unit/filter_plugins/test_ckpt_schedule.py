@@ -72,7 +72,7 @@ def test_resume_with_more_iterations_keeps_what_was_measured():
     assert rest == ckpt_schedule(LANES, 5, seed=7)[len(done) :]
 
 
-def test_a_first_start_beside_the_schedule_is_no_entry_and_its_number_is_not_reused():
+def test_a_first_start_outside_the_schedule_is_no_entry_and_its_number_is_not_reused():
     whole = ckpt_schedule(LANES, 2, seed=7)
     start = {"kind": "cold", "lane": "podman-shared-0123abcd", "iteration": 1, "warmup": True, "seq": len(whole) + 1}
     assert ckpt_schedule(LANES, 2, seed=7, done=[start, *whole[:5]]) == whole[5:]

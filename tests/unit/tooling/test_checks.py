@@ -38,7 +38,7 @@ def spans(folder, *names):
     return [tuple(map(float, (folder / name).read_text().split())) for name in names]
 
 
-def test_what_shares_a_resource_takes_turns_and_the_rest_runs_beside_it(checks, tmp_path):
+def test_what_shares_a_resource_takes_turns_and_the_rest_runs_meanwhile(checks, tmp_path):
     make = checks.Check
     outcomes = checks.run_all(
         [

@@ -8,7 +8,7 @@ from ansible.module_utils.ckpt.measure import provenance
 from ansible.module_utils.ckpt.node.inspection import Node
 
 
-def test_packages_beside_an_interpreter_are_named(tmp_path: Path) -> None:
+def test_packages_of_an_interpreter_are_named(tmp_path: Path) -> None:
     about = tmp_path / "vllm-0.25.1.dist-info" / "METADATA"
     about.parent.mkdir()
     about.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.25.1\n")

@@ -52,13 +52,13 @@ def test_what_a_run_left_is_found_and_removed(checkpoint: Path, notes: Path) -> 
 
 
 def test_one_that_was_broken_off_while_it_was_made_is_removed(checkpoint: Path) -> None:
-    beside = checkpoint.with_name(f".{checkpoint.name}.gpuckpt-new")
-    checkpoint.rename(beside)
-    (beside / "checkpoint.json").unlink()
-    (beside / "images").mkdir()
+    hidden = checkpoint.with_name(f".{checkpoint.name}.gpuckpt-new")
+    checkpoint.rename(hidden)
+    (hidden / "checkpoint.json").unlink()
+    (hidden / "images").mkdir()
     (found,) = leftovers.find(Commands())
     leftovers.clear(found, Commands())
-    assert not beside.exists()
+    assert not hidden.exists()
 
 
 def test_a_run_that_has_the_node_keeps_what_it_made(checkpoint: Path) -> None:

@@ -432,7 +432,7 @@ def spec(monkeypatch: pytest.MonkeyPatch, fake_driver: Path) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize("standby", [False, True])
-def test_a_restore_beside_a_prefetch_has_its_spans(
+def test_a_restore_with_a_prefetch_has_its_spans(
     gpu: FakeGpu, tmp_path: Path, spec: SimpleNamespace, standby: bool
 ) -> None:
     sleeping, pointers, weights = stage(gpu, tmp_path, 2)

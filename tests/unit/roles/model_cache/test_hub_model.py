@@ -184,7 +184,7 @@ class Downloaded:
         return {path.name: path.read_bytes() for path in self.dest.iterdir()} if self.dest.exists() else {}
 
     @property
-    def beside(self) -> list[str]:
+    def hidden(self) -> list[str]:
         return sorted(path.name for path in self.dest.parent.iterdir() if path != self.dest)
 
 
@@ -212,7 +212,7 @@ def test_a_commit_arrives_whole_and_is_named(hub: FakeHub, tmp_path: Path) -> No
     assert set(got.files) == {*mark["sha256"], "gpuckpt-model.json"}
     assert mark["sha256"]["model.safetensors"] == hashlib.sha256(WEIGHTS).hexdigest()
     assert (mark["repository"], mark["revision"]) == (REPOSITORY, REVISION)
-    assert got.beside == []
+    assert got.hidden == []
 
 
 def test_the_second_call_asks_nothing(hub: FakeHub, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_what_arrived_before_a_failure_is_not_fetched_again(hub: FakeHub, tmp_pa
     got = download(hub, tmp_path)
     assert got.status == 1
     assert got.files == {}
-    assert got.beside == [f".small-{REVISION}"]
+    assert got.hidden == [f".small-{REVISION}"]
     assert "provision again" in got.errors
     assert "Traceback" not in got.errors
     hub.instead = None
@@ -252,7 +252,7 @@ def test_what_arrived_before_a_failure_is_not_fetched_again(hub: FakeHub, tmp_pa
     assert got.status == 0, got.errors
     assert got.files["model.safetensors"] == WEIGHTS
     assert hub.requests("/config.json") == 0
-    assert got.beside == []
+    assert got.hidden == []
 
 
 def test_bytes_that_are_not_the_hubs_are_refused_by_name_and_fetched_anew(hub: FakeHub, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_private_model_needs_a_token(hub: FakeHub, tmp_path: Path) -> None:
     assert "HTTP 401" in got.errors
     assert "model_cache_token_file" in got.errors
     assert "Traceback" not in got.errors
-    assert got.beside == []
+    assert got.hidden == []
 
 
 def test_the_token_reaches_the_hub_and_nobody_else(hub: FakeHub, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def weights(architecture: str, seed: int = 1) -> dict[str, Values]:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call the program; returns its exit status and what it printed last."""
+    """Calls the program; returns its exit status and what it printed last."""
 
     def call(architecture: str, seed: int = 1) -> tuple[int, Any]:
         program = ["synthetic_model.py", f"--architecture={architecture}", f"--seed={seed}", str(tmp_path / "model")]

@@ -143,7 +143,7 @@ class CheckpointBackend(CuMemBackend):
         self._staged = staged
 
     def _take_prefetched(self, staged: StagedWeights) -> bool:
-        """Map what another process has brought to the GPU; say whether there was any.
+        """Maps what another process has brought to the GPU; says whether there was any.
 
         Whatever goes wrong, what is mapped by then stays: reading the file fills it.
         """

@@ -117,7 +117,7 @@ class Driver:
     # --- copies ---
 
     def pin(self, address: int, size: int) -> None:
-        """Pin host memory for the bus."""
+        """Pins host memory for the bus."""
         self._call("cuMemHostRegister_v2", ctypes.c_void_p(address), ctypes.c_size_t(size), 0)
 
     def unpin(self, address: int) -> None:
