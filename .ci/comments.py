@@ -27,6 +27,7 @@ HASH = re.compile(r"^(?P<margin>\s*)#(?P<text>.*)$")
 BEGINS = re.compile(r"^(?:[-*] |\d+\. |:\w+[^:]*:)")
 # `code` and ``code``, and what ansible-doc marks: C(code), O(option)
 CODE = re.compile(r"``.+?``|`[^`]+`|\b(?:[BCEILMOPRUV]|RV)\([^()]*\)", re.S)
+JINJA_NONE = re.compile(r"\bis (?:not )?none\b")
 DOCUMENTED = {"DOCUMENTATION", "RETURN"}
 DESCRIPTIONS = {"description", "short_description", "notes"}
 
@@ -52,6 +53,7 @@ def passages(name: str, source: str) -> list[Passage]:
         found += in_hashes(source)
     if kind in {".yml", ".yaml"}:
         found += in_descriptions(source)
+        found += in_messages(source)
     # an anchor of YAML is met wherever it is used
     return sorted(set(found), key=lambda passage: passage.line)
 
@@ -151,6 +153,13 @@ def described(node: yaml.Node) -> Iterator[Passage]:
                     yield from paragraphs(one.start_mark.line + 1, one.value)
             else:
                 yield from described(value)
+
+
+def in_messages(document: str) -> Iterator[Passage]:
+    """Yields every value of YAML that has several words. Jinja's `is none` is a test and no word."""
+    for event in yaml.parse(document, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.ScalarEvent) and " " in event.value.strip():
+            yield Passage(event.start_mark.line + 1, spoken(JINJA_NONE.sub("", event.value)), is_message=True)
 
 
 def paragraphs(line: int, text: str) -> Iterator[Passage]:

@@ -9,13 +9,18 @@ from collections.abc import Iterator
 
 from comments import docstrings_in
 
+# words that are nouns, too: orders only before an object
+OTHER_ORDERS = re.compile(
+    r"\s*(?:call|checkpoint|claim|complete|count|cut|do|dump|free|list|lock|map|pin|play|poll|post|provision|record|restore|"
+    r"see|stamp|start) (?:a|all|an|each|every|host|it|its|one|that|the|this|those|until|what)\b",
+    re.I,
+)
 FIELD = re.compile(r"^\s*:(\w+)[ \t]*([^:\n]*):", re.M)
 FIELDS = {"param", "returns", "raises"}
 # Google's sections
 SECTION = re.compile(r"^\s*(?:Args|Arguments|Returns|Raises|Yields):[ \t]*$", re.M)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-# A docstring says what a function does: "Returns …". Ruff's D401 wants an order: "Return …". Words that are nouns, too,
-# such as "start" or "dump", are left out.
+# A docstring says what a function does: "Returns …". Ruff's D401 wants an order: "Return …".
 ORDERS = re.compile(
     r"add|append|apply|ask|become|begin|bring|check|collect|compare|compute|connect|convert|copy|"
     r"create|decide|delete|deny|detach|download|draw|end|ensure|expand|fetch|fill|find|follow|"
@@ -35,7 +40,7 @@ def faults(source: str, may_be_missing: bool = False) -> Iterator[tuple[int, str
         text = str(node.value)
         words = text.split(maxsplit=1)
         first = words[0].strip(",;:.").lower() if words else ""
-        if isinstance(owner, Function) and ORDERS.fullmatch(first):
+        if isinstance(owner, Function) and (ORDERS.fullmatch(first) or OTHER_ORDERS.match(text)):
             yield node.lineno, f'docstring "{first.capitalize()} …": say what the function does: "{third(first)} …"'
         for section in SECTION.finditer(text):
             line = node.lineno + text.count("\n", 0, section.end())

@@ -100,6 +100,7 @@ TOO_LONG = "a sentence of 26 words, at most 25"
         ("a.c", "// mended\n", (1, '"mended"')),
         ("a.sh", "#!/bin/sh\n\n# beside\n", (3, '"beside"')),
         ("front", "# beside\n", (1, '"beside"')),
+        ("a.yml", "msg: >-\n  {{ 'It lies beside ' ~ x }}\n", (1, '"beside"')),
         ("a.yml", f"---\n# One.\nx: 1\noptions:\n  y:\n    description: {LONG}\n", (6, TOO_LONG)),
     ],
 )
@@ -136,6 +137,7 @@ def test_code_examples_and_data_are_left_alone(prose, name, text):
         ('def f():\n    """Return one."""\n', 2, '"Returns …"'),
         ('async def f():\n    """Try one."""\n', 2, '"Tries …"'),
         ('class A(B):\n    def f(self):\n        """Fetch one."""\n', 3, '"Fetches …"'),
+        ('def f():\n    """Restore the one."""\n', 2, '"Restores …"'),
         ('def f(x):\n    """One.\n\n    :param y: another\n    """\n', 4, "no such parameter"),
         ('def f(x):\n    """One.\n\n    :return: another\n    """\n', 4, ":returns:"),
         ('def f(x):\n    """One.\n\n    Raises:\n        OSError: always.\n    """\n', 4, ":raises X:"),
@@ -154,6 +156,7 @@ def test_docstrings_have_one_convention(prose, text, line, says):
         'def f(x, *y, z=1, **rest):\n    """Returns one.\n\n    :param x: it\n    :param y: it\n    :param z: it\n'
         '    :param rest: it\n    :returns: one\n    :raises OSError: never\n    """\n',
         'def f():\n    """The start. Raises OSError (gone)."""\n',
+        'def f():\n    """Start and end of one."""\n',
         'class Write:\n    """Write."""\n',
         "class A(B):\n    def f(self):\n        pass\n",
         "class _A:\n    def f(self):\n        pass\n\n    def _g(self):\n        pass\n",
