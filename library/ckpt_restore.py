@@ -21,7 +21,7 @@ description:
 notes:
   - A checkpoint is code that runs as root. Its images say what is in memory, which files are opened and whose rights the processes have.
     Nothing in them can tell a good one from a hostile one. Restore only what you or somebody you trust has taken, and bring it
-    on a way on which nobody can change it.
+    so that nobody can change it on its way.
   - The folder of the checkpoint must be one that no other user can exchange, else the restore is refused.
 author: gpuckpt contributors
 extends_documentation_fragment:

@@ -47,7 +47,7 @@ RUNS_A_SIDE = 3
 CHECKPOINT = Path("/mnt/checkpoint-ram/reach")
 BUILD = Path("/opt/gpuckpt/criu/current/libexec/criu")
 DELAY = Path("/run/gpuckpt-reach-delay-s")
-# Every restore sleeps, most of them for nothing: the cost of one more program meets all lanes alike.
+# Every restore starts sleep, most of them for 0 s: the cost of one more program meets all lanes alike.
 SLOWED = f"""#!/bin/sh
 delay=0
 case "$CRIU_REACH_LANE $1" in

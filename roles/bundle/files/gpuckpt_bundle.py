@@ -13,7 +13,8 @@ A bundle is a folder with `bundle.json` and one folder per component; a componen
 `unpack` leaves the digest in DEST/.bundle-digest and does nothing when it is already there.
 
 bundle.json holds the SHA-256 of every part, so its own SHA-256 stands for the whole bundle. Whoever can exchange a part can
-exchange bundle.json, too: `--digest SHA256`, brought on another way than the bundle, makes verify, unpack and unfit refuse that.
+exchange bundle.json, too. `--digest SHA256`, brought by another route than the bundle, makes verify, unpack and unfit refuse
+that.
 What is unpacked is data: files, folders, and links within the tree, with rights of ours and the owner who runs this.
 """
 
