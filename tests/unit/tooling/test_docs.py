@@ -14,6 +14,7 @@ from project import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("roles/*/README.md")])
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+TO_HEADING = re.compile(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)")
 MODULES = sorted(path.stem for path in ROOT.glob("library/*.py"))
 
 
@@ -21,6 +22,19 @@ MODULES = sorted(path.stem for path in ROOT.glob("library/*.py"))
 def test_relative_links_lead_somewhere(page):
     targets = LINK.findall(page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def anchors(page):
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_headings_lead_to_one(page):
+    links = TO_HEADING.findall(page.read_text(encoding="utf-8"))
+    targets = [(page.parent / name if name else page, anchor) for name, anchor in links]
+    assert [anchor for target, anchor in targets if anchor not in anchors(target)] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
