@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Statistics on small samples: order statistics, and intervals whose coverage test_stats.py simulates.
 
-Nothing here knows what is measured. Below six samples there is no interval: from the least to
-the greatest of five values it would hold the median in 94 % of cases only. The values are shown instead.
+Nothing here knows what is measured. Below six samples there is no interval. One from the least
+to the greatest of five values would hold the median in 94 % of cases only. The values are shown instead.
 """
 
 from __future__ import annotations
