@@ -158,7 +158,7 @@ def described(node: yaml.Node) -> Iterator[Passage]:
 def in_messages(document: str) -> Iterator[Passage]:
     """Yields every value of YAML that has several words. Jinja's `is none` is a test and no word."""
     for event in yaml.parse(document, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.ScalarEvent) and " " in event.value.strip():
+        if isinstance(event, yaml.ScalarEvent) and event.start_mark and " " in event.value.strip():
             yield Passage(event.start_mark.line + 1, spoken(JINJA_NONE.sub("", event.value)), is_message=True)
 
 
