@@ -8,12 +8,12 @@ import tomllib
 from typing import Any
 
 from ..node.inspection import open_files_limit, program_version
+from ..node.oci import LIBCRIU, crun_lacks, finds_libcriu
 from ..parsing import FormatError, parse_json, pick
 from . import CheckContext, Verdict, check, fail, ok, skip, warn
 
 PROVISION = "ansible-playbook provision.yml"
 ENOSYS = 38
-LIBCRIU = "libcriu.so.2"
 IO_URING_CALLS = {"io_uring_setup", "io_uring_enter", "io_uring_register"}
 # podman's profile carries the version of its library in its name (containers-default-0.57.4-apparmor1 on Ubuntu 24.04).
 PODMANS_PROFILE = "containers-default-"
@@ -65,8 +65,7 @@ def oci_runtime(context: CheckContext) -> Verdict:
         name, version = named_runtime(done.stdout)
     except FormatError as error:
         return fail(f"what podman info says {error}", "Use the podman that provision.yml installs.", PROVISION)
-    libraries = context.node.run("ldconfig", "-p").stdout
-    return judge_runtime(name, version, context.cgroups, LIBCRIU in libraries)
+    return judge_runtime(name, version, context.cgroups, finds_libcriu(context.node))
 
 
 def named_runtime(text: str) -> tuple[str, str]:
@@ -80,13 +79,14 @@ def judge_runtime(name: str, version: str, cgroup_mode: str, libcriu: bool) -> V
     first = version.splitlines()[0] if version else name
     if name != "crun":
         return ok(first)
-    if "+CRIU" not in version:
+    lacks = crun_lacks(version, libcriu, cgroup_mode)
+    if "criu" in lacks:
         return fail(
             f"{first} was built without CRIU", "Use runc: run provision.yml (role container_runtime).", PROVISION
         )
-    if not libcriu:
+    if "libcriu" in lacks:
         return fail(f"{first} does not find {LIBCRIU}", "Install libcriu2, or use runc.", "apt-get install libcriu2")
-    if cgroup_mode != "v2":
+    if "cgroup-v2" in lacks:
         return fail(
             f"{first} does not checkpoint on cgroups {cgroup_mode}", "Use runc, or boot with cgroups v2.", PROVISION
         )

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -48,7 +50,23 @@ def test_the_mount_of_a_path_is_the_innermost_above_it(make_node, path: str, mou
 @pytest.mark.parametrize("path", ["/nowhere", ""])
 def test_a_path_that_is_not_there_has_no_room(make_node, path: str) -> None:
     found = info.describe(make_node({"/proc/self/mountinfo": MOUNTINFO}), "/opt/criu", [path])
-    assert found["paths"] == {path: {"exists": False, "mount": None, "free_bytes": None}}
+    filesystem = "ext4" if path else None
+    assert found["paths"] == {path: {"exists": False, "mount": None, "free_bytes": None, "filesystem": filesystem}}
+
+
+@pytest.mark.parametrize(
+    ("path", "filesystem"),
+    [
+        ("/", "ext4"),
+        ("/mnt/checkpoint ram", "tmpfs"),
+        ("/mnt/checkpoint ram/not/yet", "tmpfs"),
+        ("/upper/one", "overlay"),
+    ],
+)
+def test_the_file_system_of_a_path_is_that_of_the_nearest_folder(make_node, path: str, filesystem: str) -> None:
+    above = "92 28 0:62 / /upper rw - ext4 /dev/vdb rw\n93 92 0:63 / /upper rw - overlay overlay rw\n"
+    node = make_node({"/proc/self/mountinfo": MOUNTINFO + above, "/mnt/checkpoint ram/file": "", "/upper/file": ""})
+    assert info.place(node, path).filesystem == filesystem
 
 
 def test_a_build_is_there_if_its_program_can_be_run(make_node) -> None:
@@ -58,6 +76,34 @@ def test_a_build_is_there_if_its_program_can_be_run(make_node) -> None:
     Path(node.path("/opt/criu/stock")).symlink_to("0a1b2c")
     Path(node.path("/opt/criu/distro")).symlink_to("gone")
     assert info.describe(node, "/opt/criu")["builds"] == ["stock"]
+
+
+def test_complete_builds_are_told_newest_first_and_links_are_none(make_node) -> None:
+    names = ("old", "new", "newer")
+    node = make_node({"/opt/criu/broken/bin/criu": "", **{f"/opt/criu/{name}/BUILD.json": "{}" for name in names}})
+    for second, name in enumerate(names):
+        os.utime(node.path(f"/opt/criu/{name}/BUILD.json"), (second, second))
+    Path(node.path("/opt/criu/stock")).symlink_to("old")
+    Path(node.path("/opt/criu/distro")).symlink_to("gone")
+    Path(node.path("/sbin")).mkdir()
+    Path(node.path("/sbin/criu")).symlink_to("/opt/criu/stock/bin/criu")
+    found = info.describe(node, "/opt/criu", ["/sbin/criu", "/proc"])
+    assert found["complete_builds"] == ["newer", "new", "old"]
+    assert found["links"] == {
+        "/opt/criu/stock": "old",
+        "/opt/criu/distro": "gone",
+        "/sbin/criu": "/opt/criu/stock/bin/criu",
+    }
+
+
+def test_a_node_without_builds_has_none(make_node) -> None:
+    found = info.describe(make_node(), "/opt/criu", ["/sbin/criu"])
+    assert (found["complete_builds"], found["links"]) == ([], {})
+
+
+def test_the_c_library_is_the_one_that_the_node_tells_of() -> None:
+    told = subprocess.run(["getconf", "GNU_LIBC_VERSION"], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["glibc", info.glibc()]
 
 
 def test_records_are_counted_where_there_are_some(make_node) -> None:
