@@ -11,11 +11,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# runtimes for tests alone: each file registers the one that it is named after, where those of users are registered
+RUNTIMES = ROOT / "tests" / "runtimes"
+OWN_RUNTIMES = sorted(path.stem for path in RUNTIMES.glob("*.py"))
 RUN_MODULE = """
-import json, runpy, sys
+import importlib, json, runpy, sys
 import ansible.module_utils
 from ansible.module_utils.testing import patch_module_args
 ansible.module_utils.__path__.append(sys.argv[1])
+sys.path.append(sys.argv[3])
+for runtime in sys.argv[4:]:
+    importlib.import_module(runtime)
 with patch_module_args(json.load(sys.stdin)):
     runpy.run_path(sys.argv[2], run_name="__main__")
 """
@@ -28,6 +34,7 @@ class ModuleCall:
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 # read when the module has ended
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         program = [sys.executable, "-c", RUN_MODULE, str(ROOT / "module_utils"), str(ROOT / "library" / f"{module}.py")]
+        program += [str(RUNTIMES), *OWN_RUNTIMES]
         with tempfile.TemporaryFile("w+") as given:
             json.dump(options, given)
             given.seek(0)

@@ -61,9 +61,9 @@ def store() -> Iterator[Path]:
 
 
 @pytest.fixture
-def process_server(call: Call, weights: Path, port: int, tmp_path: Path) -> Iterator[Result]:
-    """Options for the reference server as a plain process; stopped at the end."""
-    server = {
+def bare_server(weights: Path, port: int, tmp_path: Path) -> Result:
+    """The reference server without a container."""
+    return {
         "name": f"modules-test-{port}",
         "kind": "reference",
         "model": "gpuckpt-reference",
@@ -72,8 +72,13 @@ def process_server(call: Call, weights: Path, port: int, tmp_path: Path) -> Iter
         "stdout": str(tmp_path / "server.log"),
         "health_timeout_s": 30,
     }
-    yield {"runtime": "process", "server": server}
-    call("ckpt_stop", runtime="process", server=server)
+
+
+@pytest.fixture
+def process_server(call: Call, bare_server: Result) -> Iterator[Result]:
+    """Options for the reference server as a plain process; stopped at the end."""
+    yield {"runtime": "process", "server": bare_server}
+    call("ckpt_stop", runtime="process", server=bare_server)
 
 
 @pytest.fixture
@@ -95,7 +100,7 @@ def podman_server(call: Call, weights: Path, port: int) -> Iterator[Result]:
 
 @pytest.fixture(params=["process", "podman"])
 def server(request: pytest.FixtureRequest) -> Result:
-    """Both runtimes, one after the other."""
+    """Both runtimes that users have, one after the other."""
     return request.getfixturevalue(f"{request.param}_server")
 
 

@@ -6,9 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ansible.module_utils.ckpt.vocabulary import RUNTIME_TRAITS
+from module_call import OWN_RUNTIMES
+
 Result = dict[str, Any]
 Call = Callable[..., Result]
 
+# the runtimes that need no image: those of users, and those for tests alone
+WITHOUT_A_CONTAINER = [*(name for name, traits in RUNTIME_TRAITS.items() if not traits.in_container), *OWN_RUNTIMES]
 STOCK = {"build": "stock", "switches": {"CRIU_MAPPED_RESTORE": "0"}}
 
 

@@ -7,16 +7,28 @@ import json
 import os
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from support import STOCK, Call, Result, identity
+from support import STOCK, WITHOUT_A_CONTAINER, Call, Result, identity
 
 from gpuckpt_report.records.schema import Record
 
 pytestmark = pytest.mark.integration
 NATIVE_CUDA = Path(__file__).resolve().parents[2] / "native" / "cuda"
+
+
+@pytest.fixture(params=[*WITHOUT_A_CONTAINER, "podman"])
+def server(request: pytest.FixtureRequest, call: Call) -> Iterator[Result]:
+    """Every runtime, one after the other, also those for tests alone; stopped at the end."""
+    if request.param == "podman":
+        yield request.getfixturevalue("podman_server")
+        return
+    options = {"runtime": request.param, "server": request.getfixturevalue("bare_server")}
+    yield options
+    call("ckpt_stop", **options)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +123,9 @@ def test_many_checkpoints_of_one_busy_server(call: Call, process_server: Result,
 
 
 @pytest.mark.parametrize("source", ["store", "tar", "tar.gz", "tar.zst"])
-def test_process_round_trip(call: Call, process_server: Result, store: Path, source: str) -> None:
-    round_trip(call, process_server, store, source, [])
+@pytest.mark.parametrize("server", WITHOUT_A_CONTAINER, indirect=True)
+def test_round_trip_without_a_container(call: Call, server: Result, store: Path, source: str) -> None:
+    round_trip(call, server, store, source, [])
 
 
 def round_trip(call: Call, server: Result, store: Path, source: str, flags: list[str]) -> None:
@@ -137,6 +150,8 @@ def round_trip(call: Call, server: Result, store: Path, source: str, flags: list
             record_path=str(path),
         )
         prove(result["record"], dump["record"])
+        prints_stats = ["podman"] if server["runtime"] == "podman" else []
+        assert set(result["record"]["stats"]) == {"criu", "digests", *prints_stats}
         assert json.loads(path.read_text()) == result["record"]
         assert result["record"]["conditions"]["calibration_s"] > 0
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

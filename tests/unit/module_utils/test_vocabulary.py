@@ -61,13 +61,16 @@ def test_a_bare_process_knows_each_archive(source: str) -> None:
 @pytest.mark.parametrize(
     ("role", "option", "words"),
     [
-        ("inference_server", "inference_server_runtime", vocabulary.RUNTIMES),
         ("checkpoint_bench", "checkpoint_bench_verify", vocabulary.LEVELS),
     ],
 )
 def test_a_role_offers_each_word(role: str, option: str, words: tuple[str, ...]) -> None:
     """Ansible reads choices as they are written; those of modules are compared with their documentation by a linter."""
     assert arguments_of(role)[option]["choices"] == list(words)
+
+
+def test_the_server_of_the_role_runs_where_there_is_a_runtime() -> None:
+    assert set(arguments_of("inference_server")["inference_server_runtime"]["choices"]) <= set(vocabulary.RUNTIMES)
 
 
 def test_each_key_of_a_lane_and_each_of_its_words_is_documented() -> None:
