@@ -15,7 +15,7 @@ mypy callback_plugins
 MYPYPATH=$tree mypy action_plugins
 MYPYPATH=$tree mypy -p ansible.module_utils.ckpt
 MYPYPATH=$tree mypy library
-mypy roles/seccomp_profile/filter_plugins
+for filters in roles/*/filter_plugins; do MYPYPATH=$tree mypy "$filters"; done
 mypy .ci/*.py
 
 # scripts find those next to them, as on a node

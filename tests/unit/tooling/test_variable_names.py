@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A fix that a message or a page gives names a variable that there is."""
+"""A fix that a message or a page gives names a variable that there is; tasks name filters of their role, too."""
 
 import re
 
 import pytest
 import yaml
-from project import ROOT
+from project import ROOT, filters_of
 
 # Those whose prefix begins nothing else, as `criu_` and `doctor_` do.
 ROLES = (
@@ -38,6 +38,7 @@ def variables():
         names |= {name for spec in specs["argument_specs"].values() for name in spec.get("options", {})}
         for tasks in (ROOT / "roles" / role / "tasks").glob("*.yml"):
             names |= set(FACT.findall(tasks.read_text(encoding="utf-8")))
+        names |= set(vars(filters_of(role)))
     return names
 
 
