@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The commit mark of a golden checkpoint: written last, after a trial restore has passed the truth gate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+
+from ..checkpoints import replacement
+from ..checkpoints.manifest import is_complete
+from ..errors import CkptError
+from ..parsing import FormatError, build
+from ..system import private
+from ..system.files import read_json, remove, write_json
+from .identity import Identity
+from .wanted import Wanted
+
+NAME = "golden.json"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A checkpoint that is good: its folder, what it depends on, when it was made (UTC, ISO 8601), and its trial restore.
+
+    `instance` is the name of the server that it was taken of. `first_token_s` is what the trial took from the command to
+    the first token; `bytes` is what the images take.
+    """
+
+    name: str
+    instance: str
+    folder: str
+    identity: Identity
+    made_at: str
+    first_token_s: float
+    bytes: int
+    schema_version: int = SCHEMA_VERSION
+
+
+def load(wanted: Wanted) -> Golden | None:
+    """The golden checkpoint of a server; None where none was committed, or its files are gone.
+
+    Raises CkptError (images_damaged) for a mark that cannot be read.
+    """
+    path = _mark(wanted)
+    try:
+        raw = read_json(path)
+        golden = None if raw is None else build(Golden, raw)
+    except FormatError as error:
+        raise CkptError("images_damaged", f"{path} cannot be read ({error}); run checkpoint.yml again.") from error
+    if golden is None or golden.schema_version != SCHEMA_VERSION or not is_complete(golden.folder):
+        return None
+    return golden
+
+
+def save(wanted: Wanted, golden: Golden) -> None:
+    """From now on this is the golden checkpoint; those that it replaces are removed."""
+    private.make_folder(home(wanted))
+    write_json(_mark(wanted), asdict(golden))
+    remove_others(wanted, golden.folder)
+
+
+def remove_others(wanted: Wanted, kept: str | None) -> None:
+    """Removes the checkpoints of a server, but for one."""
+    root = home(wanted)
+    for entry in os.listdir(root) if os.path.isdir(root) else []:
+        path = os.path.join(root, entry)
+        if path != kept and os.path.isdir(path):
+            remove_one(path)
+
+
+def remove_one(folder: str) -> None:
+    """Removes one checkpoint, finished or not."""
+    for trace in {folder, *replacement.traces(folder)}:
+        shutil.rmtree(trace, ignore_errors=True)
+
+
+def forget(wanted: Wanted) -> bool:
+    """Removes mark and checkpoints of a server. Returns whether there was anything."""
+    root = home(wanted)
+    there = os.path.isdir(root)
+    remove(_mark(wanted))
+    shutil.rmtree(root, ignore_errors=True)
+    return there
+
+
+def home(wanted: Wanted) -> str:
+    """The folder that holds the checkpoints of one server, and their mark."""
+    return os.path.join(wanted.folder, wanted.name)
+
+
+def folder_for(wanted: Wanted, name: str) -> str:
+    """Where a checkpoint of this name is made."""
+    return os.path.join(home(wanted), name)
+
+
+def _mark(wanted: Wanted) -> str:
+    return os.path.join(home(wanted), NAME)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A golden checkpoint is made once, served from, and what is wrong with it never keeps users from their server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import ROOT
+from support import Call, Result
+
+pytestmark = pytest.mark.integration
+PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT / 'module_utils')!r}); from ckpt.golden.program import main; sys.exit(main())"
+SERVE = ["/usr/bin/python3", "-I", "-c", PROGRAM]
+LIMIT_S = 60
+
+
+@pytest.fixture
+def golden(call: Call, server: Result, store: Path) -> Iterator[Result]:
+    """Options of ckpt_golden; what it made is removed at the end."""
+    flags = ["--keep"] if server["runtime"] == "podman" else []
+    options = {**server, "name": server["server"]["name"], "folder": str(store), "flags": flags, "warmup_requests": 2}
+    yield options
+    gone = call("ckpt_golden", name=options["name"], state="absent")
+    assert gone["reason"] is None, gone
+    assert not Path(f"/etc/gpuckpt/servers/{options['name']}.json").exists()
+    assert list(store.iterdir()) == []
+    left = call("ckpt_stop", **server, left_behind=True)
+    assert left["stopped"] == []
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def status(name: str) -> Result:
+    done = subprocess.run([*SERVE, "--status", name], check=True, capture_output=True, text=True)
+    return dict(json.loads(done.stdout)[0])
+
+
+@contextmanager
+def served(options: Result, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """gpuckpt-serve in the foreground, from the moment at which it says that the server is up."""
+    with log.open("ab") as out, subprocess.Popen([*SERVE, options["name"]], stderr=out) as process:
+        try:
+            until(lambda: process.poll() is not None or status(options["name"])["serving"] is not None, "it is not up")
+            assert process.poll() is None, log.read_text()
+            yield process
+        finally:
+            process.terminate()
+            process.wait(LIMIT_S)
+
+
+def complete(port: int) -> str:
+    body = {"model": "gpuckpt-reference", "prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=LIMIT_S)
+    answer.raise_for_status()
+    return str(answer.json()["choices"][0]["text"])
+
+
+def test_it_is_made_once_and_served_from(call: Call, golden: Result, tmp_path: Path) -> None:
+    port = golden["server"]["port"]
+    dry = call("ckpt_golden", **golden, _ansible_check_mode=True)
+    assert (dry["changed"], dry["golden"], dry["because"]) == (True, None, ["there is no golden checkpoint yet"])
+    made = call("ckpt_golden", **golden)
+    assert made["changed"], made
+    assert made["golden"]["first_token_s"] > 0
+    assert not listens(port), "the trial has been stopped"
+    again = call("ckpt_golden", **golden)
+    assert (again["changed"], again["because"], again["golden"]) == (False, [], made["golden"])
+
+    for _ in range(2):
+        with served(golden, tmp_path / "log") as process:
+            assert status(golden["name"])["serving"]["mode"] == "restored", (tmp_path / "log").read_text()
+            assert complete(port)
+            refused = call("ckpt_golden", **golden, force=True)
+            assert refused["reason"] == "server_running"
+            assert complete(port), "and it goes on serving"
+        assert process.returncode == 0
+        assert not listens(port)
+        assert status(golden["name"])["serving"] is None
+
+
+def test_one_that_does_not_fit_is_served_cold_once_and_made_anew(call: Call, golden: Result, tmp_path: Path) -> None:
+    call("ckpt_golden", **golden)
+    mark = Path(golden["folder"]) / golden["name"] / "golden.json"
+    noted = json.loads(mark.read_text())
+    noted["identity"]["kernel"] = "5.0.0-of-another-node"
+    mark.write_text(json.dumps(noted))
+
+    assert call("ckpt_golden", **golden, _ansible_check_mode=True)["because"][0].startswith(
+        "kernel was 5.0.0-of-another-node"
+    )
+    with served(golden, tmp_path / "log"):
+        serving = status(golden["name"])["serving"]
+        assert (serving["mode"], serving["renew"]) == ("cold", True)
+        assert "kernel was 5.0.0-of-another-node" in serving["why"][0]
+        assert complete(golden["server"]["port"])
+    assert "a new golden checkpoint" in (tmp_path / "log").read_text()
+    assert status(golden["name"])["misfits"] == []
+    with served(golden, tmp_path / "log"):
+        assert status(golden["name"])["serving"]["mode"] == "restored"
+    assert call("ckpt_golden", **golden)["changed"] is False
+
+
+def test_a_damaged_one_is_served_cold(call: Call, golden: Result, tmp_path: Path) -> None:
+    made = call("ckpt_golden", **golden)["golden"]
+    image = max(Path(made["folder"]).glob("images/core-*.img"))
+    content = bytearray(image.read_bytes())
+    content[len(content) // 2] ^= 1
+    image.write_bytes(content)
+    with served(golden, tmp_path / "log"):
+        serving = status(golden["name"])["serving"]
+        assert (serving["mode"], serving["renew"]) == ("cold", True)
+        assert complete(golden["server"]["port"])
+    assert status(golden["name"])["golden"]["folder"] != made["folder"]
+
+
+def test_a_failed_attempt_keeps_the_old_one(call: Call, golden: Result, tmp_path: Path) -> None:
+    made = call("ckpt_golden", **golden)["golden"]
+    broken = {**golden, "server": {**golden["server"], "command": ["/bin/false"]}}
+    failed = call("ckpt_golden", **broken)
+    assert failed["reason"] is not None
+    assert [path.name for path in (Path(golden["folder"]) / golden["name"]).iterdir() if path.is_dir()] == [
+        Path(made["folder"]).name
+    ]
+    with served(golden, tmp_path / "log"):
+        assert status(golden["name"])["serving"]["mode"] == "restored"
+
+
+def test_a_killed_supervisor_is_no_hindrance(call: Call, golden: Result, tmp_path: Path) -> None:
+    call("ckpt_golden", **golden)
+    with served(golden, tmp_path / "log") as process:
+        process.kill()
+        process.wait()
+    assert status(golden["name"])["serving"] is None
+    with served(golden, tmp_path / "log"):
+        assert status(golden["name"])["serving"]["mode"] == "restored", (tmp_path / "log").read_text()
+        assert complete(golden["server"]["port"])
+
+
+def test_a_server_that_ends_ends_the_service(call: Call, golden: Result, tmp_path: Path) -> None:
+    call("ckpt_golden", **golden)
+    with served(golden, tmp_path / "log") as process:
+        pids = subprocess.run(["pgrep", "-f", f"port={golden['server']['port']}"], capture_output=True, text=True)
+        for pid in {int(pid) for pid in pids.stdout.split()} - {process.pid, os.getpid()}:
+            os.kill(pid, signal.SIGKILL)
+        assert process.wait(LIMIT_S) == 1
+    assert "has ended by itself" in (tmp_path / "log").read_text()
+
+
+def test_it_starts_when_somebody_asks_and_stops_when_nobody_does(call: Call, golden: Result, tmp_path: Path) -> None:
+    call("ckpt_golden", **golden)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        door = int(probe.getsockname()[1])
+    argv = ["systemd-socket-activate", f"--listen=127.0.0.1:{door}", *SERVE, golden["name"], "--on-demand", "--idle=1"]
+    log = tmp_path / "log"
+    with log.open("ab") as out, subprocess.Popen(argv, stderr=out) as process:
+        try:
+            until(lambda: listens_without_connecting(door), "nobody listens")
+            assert not listens(golden["server"]["port"]), "nothing runs"
+            with ThreadPoolExecutor(20) as clients:
+                answers = {answer.result() for answer in [clients.submit(complete, door) for _ in range(20)]}
+            assert len(answers) == 1
+            assert status(golden["name"])["serving"]["mode"] == "restored", log.read_text()
+            assert process.wait(LIMIT_S) == 0, log.read_text()
+        finally:
+            process.terminate()
+            process.wait(LIMIT_S)
+    assert not listens(golden["server"]["port"])
+
+
+def listens_without_connecting(port: int) -> bool:
+    """A connection would be a first request."""
+    rows = Path("/proc/net/tcp").read_text().splitlines()
+    return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A" for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nobody"], "no server nobody is described on this node"),
+        (["../etc"], "is no name of a server"),
+        (["nobody", "--on-demand"], "no server nobody is described on this node"),
+    ],
+)
+def test_what_cannot_be_served_gets_one_message(provisioned: object, arguments: list[str], said: str) -> None:
+    done = subprocess.run([*SERVE, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
