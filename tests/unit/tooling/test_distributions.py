@@ -8,7 +8,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import shutil
 import subprocess
 import tarfile
 import threading
@@ -115,44 +114,6 @@ def test_ubuntu_is_not_asked_for_debians_source_index(tmp_path):
     done = sh(moved(CRIU / "fetch_from_apt.sh", tmp_path), tmp_path / "tarball", "0" * 64)
     assert done.returncode == 1
     assert done.stderr == "This is ubuntu, not Debian: its mirrors carry no release tarball of CRIU.\n"
-
-
-@pytest.mark.skipif(shutil.which("apt-cache") is None, reason="apt-cache is missing")
-@pytest.mark.parametrize(
-    ("offered", "said"), [("", ""), ("Package: criu\nVersion: 4.2-1\n", "available\n")], ids=["mentioned", "offered"]
-)
-def test_a_package_that_others_only_mention_is_not_available(tmp_path, offered, said):
-    common = "Architecture: all\nMaintainer: nobody\nDescription: none\n"
-    mentions = f"Package: runc\nVersion: 1.3.3-0ubuntu1\nRecommends: criu\n{common}"
-    packages = mentions + (f"\n{offered}Size: 1\nFilename: ./criu.deb\nSHA256: {'0' * 64}\n{common}" if offered else "")
-    put(
-        tmp_path,
-        {
-            "repository/Packages": packages,
-            "state/status": "",
-            "state/lists/partial/.keep": "",
-            "cache/archives/partial/.keep": "",
-        },
-    )
-    put(tmp_path, {"sources": f"deb [trusted=yes] file:{tmp_path}/repository ./\n"})
-    options = {
-        "Dir::State": f"{tmp_path}/state",
-        "Dir::State::status": f"{tmp_path}/state/status",
-        "Dir::Cache": f"{tmp_path}/cache",
-        "Dir::Etc::SourceList": f"{tmp_path}/sources",
-        "Dir::Etc::SourceParts": "-",
-        "Dir::Etc::PreferencesParts": "-",
-        "APT::Sandbox::User": "root",
-    }
-    put(tmp_path, {"apt.conf": "".join(f'{key} "{value}";\n' for key, value in options.items())})
-    env = {"APT_CONFIG": str(tmp_path / "apt.conf")}
-    for argv in (
-        ["apt-get", "-qq", "update"],
-        ["apt-cache", "show", "criu"],
-    ):  # the latter succeeds with or without a version
-        done = subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stderr
-    assert sh(moved(CRIU / "probe_node.sh", tmp_path), tmp_path / "builds", tmp_path / "front", **env).stdout == said
 
 
 @pytest.fixture
