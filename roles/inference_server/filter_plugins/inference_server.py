@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filter of the role inference_server: which settings cannot work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+
+# Ansible finds our module_utils for modules only.
+OURS = str(Path(__file__).resolve().parents[3] / "module_utils")
+if OURS not in ansible.module_utils.__path__:
+    ansible.module_utils.__path__.append(OURS)
+
+from ansible.module_utils.ckpt.vocabulary import RUNTIMES
+
+Data = dict[str, Any]
+
+PHASES = ("validate", "install", "configure", "verify", "rollback")
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+PORTS = range(1, 65536)
+
+
+def inference_server_problems(asked: Data) -> list[str]:
+    """Returns everything in the settings that cannot work, each with what to do about it.
+
+    :param asked: variables of the role without their prefix, and ``kinds``, those that there are
+    """
+    unknown = [phase for phase in asked["phases"] if phase not in PHASES]
+    rules = [
+        (
+            asked["kind"] not in asked["kinds"],
+            f"inference_server_kind is {asked['kind']}: choose one of {', '.join(asked['kinds'])}",
+        ),
+        (asked["port"] not in PORTS, f"inference_server_port is {asked['port']}: choose a TCP port from 1 to 65535"),
+        (
+            asked["weights_mib"] < 1,
+            f"inference_server_weights_mib is {asked['weights_mib']}: give the size of the weights in MiB, at least 1",
+        ),
+        (
+            asked["runtime"] not in RUNTIMES,
+            f"inference_server_runtime is {asked['runtime']}: choose {' or '.join(RUNTIMES)}",
+        ),
+        (
+            not NAME.fullmatch(asked["name"]),
+            f"inference_server_name is {asked['name']}: use lower-case words joined by -",
+        ),
+        (bool(unknown), f"inference_server_phases has unknown phases: {', '.join(unknown)}"),
+        (
+            asked["canary"].get("temperature", 0) != 0,
+            "inference_server_canary.temperature must be 0: "
+            "only greedy tokens can be compared before and after a restore",
+        ),
+    ]
+    return [message for wrong, message in rules if wrong]
+
+
+class FilterModule:
+    """Register the filter with Ansible."""
+
+    def filters(self) -> dict[str, Any]:
+        """Returns the filter by name."""
+        return {"inference_server_problems": inference_server_problems}

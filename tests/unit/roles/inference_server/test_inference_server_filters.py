@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which settings role inference_server refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.ckpt.vocabulary import RUNTIMES
+from project import ROOT, filters_of
+
+ROLE = filters_of("inference_server")
+ASKED: dict[str, Any] = {
+    "kind": "reference",
+    "kinds": ["command", "reference", "vllm"],
+    "port": 18080,
+    "weights_mib": 64,
+    "runtime": "podman",
+    "name": "gpuckpt-server",
+    "phases": ["validate", "install"],
+    "canary": {},
+}
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"port": 1}, {"port": 65535}, {"weights_mib": 1}, {"name": "a"}, {"canary": {"temperature": 0.0}}]
+)
+def test_settings_that_can_work_are_taken(change: dict[str, Any]) -> None:
+    assert ROLE.inference_server_problems({**ASKED, **change}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kind": "sglang"}, "inference_server_kind is sglang: choose one of command, reference, vllm"),
+        ({"port": 0}, "inference_server_port is 0: choose a TCP port from 1 to 65535"),
+        ({"port": 65536}, "inference_server_port is 65536: choose a TCP port from 1 to 65535"),
+        ({"weights_mib": 0}, "inference_server_weights_mib is 0: give the size of the weights in MiB, at least 1"),
+        ({"runtime": "docker"}, "inference_server_runtime is docker: choose podman or process"),
+        ({"name": "No Such Name"}, "inference_server_name is No Such Name: use lower-case words joined by -"),
+        ({"name": "a--b"}, "inference_server_name is a--b: use lower-case words joined by -"),
+        ({"name": "a\n"}, "inference_server_name is a\n: use lower-case words joined by -"),
+        ({"phases": ["install", "brew"]}, "inference_server_phases has unknown phases: brew"),
+        (
+            {"canary": {"temperature": 0.7}},
+            "inference_server_canary.temperature must be 0: only greedy tokens can be compared before and after a restore",
+        ),
+    ],
+)
+def test_each_mistake_is_named(change: dict[str, Any], said: str) -> None:
+    assert ROLE.inference_server_problems({**ASKED, **change}) == [said]
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    wrong = {**ASKED, "port": 99999, "weights_mib": 0, "name": "No Such Name"}
+    assert len(ROLE.inference_server_problems(wrong)) == 3
+
+
+def test_phases_and_runtimes_are_those_that_the_role_documents() -> None:
+    specs = yaml.safe_load((ROOT / "roles/inference_server/meta/argument_specs.yml").read_text(encoding="utf-8"))
+    phases = specs["argument_specs"]["main"]["options"]["inference_server_phases"]["choices"]
+    for runtime in RUNTIMES:
+        assert ROLE.inference_server_problems({**ASKED, "phases": phases, "runtime": runtime}) == []
