@@ -28,7 +28,7 @@ from ansible.module_utils.ckpt.doctor import containers
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.measure import flows
 from ansible.module_utils.ckpt.node import gpu as gpu_inspection
-from ansible.module_utils.ckpt.node import inspection, smi
+from ansible.module_utils.ckpt.node import inspection, packages, smi
 from ansible.module_utils.ckpt.parsing import FormatError, parse_json
 from ansible.module_utils.ckpt.runtimes import process
 from ansible.module_utils.ckpt.runtimes.base import Evidence
@@ -173,6 +173,14 @@ def nvidia_answers(data: bytes) -> None:
     version_tuple(text)
 
 
+def package_answers(data: bytes) -> None:
+    """What dpkg and apt print."""
+    text = text_of(data)
+    packages.versions(text)
+    packages.candidates(text)
+    load_script(ROOT / "roles" / "nvidia_driver" / "filter_plugins" / "nvidia_driver.py").nvidia_driver_offers(text)
+
+
 def settings_of_criu(data: bytes) -> None:
     """A file of settings; what is taken of it can be written again."""
     found = settings.parse(text_of(data))
@@ -215,6 +223,7 @@ def targets_in(folder: Folder) -> Iterator[Target]:
     yield _archive_target(folder, criu)
     yield from _document_targets(folder, podman)
     yield Target("nvidia", nvidia_answers, (), ())
+    yield Target("packages", package_answers, (), (SEEDS / "samples" / "packages",))
     yield Target("tar-listing", tar_listing, (), (podman / "tar-list.txt",))
     yield from _proc_targets(folder)
     yield from _report_targets(folder)
