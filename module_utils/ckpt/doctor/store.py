@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
+from ..golden import make, supervisor, wanted
 from ..node.inspection import mount_at
 from ..safety import leftovers
 from . import CheckContext, Verdict, check, fail, ok, skip, warn
@@ -76,3 +77,29 @@ def left(context: CheckContext) -> Verdict:
         "The next provision.yml or bench.yml removes what belongs to no run under way.",
         PROVISION,
     )
+
+
+@check(
+    "golden",
+    "store",
+    "golden checkpoints",
+    "A server whose golden checkpoint does not fit is started cold, which takes as long as ever.",
+)
+def golden(context: CheckContext) -> Verdict:
+    """Every server that is described has a golden checkpoint that fits this node."""
+    served = [wanted.load(name) for name in wanted.names()]
+    if not served:
+        return skip("no server is described (checkpoint.yml)")
+    states = {server.name: make.examine(server) for server in served}
+    unfit = [f"{name}: {'; '.join(state.misfits)}" for name, state in states.items() if state.misfits]
+    if unfit:
+        return warn(
+            ", ".join(unfit), "Make it anew, or stop that server: it is made then.", "ansible-playbook checkpoint.yml"
+        )
+    said = []
+    for name, state in states.items():
+        one, serving = state.golden, supervisor.status(name)
+        if one is not None:
+            now = serving.mode if serving else "not served"
+            said.append(f"{name}, {one.bytes >> 20} MiB of {one.made_at}, trial {one.first_token_s:.2f} s, {now}")
+    return ok("; ".join(said))
