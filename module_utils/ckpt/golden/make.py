@@ -101,9 +101,9 @@ def restore_golden(wanted: Wanted, instance: str, folder: str, stop_after: bool 
             "flags": wanted.flags,
             "slimming": wanted.slimming,
             "verify": wanted.verify,
-            # reads all memory: part of the proof, and not of a start that somebody waits for
+            # both read all memory: part of the proof, and not of a start that somebody waits for
             "memory_digest": stop_after,
-            "page_cache": "warm",
+            "page_cache": "warm" if stop_after else None,
             "resident_pool": False,
             "prefetch": wanted.prefetch,
             "replace_running": False,

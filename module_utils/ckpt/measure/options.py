@@ -66,7 +66,7 @@ class Untaken:
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """Options of ckpt_restore."""
+    """Options of ckpt_restore; `page_cache` is None where it is left as it is, as for a start that somebody waits for."""
 
     layout: Layout
     untaken: Untaken | None
@@ -74,7 +74,7 @@ class RestoreOptions:
     slimming: str
     verify: str
     memory_digest: bool
-    page_cache: str
+    page_cache: str | None
     resident_pool: bool
     prefetch: bool
     replace_running: bool

@@ -139,7 +139,7 @@ def _restore(operation: flows.Operation, options: RestoreOptions, request: Resto
     files = runtime.prepare_restore(request)
     record.page_cache = {
         "asked": options.page_cache,
-        "resident_fraction": pagecache.prepare(options.page_cache, files),
+        "resident_fraction": None if options.page_cache is None else pagecache.prepare(options.page_cache, files),
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     operation.client.ready()
