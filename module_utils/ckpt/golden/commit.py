@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ..checkpoints import replacement
@@ -52,6 +53,14 @@ def load(wanted: Wanted) -> Golden | None:
     if golden is None or golden.schema_version != SCHEMA_VERSION or not is_complete(golden.folder):
         return None
     return golden
+
+
+def noted(wanted: Wanted) -> Golden | None:
+    """What was committed last, whatever became of its files: its server is to be removed, too."""
+    with suppress(FormatError):
+        raw = read_json(_mark(wanted))
+        return None if raw is None else build(Golden, raw)
+    return None
 
 
 def save(wanted: Wanted, golden: Golden) -> None:

@@ -48,7 +48,7 @@ def make(wanted: Wanted) -> Golden:
 
     The one that is there stays until the new one has proved itself. Raises CkptError.
     """
-    instance = new_instance(wanted)
+    instance, now = new_instance(wanted), identity.of(wanted)
     try:
         start_cold(wanted, instance)
         asked = {"requests": wanted.warmup_requests, "concurrency": 1, "max_tokens": None, "timeout_s": None}
@@ -57,15 +57,15 @@ def make(wanted: Wanted) -> Golden:
     except BaseException:
         discard(wanted, instance)
         raise
-    return make_of(wanted, instance)
+    return make_of(wanted, instance, now)
 
 
-def make_of(wanted: Wanted, instance: str) -> Golden:
+def make_of(wanted: Wanted, instance: str, started_under: identity.Identity) -> Golden:
     """Makes the golden checkpoint of a server that runs and has served. The server is stopped afterwards.
 
-    Raises CkptError: the server is then gone, and an older golden checkpoint is as it was.
+    :param started_under: the identity when it was started; a program that was exchanged since is not in its memory
+    :raises CkptError: the server is then gone, and an older golden checkpoint is as it was
     """
-    now = identity.of(wanted)
     folder = commit.folder_for(wanted, instance)
     try:
         _checkpoint(wanted, instance, folder)
@@ -74,9 +74,10 @@ def make_of(wanted: Wanted, instance: str) -> Golden:
         discard(wanted, instance)
         commit.remove_one(folder)
         raise
-    replaced = _committed(wanted)
+    replaced = commit.noted(wanted)
     made = datetime.now(UTC).isoformat(timespec="seconds")
-    golden = Golden(wanted.name, instance, folder, now, made, record["t"]["T4"], record["bytes"]["images_total"])
+    first_token_s, size = record["t"]["T4"], record["bytes"]["images_total"]
+    golden = Golden(wanted.name, instance, folder, started_under, made, first_token_s, size)
     commit.save(wanted, golden)
     if replaced is not None:
         discard(wanted, replaced.instance)
@@ -85,7 +86,7 @@ def make_of(wanted: Wanted, instance: str) -> Golden:
 
 def forget(wanted: Wanted) -> bool:
     """Removes the golden checkpoint of a server, and the server that was restored from it. Returns whether there was one."""
-    golden = _committed(wanted)
+    golden = commit.noted(wanted)
     if golden is not None:
         discard(wanted, golden.instance)
     return commit.forget(wanted)
@@ -139,13 +140,6 @@ def discard(wanted: Wanted, instance: str) -> None:
     """Removes what there is of one start of the server."""
     with exclusive("discard"):
         runtime_of(wanted, instance).remove()
-
-
-def _committed(wanted: Wanted) -> Golden | None:
-    try:
-        return commit.load(wanted)
-    except CkptError:
-        return None
 
 
 def _checkpoint(wanted: Wanted, instance: str, folder: str) -> None:

@@ -24,8 +24,10 @@ from ..errors import CkptError
 from ..parsing import FormatError, build
 from ..safety import locks
 from ..system import procfs
+from ..system.commands import Commands
 from ..system.files import read_json, read_text, remove, write_json
 from . import make
+from .identity import Identity
 from .wanted import Wanted
 
 FOLDER = "/run/gpuckpt/serving"
@@ -46,41 +48,43 @@ REAP_INTERVAL_S = 10.0
 # how long a server that is stopped may go on answering
 GRACE_S = 10.0
 PROXY = "/lib/systemd/systemd-socket-proxyd"
-# a reboot does not wait for a checkpoint
-SHUTDOWN_FILE = "/run/systemd/shutdown/scheduled"
 OK, SERVER_ENDED, FAILED = 0, 1, 2
-TELLING = (signal.SIGTERM, signal.SIGINT)
-# systemd's words for this process alone. Podman would hand them on, and bind the socket into a container that is then
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# systemd means them for this process alone. Podman would hand them on, and bind the socket into a container that is then
 # checkpointed with it.
-OURS = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+SYSTEMDS_VARIABLES = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How a server came up: `restored` or `cold`, why not restored, and seconds from the call to the first token."""
+    """How a server came up: `restored` or `cold`, why not restored, and seconds from the call to the canary's answer.
+
+    `identity` is the node's and the server's when it was started: a checkpoint of this server depends on that.
+    """
 
     name: str
     instance: str
     mode: str
     why: list[str]
     renew: bool
-    first_token_s: float
+    answered_s: float
     since: str
-    supervisor: dict[str, int]
+    supervisor: locks.Holder
+    identity: Identity
 
 
-class Told(BaseException):
+class StopRequested(BaseException):
     """A signal told the supervisor to stop."""
 
 
 def serve(wanted: Wanted) -> int:
     """Serves until a signal or the server's end. Returns an exit status."""
-    systemd = _take_words()
+    systemd = _take_systemds_variables()
     with _signals(), _serving(wanted) as serving:
         _notify(systemd, "READY=1", f"STATUS={_in_words(serving)}")
         try:
             _wait_for_end(wanted, serving)
-        except Told:
+        except StopRequested:
             return OK
         say(f"the server {wanted.name} has ended by itself.")
         return SERVER_ENDED
@@ -91,14 +95,14 @@ def serve_on_demand(wanted: Wanted, idle_s: float) -> int:
 
     For machines whose first process is not systemd: `systemd-socket-activate` hands over the socket of the first request.
     """
-    if _take_words().get("LISTEN_FDS") != "1":
+    if _take_systemds_variables().get("LISTEN_FDS") != "1":
         say("no socket was handed over; start this with systemd-socket-activate --listen=ADDRESS.")
         return FAILED
     with _signals(), _serving(wanted) as serving, _proxy(wanted, idle_s) as proxy:
         server = make.runtime_of(wanted, serving.instance).instance().pid
         try:
             _wait_for_any([proxy.pid, *([server] if server else [])])
-        except Told:
+        except StopRequested:
             return OK
         if proxy.poll() is None:
             say(f"the server {wanted.name} has ended by itself.")
@@ -113,7 +117,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def _serving(wanted: Wanted) -> Iterator[Serving]:
-    """Brings the server up, and take it down at the end, whatever happens."""
+    """Brings the server up, and takes it down at the end, whatever happens."""
     procfs.adopt_orphans()
     _clear_away(wanted)
     serving = _bring_up(wanted)
@@ -124,7 +128,7 @@ def _serving(wanted: Wanted) -> Iterator[Serving]:
         yield serving
     finally:
         # a second signal must not leave the server behind
-        for number in TELLING:
+        for number in STOP_SIGNALS:
             signal.signal(number, lambda *_: None)
         remove(path)
         _take_down(wanted, serving)
@@ -135,10 +139,10 @@ def _clear_away(wanted: Wanted) -> None:
     noted = _noted(wanted.name)
     if noted is None:
         return
-    if _is_watched(noted):
+    if noted.supervisor.lives():
         raise CkptError(
             "server_running",
-            f"{wanted.name} is being served by process {noted.supervisor['pid']} since {noted.since}; stop that one first.",
+            f"{wanted.name} is being served by {noted.supervisor} since {noted.since}; stop that one first.",
         )
     _stop(wanted, noted)
     remove(_path(wanted.name))
@@ -152,40 +156,47 @@ def _bring_up(wanted: Wanted) -> Serving:
     if state.golden is not None and not state.misfits:
         try:
             make.restore_golden(wanted, state.golden.instance, state.golden.folder)
-            return _came_up(wanted, state.golden.instance, "restored", [], False, began)
+            return _came_up(wanted, state.golden.instance, "restored", [], False, began, state.now)
         except CkptError as error:
             why, at_fault = [error.message, *error.log_lines[:3]], error.reason in CHECKPOINT_AT_FAULT
             say(f"the golden checkpoint of {wanted.name} is not restored: {error.message}")
     instance = make.new_instance(wanted)
     make.start_cold(wanted, instance)
-    return _came_up(wanted, instance, "cold", why, at_fault, began)
+    return _came_up(wanted, instance, "cold", why, at_fault, began, state.now)
 
 
-def _came_up(wanted: Wanted, instance: str, mode: str, why: list[str], renew: bool, began: float) -> Serving:
+def _came_up(
+    wanted: Wanted, instance: str, mode: str, why: list[str], renew: bool, began: float, identity: Identity
+) -> Serving:
     seconds = round(time.monotonic() - began, 3)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    me = locks.this_process()
-    return Serving(wanted.name, instance, mode, why, renew, seconds, now, {"pid": me.pid, "starttime": me.starttime})
+    me = locks.this_process("gpuckpt-serve")
+    return Serving(wanted.name, instance, mode, why, renew, seconds, now, me, identity)
 
 
 def _in_words(serving: Serving) -> str:
     if serving.mode == "restored":
-        return f"{serving.name} was restored and answered after {serving.first_token_s:.2f} s."
+        return f"{serving.name} was restored and answered after {serving.answered_s:.2f} s."
     later = " A new checkpoint is made when it is stopped." if serving.renew else ""
-    return f"{serving.name} was started cold in {serving.first_token_s:.1f} s: {'; '.join(serving.why)}.{later}"
+    return f"{serving.name} was started cold in {serving.answered_s:.1f} s: {'; '.join(serving.why)}.{later}"
 
 
 def _take_down(wanted: Wanted, serving: Serving) -> None:
     """Stops the server; where its checkpoint is to be made anew, by making it."""
     runtime = make.runtime_of(wanted, serving.instance)
-    if serving.renew and runtime.instance().running and not os.path.exists(SHUTDOWN_FILE):
+    if serving.renew and runtime.instance().running and not _is_shutting_down():
         try:
-            golden = make.make_of(wanted, serving.instance)
+            golden = make.make_of(wanted, serving.instance, serving.identity)
             say(f"a new golden checkpoint of {wanted.name} was made; its trial took {golden.first_token_s:.2f} s.")
             return
         except CkptError as error:
             say(f"no new golden checkpoint of {wanted.name}: {error.message}")
     _stop(wanted, serving)
+
+
+def _is_shutting_down() -> bool:
+    """Whether the machine is: a reboot does not wait for a checkpoint. Without systemd nobody knows."""
+    return Commands().run(["systemctl", "is-system-running"]).stdout.strip() == "stopping"
 
 
 def _stop(wanted: Wanted, serving: Serving) -> None:
@@ -209,7 +220,7 @@ def _wait_for_end(wanted: Wanted, serving: Serving) -> None:
 
 
 def _wait_for_any(pids: list[int], limit_s: float = float("inf")) -> None:
-    """Until one of the processes has ended, or for so long. Raises Told at a signal."""
+    """Until one of the processes has ended, or for so long. Raises StopRequested at a signal."""
     until = time.monotonic() + limit_s
     poll = select.poll()
     handles = []
@@ -253,12 +264,12 @@ def _proxy(wanted: Wanted, idle_s: float) -> Iterator[subprocess.Popen[bytes]]:
 @contextmanager
 def _signals() -> Iterator[None]:
     def told(*_: object) -> NoReturn:
-        raise Told
+        raise StopRequested
 
-    before = {number: signal.signal(number, told) for number in TELLING}
+    before = {number: signal.signal(number, told) for number in STOP_SIGNALS}
     try:
         yield
-    except Told:
+    except StopRequested:
         # before the server was up: what had begun has been put back
         sys.exit(OK)
     finally:
@@ -266,14 +277,14 @@ def _signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _take_words() -> dict[str, str]:
+def _take_systemds_variables() -> dict[str, str]:
     """What systemd has told this process in its environment, which nothing that it starts shall have."""
-    return {name: os.environ.pop(name) for name in OURS if name in os.environ}
+    return {name: os.environ.pop(name) for name in SYSTEMDS_VARIABLES if name in os.environ}
 
 
-def _notify(words: Mapping[str, str], *lines: str) -> None:
+def _notify(variables: Mapping[str, str], *lines: str) -> None:
     """Tells systemd, where it asked for it (sd_notify)."""
-    address = words.get("NOTIFY_SOCKET")
+    address = variables.get("NOTIFY_SOCKET")
     if address:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
             out.connect("\0" + address[1:] if address.startswith("@") else address)
@@ -283,7 +294,7 @@ def _notify(words: Mapping[str, str], *lines: str) -> None:
 def status(name: str) -> Serving | None:
     """How a server came up; None if it is not served."""
     noted = _noted(name)
-    return noted if noted is not None and _is_watched(noted) else None
+    return noted if noted is not None and noted.supervisor.lives() else None
 
 
 def _noted(name: str) -> Serving | None:
@@ -292,11 +303,6 @@ def _noted(name: str) -> Serving | None:
         raw = read_json(_path(name))
         return None if raw is None else build(Serving, raw)
     return None
-
-
-def _is_watched(noted: Serving) -> bool:
-    task = procfs.read_task(noted.supervisor["pid"])
-    return task is not None and task.state not in ("Z", "X") and task.starttime == noted.supervisor["starttime"]
 
 
 def _path(name: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ansible.module_utils.ckpt.system import procfs
 from conftest import ROOT
 from support import Call, Result
 
@@ -40,8 +41,7 @@ def golden(call: Call, server: Result, store: Path) -> Iterator[Result]:
 
 
 def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    return procfs.port_holder(port) is not None
 
 
 def until(true: Callable[[], bool], what: str) -> None:
@@ -121,6 +121,21 @@ def test_one_that_does_not_fit_is_served_cold_once_and_made_anew(call: Call, gol
     assert call("ckpt_golden", **golden)["changed"] is False
 
 
+@pytest.mark.parametrize("server", ["process"], indirect=True)
+def test_what_was_exchanged_while_a_server_ran_is_not_in_its_checkpoint(
+    call: Call, golden: Result, weights: Path, tmp_path: Path
+) -> None:
+    made = call("ckpt_golden", **golden)["golden"]
+    (Path(made["folder"]) / "checkpoint.json").unlink()
+    with served(golden, tmp_path / "log"):
+        assert status(golden["name"])["serving"]["mode"] == "cold"
+        os.utime(weights)
+    after = status(golden["name"])
+    assert after["golden"]["folder"] != made["folder"], "made anew of the server that ran"
+    (misfit,) = after["misfits"]
+    assert misfit.startswith(f"files: {weights} was ")
+
+
 def test_a_damaged_one_is_served_cold(call: Call, golden: Result, tmp_path: Path) -> None:
     made = call("ckpt_golden", **golden)["golden"]
     image = max(Path(made["folder"]).glob("images/core-*.img"))
@@ -171,15 +186,23 @@ def test_it_starts_when_somebody_asks_and_stops_when_nobody_does(call: Call, gol
     call("ckpt_golden", **golden)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        door = int(probe.getsockname()[1])
-    argv = ["systemd-socket-activate", f"--listen=127.0.0.1:{door}", *SERVE, golden["name"], "--on-demand", "--idle=1"]
+        public_port = int(probe.getsockname()[1])
+    argv = [
+        "systemd-socket-activate",
+        f"--listen=127.0.0.1:{public_port}",
+        *SERVE,
+        golden["name"],
+        "--on-demand",
+        "--idle=1",
+    ]
     log = tmp_path / "log"
     with log.open("ab") as out, subprocess.Popen(argv, stderr=out) as process:
         try:
-            until(lambda: listens_without_connecting(door), "nobody listens")
+            # a connection would be a first request
+            until(lambda: procfs.port_holder(public_port) is not None, "nobody listens")
             assert not listens(golden["server"]["port"]), "nothing runs"
             with ThreadPoolExecutor(20) as clients:
-                answers = {answer.result() for answer in [clients.submit(complete, door) for _ in range(20)]}
+                answers = {answer.result() for answer in [clients.submit(complete, public_port) for _ in range(20)]}
             assert len(answers) == 1
             assert status(golden["name"])["serving"]["mode"] == "restored", log.read_text()
             assert process.wait(LIMIT_S) == 0, log.read_text()
@@ -187,12 +210,6 @@ def test_it_starts_when_somebody_asks_and_stops_when_nobody_does(call: Call, gol
             process.terminate()
             process.wait(LIMIT_S)
     assert not listens(golden["server"]["port"])
-
-
-def listens_without_connecting(port: int) -> bool:
-    """A connection would be a first request."""
-    rows = Path("/proc/net/tcp").read_text().splitlines()
-    return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A" for row in rows[1:])
 
 
 @pytest.mark.parametrize(
