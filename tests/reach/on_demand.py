@@ -21,17 +21,13 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 
 import module_call
+from ckpt.system import procfs
 
 PROGRAM = "/opt/gpuckpt/serve/bin/gpuckpt-serve"
 LIMIT_S = 60.0
-
-
-def listens(port: int) -> bool:
-    """Whether somebody listens; a connection would be a first request."""
-    rows = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
-    return any(row.split()[1].endswith(f":{port:04X}") and row.split()[3] == "0A" for row in rows)
 
 
 def first_token_s(port: int, model: str) -> float:
@@ -62,7 +58,8 @@ def demand(name: str, model: str) -> float:
         port = int(probe.getsockname()[1])
     argv = ["systemd-socket-activate", f"--listen=127.0.0.1:{port}", PROGRAM, "--on-demand", "--idle=1", name]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
-        while not listens(port):
+        # a connection would be a first request
+        while procfs.port_holder(port) is None:
             time.sleep(0.01)
         seconds = first_token_s(port, model)
         process.wait(LIMIT_S)
