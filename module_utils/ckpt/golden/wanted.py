@@ -15,7 +15,7 @@ from ..server.spec import NAME, parse_server
 from ..system import private
 from ..system.files import read_json, write_json
 from ..system.files import remove as remove_file
-from ..vocabulary import LEVELS, SLIMMINGS
+from ..vocabulary import LEVELS, RUNTIMES, SLIMMINGS
 
 FOLDER = "/etc/gpuckpt/servers"
 SCHEMA_VERSION = 1
@@ -42,6 +42,8 @@ class Wanted:
 
     def __post_init__(self) -> None:
         """Raises CkptError (bad_input) that names what is wrong."""
+        if self.runtime not in RUNTIMES:
+            raise CkptError("bad_input", f"the runtime of {self.name} must be one of {', '.join(RUNTIMES)}.")
         parse_server(self.server, self.runtime)
         parse_criu(self.criu)
         problems = [] if NAME.fullmatch(self.name) else ["name must be letters, digits, `_`, `.` or `-`"]

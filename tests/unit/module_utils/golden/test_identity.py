@@ -108,6 +108,7 @@ def test_an_image_is_known_by_its_digest(node: Node, served: Wanted) -> None:
         ({"slimming": "thin"}, "slimming must be one of none, sleep1"),
         ({"verify": "all"}, "verify must be one of"),
         ({"folder": "here"}, "folder must be an absolute path"),
+        ({"runtime": "docker"}, "the runtime of one must be one of podman, process"),
         ({"warmup_requests": 0}, "warmup_requests must be 1 or more"),
         ({"server": {}}, "server.name is missing"),
     ],
