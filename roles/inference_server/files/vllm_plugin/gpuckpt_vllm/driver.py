@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The part of the CUDA driver's interface that staged weights need, every call checked.
 
-The driver and not the runtime: it knows memory that can be handed to another process, and needs no PyTorch. So the program
-that prefetches weights (prefetch.py) and the engine that takes them (backend.py) share this and nothing else. Names and
-numbers are those of cuda.h; sizes are bytes.
+The driver and not the runtime: it knows memory that can be handed to another process, and needs no PyTorch. The program
+that prefetches weights (prefetch.py), the engine that takes them (backend.py) and ranks that read each other's memory
+(peers.py) share this and nothing else. Names and numbers are those of cuda.h; sizes are bytes.
 """
 
 from __future__ import annotations
@@ -149,11 +149,21 @@ class Driver:
 
     # --- physical memory, and where it is mapped ---
 
+    @staticmethod
+    def _properties(device: int) -> AllocationProperties:
+        return AllocationProperties(type=PINNED, handle_types=POSIX_FILE_DESCRIPTOR, location=Location(DEVICE, device))
+
+    def granularity(self, device: int) -> int:
+        """What sizes and addresses of `create` and `map` are multiples of, in bytes."""
+        size = ctypes.c_size_t()
+        properties = self._properties(device)
+        minimum = 0  # CU_MEM_ALLOC_GRANULARITY_MINIMUM
+        self._call("cuMemGetAllocationGranularity", ctypes.byref(size), ctypes.byref(properties), minimum)
+        return size.value
+
     def create(self, size: int, device: int) -> int:
         """Physical memory of a GPU that can be handed to another process; a handle."""
-        properties = AllocationProperties(
-            type=PINNED, handle_types=POSIX_FILE_DESCRIPTOR, location=Location(DEVICE, device)
-        )
+        properties = self._properties(device)
         handle = ctypes.c_uint64()
         self._call(
             "cuMemCreate",
@@ -177,6 +187,19 @@ class Driver:
         self._call("cuMemMap", address, length, ctypes.c_size_t(0), ctypes.c_uint64(handle), ctypes.c_uint64(0))
         access = AccessDescription(Location(DEVICE, device), READ_WRITE)
         self._call("cuMemSetAccess", address, length, ctypes.byref(access), ctypes.c_size_t(1))
+
+    def unmap(self, pointer: int, size: int) -> None:
+        """Takes what is behind reserved addresses away; they stay reserved."""
+        self._call("cuMemUnmap", ctypes.c_uint64(pointer), ctypes.c_size_t(size))
+
+    def release(self, handle: int) -> None:
+        """Lets go of physical memory: it is given back when no process holds or maps it any more."""
+        self._call("cuMemRelease", ctypes.c_uint64(handle))
+
+    def zero(self, pointer: int, size: int) -> None:
+        """Fills device memory with zeros; returns when it is done."""
+        self._call("cuMemsetD8_v2", ctypes.c_uint64(pointer), ctypes.c_ubyte(0), ctypes.c_size_t(size))
+        self._call("cuCtxSynchronize")
 
     def export(self, handle: int) -> int:
         """A file descriptor for physical memory that another process can take."""

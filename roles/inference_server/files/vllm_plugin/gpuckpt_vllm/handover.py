@@ -8,6 +8,7 @@ allocation, in the order of the layout. Nobody listening, or an end before the l
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from os import close
 from pathlib import Path
@@ -48,8 +49,7 @@ def give(listening: socket.socket, descriptors: list[int], patience_s: float) ->
     taker, _ = listening.accept()
     with taker:
         taker.settimeout(patience_s)
-        for first in range(0, len(descriptors), AT_ONCE):
-            socket.send_fds(taker, [b"+"], descriptors[first : first + AT_ONCE])
+        send(taker, descriptors)
 
 
 def receive(weights: Path, count: int) -> list[int] | None:
@@ -63,15 +63,34 @@ def receive(weights: Path, count: int) -> list[int] | None:
             asking.connect(str(address(weights)))
         except (FileNotFoundError, ConnectionRefusedError):
             return None
-        received: list[int] = []
-        try:
-            while len(received) < count:
-                word, descriptors, _, _ = socket.recv_fds(asking, 1, AT_ONCE)
-                received += descriptors
-                if not word:
-                    raise ConnectionError(f"only {len(received)} of {count} allocations were handed over")
-        except BaseException:
-            for descriptor in received:
-                close(descriptor)
-            raise
-        return received
+        return take(asking, count)
+
+
+def send(connection: socket.socket, descriptors: Sequence[int]) -> None:
+    """Sends copies of descriptors. Raises OSError."""
+    for first in range(0, len(descriptors), AT_ONCE):
+        socket.send_fds(connection, [b"+"], descriptors[first : first + AT_ONCE])
+
+
+def take(connection: socket.socket, count: int) -> list[int]:
+    """As many descriptors as were sent, to be closed by the caller.
+
+    :raises OSError: when the other side ended before the last one, or takes longer than the connection's time limit
+    """
+    received: list[int] = []
+    try:
+        while len(received) < count:
+            word, descriptors, _, _ = socket.recv_fds(connection, 1, AT_ONCE)
+            received += descriptors
+            if not word:
+                raise ConnectionError(f"only {len(received)} of {count} allocations were handed over")
+    except BaseException:
+        close_all(received)
+        raise
+    return received
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Closes descriptors that were received or exported."""
+    for descriptor in descriptors:
+        close(descriptor)
