@@ -119,10 +119,14 @@ def gpu(fake_driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> I
             fake.slept.append(level)
 
     factory = SimpleNamespace(_registry={"cumem": lambda: CuMemBackend})
-    cuda = SimpleNamespace(empty_cache=lambda: None, synchronize=lambda: None, mem_get_info=lambda: (3, 4))
+    cuda = SimpleNamespace(
+        empty_cache=lambda: None, synchronize=lambda: None, mem_get_info=lambda: (3, 4), memory_reserved=lambda: 0
+    )
+    distributed = SimpleNamespace(is_initialized=lambda: False)
     vllm = "vllm.device_allocator"
     for fake_module in (
-        module("torch", cuda=cuda),
+        module("torch", cuda=cuda, distributed=distributed),
+        module("vllm.platforms", current_platform=SimpleNamespace(is_cuda=lambda: False)),
         module("vllm"),
         module(vllm, get_mem_allocator_instance=lambda: fake),
         module(f"{vllm}.cumem", create_and_map=fake.map, unmap_and_release=fake.unmap),

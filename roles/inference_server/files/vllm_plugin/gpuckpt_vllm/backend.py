@@ -9,8 +9,9 @@ which CRIU restores as shared memory in one stream. Level 2 loses them. This bac
               them to the GPU meanwhile (prefetch.py), or copies them back at the speed of the bus (staging.py), so neither
               CRIU nor the driver touches them
 
-Every level also gives back what the context itself holds for the stacks of kernels, 264 MiB on an H100. Waking brings back
-whatever is asleep. Written against vLLM 0.25.1.
+Every level also gives back what the context itself holds for the stacks of kernels, 264 MiB on an H100. It lets go of what
+the GPUs of a server share (groups.py). Waking brings back whatever is asleep. What fails on one GPU fails on all of them,
+and then the server is as it was before. Written against vLLM 0.25.1.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import ctypes
 import os
 import tempfile
 import time
+from collections.abc import Collection
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from vllm.logger import init_logger
 
 from gpuckpt_vllm import handover
 from gpuckpt_vllm.driver import STACK_SIZE, driver
+from gpuckpt_vllm.ranks import Alone, agree
 from gpuckpt_vllm.staging import Layout, StagedWeights
 
 # below vLLM's own name, so that its logging configuration covers it
@@ -39,6 +43,10 @@ DROP_KV_CACHE = 3
 STAGE_WEIGHTS = 4
 WEIGHTS = "weights"
 KV_CACHE = "kv_cache"
+GRAPHS = (
+    "default"  # what vLLM's allocator calls all that it was not told the use of: graph_memory.py alone allocates so
+)
+STAGED = (WEIGHTS, GRAPHS)  # in a weights file
 STAGING_DIR = "GPUCKPT_STAGING_DIR"
 
 
@@ -49,37 +57,78 @@ class CheckpointBackend(CuMemBackend):
         super().__init__()
         self._staged: StagedWeights | None = None
         self._stack_bytes: int | None = None
+        self._shared = _shared_by_gpus()
 
     def suspend(self, level: int = 1) -> None:
-        """Releases GPU memory; see the module's text for the levels."""
+        """Releases GPU memory; see the module's text for the levels.
+
+        :raises RuntimeError: when it cannot, on this GPU or another of the server's; all is as before then
+        :raises OSError: likewise
+        """
         began = time.monotonic()
         torch.cuda.synchronize()
+        self._shared.release()
+        problem: Exception | None = None
+        try:
+            self._release_memory(level)
+        except (OSError, RuntimeError) as error:
+            problem = error
+        try:
+            agree(self._shared.ranks, problem, f"sleep at level {level}")
+        except (OSError, RuntimeError):
+            self.resume()
+            raise
+        free, total = torch.cuda.mem_get_info()
+        logger.info(
+            "gpuckpt: level %d took %.3f s, %d bytes of the GPU are in use, %d of them by PyTorch's own allocator",
+            level,
+            time.monotonic() - began,
+            total - free,
+            torch.cuda.memory_reserved(),
+        )
+
+    def _release_memory(self, level: int) -> None:
         if level in (DROP_KV_CACHE, STAGE_WEIGHTS):
             self._state = "SUSPENDED"
             if level == STAGE_WEIGHTS:
                 self._stage()
-                self._release(WEIGHTS)
+                self._release(*STAGED)
             self._release(KV_CACHE)
             torch.cuda.empty_cache()
         else:
             super().suspend(level)
         self._release_stacks()
-        free, total = torch.cuda.mem_get_info()
-        logger.info(
-            "gpuckpt: level %d took %.3f s, %d bytes of the GPU are in use",
-            level,
-            time.monotonic() - began,
-            total - free,
-        )
 
     def resume(self, tags: list[str] | None = None) -> None:
-        """Brings back what is asleep, of the given tags or of all."""
+        """Brings back what is asleep, of the given tags or of all.
+
+        :raises RuntimeError: when it cannot, on this GPU or another of the server's
+        :raises OSError: likewise
+        """
         self._state = "RESUMING"
+        began = time.monotonic()
+        self._shared.rebuild()
+        rebuilt = time.monotonic()
+        problem: Exception | None = None
+        try:
+            self._bring_back(tags)
+        except (OSError, RuntimeError) as error:
+            problem = error
+        agree(self._shared.ranks, problem, "waking")
+        self._state = "RUNNING"
+        if self._shared.ranks.size > 1:
+            logger.info(
+                "gpuckpt: what GPUs share made anew in %.3f s, awake after %.3f s",
+                rebuilt - began,
+                time.monotonic() - began,
+            )
+
+    def _bring_back(self, tags: list[str] | None) -> None:
         began = time.monotonic()
         self._restore_stacks()
         staged = self._staged if tags is None or WEIGHTS in tags else None
         for pointer, data in self._allocations(tags):
-            if data.is_asleep and not (staged and data.tag == WEIGHTS):
+            if data.is_asleep and not (staged and data.tag in STAGED):
                 create_and_map(data.handle)
                 data.is_asleep = False
                 self._copy_back(pointer, data)
@@ -91,7 +140,6 @@ class CheckpointBackend(CuMemBackend):
                 how = "read"
                 self._read(staged)
             self._staged = None
-        self._state = "RUNNING"
         logger.info(
             "gpuckpt: memory back in %.3f s, staged weights (%s) in %.3f s",
             mapped - began,
@@ -120,9 +168,13 @@ class CheckpointBackend(CuMemBackend):
             data.cpu_backup_tensor = None
 
     @staticmethod
-    def _allocations(tags: list[str] | None) -> list[tuple[int, Any]]:
-        known = get_mem_allocator_instance().pointer_to_data
-        return [(pointer, data) for pointer, data in sorted(known.items()) if tags is None or data.tag in tags]
+    def _allocations(tags: Collection[str] | None) -> list[tuple[int, Any]]:
+        known = sorted(get_mem_allocator_instance().pointer_to_data.items())
+        if tags is None:
+            return known
+        # vLLM knows no tag of the graphs' memory: it goes with the weights
+        chosen = {*tags, *([GRAPHS] if WEIGHTS in tags else [])}
+        return [(pointer, data) for pointer, data in known if data.tag in chosen]
 
     def _stage(self) -> None:
         folder = os.environ.get(STAGING_DIR)
@@ -132,7 +184,7 @@ class CheckpointBackend(CuMemBackend):
             )
         handle, name = tempfile.mkstemp(prefix="weights-", suffix=".bin", dir=folder)
         os.close(handle)
-        allocations = self._allocations([WEIGHTS])
+        allocations = self._allocations(STAGED)
         layout = Layout(driver().uuid(driver().current_device()), tuple(data.handle[1] for _, data in allocations))
         staged = StagedWeights(Path(name), layout, [pointer for pointer, _ in allocations])
         try:
@@ -147,7 +199,7 @@ class CheckpointBackend(CuMemBackend):
 
         Whatever goes wrong, what is mapped by then stays: reading the file fills it.
         """
-        allocations = self._allocations([WEIGHTS])
+        allocations = self._allocations(STAGED)
         try:
             descriptors = handover.receive(staged.path, len(allocations))
         except OSError as error:
@@ -172,15 +224,34 @@ class CheckpointBackend(CuMemBackend):
         return True
 
     def _read(self, staged: StagedWeights) -> None:
-        for _, data in self._allocations([WEIGHTS]):
+        for _, data in self._allocations(STAGED):
             if data.is_asleep:
                 create_and_map(data.handle)
                 data.is_asleep = False
         staged.read()
 
-    def _release(self, tag: str) -> None:
-        """Gives the physical memory of the allocations of one tag back."""
-        for _, data in self._allocations([tag]):
+    def _release(self, *tags: str) -> None:
+        """Gives the physical memory of the allocations of some tags back."""
+        for _, data in self._allocations(tags):
             if not data.is_asleep:
                 unmap_and_release(data.handle)
                 data.is_asleep = True
+
+
+class _NothingShared:
+    """What a server with one GPU shares between its GPUs."""
+
+    ranks = Alone()
+
+    def release(self) -> None:
+        """Does nothing."""
+
+    def rebuild(self) -> None:
+        """Does nothing."""
+
+
+def _shared_by_gpus() -> Any:
+    """What is let go of and made anew around a checkpoint: groups.Groups, imported only where there are several GPUs."""
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        return import_module("gpuckpt_vllm.groups").Groups()
+    return _NothingShared()

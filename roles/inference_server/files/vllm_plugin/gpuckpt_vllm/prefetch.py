@@ -3,7 +3,7 @@
 """Bring staged weights to the GPU while the server that needs them is being restored: `prefetch.py WEIGHTS_FILE`.
 
     prefetch.py [--linger S] WEIGHTS_FILE
-    prefetch.py --standby                   the file's name comes on standard input, later
+    prefetch.py --standby [--gpu UUID]      the file's name comes on standard input, later
 
 A restore leaves the bus idle: CRIU rebuilds processes, then the driver rebuilds a context. Meanwhile this program makes a
 context of its own, and copies the weights into memory of its own. It hands that memory to the engine when it wakes, which
@@ -11,8 +11,8 @@ maps it where its weights were, and copies nothing. Start it together with the r
 engine reads the file itself.
 
 Made during a restore, a context takes 0.26 to 0.30 s and lengthens the driver's part of it by 0.14 s. So it was in three
-restores on an H100 (reports/published/h100-native). With --standby it is made beforehand, on every GPU, and takes 0.6 GiB
-there meanwhile.
+restores on an H100 (reports/published/h100-native). With --standby it is made beforehand, on the GPU that --gpu names or
+on every one, and takes 0.6 GiB there meanwhile.
 
 It stays until standard input ends, or for --linger seconds after the handover. The end of a context keeps the driver busy,
 which the server's first tokens would feel. One line each on standard output: `standby`, `ready`, then `taken`, with moments
@@ -45,6 +45,15 @@ def find_gpu(uuid: str) -> int:
         if driver().uuid(device) == uuid:
             return device
     raise RuntimeError(f"the weights are of the GPU {uuid}, which is not among those of this node")
+
+
+def see_only(uuid: str) -> None:
+    """Hides all other GPUs from this process: the driver initialises every one that it sees. Call it before the driver.
+
+    :param uuid: 32 hexadecimal digits
+    """
+    parts = [uuid[:8], uuid[8:12], uuid[12:16], uuid[16:20], uuid[20:]]
+    os.environ["CUDA_VISIBLE_DEVICES"] = f"GPU-{'-'.join(parts)}"
 
 
 def bring(weights: Path, layout: Layout, device: int) -> list[int]:
@@ -94,6 +103,7 @@ def main() -> int:
     parser.add_argument(
         "--standby", action="store_true", help="make contexts, then read the file's name from standard input"
     )
+    parser.add_argument("--gpu", metavar="UUID", help="with --standby: make a context there alone")
     parser.add_argument("weights", nargs="?")
     arguments = parser.parse_args()
     if bool(arguments.weights) == arguments.standby:
@@ -101,12 +111,16 @@ def main() -> int:
     weights = Path(arguments.weights or "the weights")
     began = time.monotonic()
     try:
+        if arguments.gpu:
+            see_only(arguments.gpu)
         if arguments.standby:
             name = stand_by()
             if not name:
                 return 0
             weights, began = Path(name), time.monotonic()
         layout = Layout.load(weights)
+        if not arguments.standby:
+            see_only(layout.gpu)
         with handover.listen(weights) as listening:
             try:
                 driver().init()
