@@ -508,7 +508,8 @@ KINDS: tuple[Kind, ...] = (
         "gpu_peers",
         "nvidia-smi tells of several processes of the server on several GPUs",
         "and memory that they share there (NCCL) the driver checkpoints, but does not restore",
-        "let it use one GPU, or, if it shares none or lets go of it for the checkpoint, set server.shares_gpu_memory: false",
+        "choose a slimming that lets go of it (server.unshared_by names those; for vLLM kv-drop or staged), let it use one GPU, "
+        "or, if it shares none, set server.shares_gpu_memory: false",
         _peers_on_gpus,
     ),
     Kind(

@@ -56,9 +56,9 @@ def run(operation: flows.Operation, options: CheckpointOptions) -> Manifest:
         with _end_as_the_cause(operation):
             manifest = _describe(operation, options)
         staged_before = prefetch.staged_files(operation.spec)
-        slimming.slim(operation.client, options.slimming)
-        manifest.staged = sorted(prefetch.staged_files(operation.spec) - staged_before)
         try:
+            slimming.slim(operation.client, options.slimming)
+            manifest.staged = sorted(prefetch.staged_files(operation.spec) - staged_before)
             with _end_as_the_cause(operation):
                 _describe_tasks(operation, manifest)
                 _preflight(operation, options, manifest)
@@ -161,7 +161,8 @@ def _preflight(operation: flows.Operation, options: CheckpointOptions, manifest:
     tasks = operation.runtime.tasks()
     redump = footprint.redump_of(operation.criu, layout.folder)
     pids = [task.pid for task in tasks]
-    gpus = cuda.process_gpus(operation.commands, pids if operation.spec.shares_gpu_memory else [])
+    sharing = operation.spec.shares_while(options.slimming)
+    gpus = cuda.process_gpus(operation.commands, pids if sharing else [])
     how = preflight.Dump(operation.runtime.traits.in_container, options.tcp_established, redump.as_memory, gpus)
     preflight.require_restorable(tasks, how)
     if not redump.as_memory:

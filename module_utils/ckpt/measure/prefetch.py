@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import glob
+import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +78,9 @@ def ready(
     if not files:
         raise CkptError("images_missing", "the checkpoint names no staged weights to prefetch; take it again.")
     environment = system_environment(criu.environment())
-    fetching = [Prefetch(_program(spec, environment, STANDBY if standby else path), path, commands) for path in files]
+    fetching = [
+        Prefetch(_program(spec, environment, _standby(path) if standby else [path]), path, commands) for path in files
+    ]
     try:
         for one in fetching if standby else []:
             one.program.start(commands)
@@ -88,11 +92,28 @@ def ready(
             one.program.end()
 
 
-def _program(spec: ServerSpec, environment: dict[str, str], argument: str) -> Companion:
+def _standby(weights: str) -> list[str]:
+    """Arguments with which the program makes its context on the GPU of a weights file, or on all where none is told."""
+    try:
+        with open(f"{os.path.splitext(weights)[0]}.json", encoding="utf-8") as stream:
+            return [STANDBY, "--gpu", str(json.load(stream)["gpu"])]
+    except (OSError, ValueError, KeyError, TypeError):
+        return [STANDBY]
+
+
+def together(spans: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """Spans of several programs at a time: from the first one's start to the last one's end."""
+    return {
+        name: (min(one[name][0] for one in spans), max(one[name][1] for one in spans))
+        for name in (spans[0] if spans else ())
+    }
+
+
+def _program(spec: ServerSpec, environment: dict[str, str], arguments: list[str]) -> Companion:
     return Companion(
         name="the program that prefetches weights",
         option="prefetch",
-        argv=[*spec.prefetch, argument],
+        argv=[*spec.prefetch, *arguments],
         environment=environment,
         absent=("bad_input", "correct server.prefetch"),
         end_limit_s=END_LIMIT_S,

@@ -155,8 +155,7 @@ def _restore(operation: flows.Operation, options: RestoreOptions, request: Resto
             result = job.wait()
         fetched = [one.finish() for one in fetching] if result.rc == 0 else []
     _add_result(operation, request, result)
-    for spans in fetched:
-        record.phases.update(spans)
+    record.phases.update(prefetch.together(fetched))
     _prove(operation, options, proof, cuda_ran)
 
 

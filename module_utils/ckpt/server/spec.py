@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import CkptError
 from ..parsing import FormatError, convert, require_document
-from ..vocabulary import RUNTIME_TRAITS, RuntimeTraits
+from ..vocabulary import RUNTIME_TRAITS, SLIMMINGS, RuntimeTraits
 from .engines import ENGINES, Engine
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
@@ -76,8 +76,9 @@ class ServerSpec:
     # whether others than this node may reach the development interface
     expose_development: bool = False
     gpu: bool = False
-    # whether its processes on several GPUs are taken to share memory there while it is checkpointed
+    # whether its processes on several GPUs are taken to share memory there, and the slimming modes that end that
     shares_gpu_memory: bool = True
+    unshared_by: list[str] = field(default_factory=list)
     canary: Canary = field(default_factory=Canary)
     # asked in place of a streamed completion
     question: Question | None = None
@@ -86,6 +87,10 @@ class ServerSpec:
     # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU during a restore
     staging_dir: str | None = None
     prefetch: list[str] = field(default_factory=list)
+
+    def shares_while(self, slimming: str) -> bool:
+        """Whether its processes are taken to share GPU memory while it is slimmed like that."""
+        return self.shares_gpu_memory and slimming not in self.unshared_by
 
     @property
     def engine(self) -> Engine:
@@ -140,6 +145,7 @@ OTHERS = (
     "expose_development",
     "gpu",
     "shares_gpu_memory",
+    "unshared_by",
     "canary",
     "question",
     "sleep",
@@ -170,6 +176,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str | None) -> ServerSpec:
     values["command"] = _strings(raw, "command", errors)
     values["podman_args"] = _strings(raw, "podman_args", errors)
     values["prefetch"] = _strings(raw, "prefetch", errors)
+    values["unshared_by"] = _modes(_strings(raw, "unshared_by", errors), errors)
     values["env"] = _environment(raw.get("env") or {}, traits, errors)
     values["capabilities"] = _capabilities(_strings(raw, "capabilities", errors), errors)
     values["expose_development"] = _boolean(raw, "expose_development", errors)
@@ -273,6 +280,13 @@ def _capabilities(names: list[str], errors: list[str]) -> list[str]:
         if match is None
     ]
     return [match[1].lower() for match in matches if match is not None]
+
+
+def _modes(names: list[str], errors: list[str]) -> list[str]:
+    unknown = [name for name in names if name not in SLIMMINGS]
+    if unknown:
+        errors.append(f"server.unshared_by has {', '.join(unknown)}; the slimming modes are {', '.join(SLIMMINGS)}")
+    return names
 
 
 def _exposure_errors(values: Mapping[str, Any], engine: Engine) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filter of the role inference_server: which settings cannot work."""
+"""Filters of the role inference_server: which settings cannot work, and what several GPUs need."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ OURS = str(Path(__file__).resolve().parents[3] / "module_utils")
 if OURS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(OURS)
 
+from ansible.module_utils.ckpt.server import parallel
 from ansible.module_utils.ckpt.vocabulary import RUNTIMES
 
 Data = dict[str, Any]
@@ -40,6 +41,10 @@ def inference_server_problems(asked: Data) -> list[str]:
             f"inference_server_weights_mib is {asked['weights_mib']}: give the size of the weights in MiB, at least 1",
         ),
         (
+            asked["gpus"] < 1,
+            f"inference_server_vllm_gpus is {asked['gpus']}: give the number of GPUs of one server, at least 1",
+        ),
+        (
             asked["runtime"] not in RUNTIMES,
             f"inference_server_runtime is {asked['runtime']}: choose {' or '.join(RUNTIMES)}",
         ),
@@ -57,9 +62,17 @@ def inference_server_problems(asked: Data) -> list[str]:
     return [message for wrong, message in rules if wrong]
 
 
+def inference_server_parallel(gpus: int) -> Data:
+    """Returns what vLLM is told so that a server on so many GPUs can be checkpointed: ``args`` and ``env``."""
+    return {"args": parallel.arguments(gpus), "env": parallel.environment() if gpus > 1 else {}}
+
+
 class FilterModule:
-    """Register the filter with Ansible."""
+    """Register the filters with Ansible."""
 
     def filters(self) -> dict[str, Any]:
-        """Returns the filter by name."""
-        return {"inference_server_problems": inference_server_problems}
+        """Returns the filters by name."""
+        return {
+            "inference_server_problems": inference_server_problems,
+            "inference_server_parallel": inference_server_parallel,
+        }

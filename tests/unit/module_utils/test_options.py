@@ -73,6 +73,8 @@ def test_a_server_gets_its_defaults() -> None:
         ({"cwd": "relative"}, "server.cwd"),
         ({"gpu": "yes"}, "server.gpu"),
         ({"shares_gpu_memory": "no"}, "server.shares_gpu_memory"),
+        ({"unshared_by": ["stagd"]}, "server.unshared_by has stagd; the slimming modes are none, "),
+        ({"unshared_by": "staged"}, "server.unshared_by must be a list"),
         ({"canary": {"promt": "x"}}, "server.canary"),
         ({"env": ["A=1"]}, "server.env"),
         ({"health_timeout_s": -1}, "server.health_timeout_s"),
@@ -92,6 +94,13 @@ def test_a_wrong_key_is_named(change: dict[str, Any], word: str) -> None:
 
 def test_an_empty_environment_may_be_an_empty_list() -> None:
     assert parse_server({**SERVER, "env": []}, "process").env == {}
+
+
+def test_memory_of_several_gpus_is_shared_until_a_slimming_ends_that() -> None:
+    spec = parse_server({**SERVER, "unshared_by": ["staged"]}, "process")
+    assert spec.shares_while("none")
+    assert not spec.shares_while("staged")
+    assert not parse_server({**SERVER, "shares_gpu_memory": False}, "process").shares_while("none")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "localhost", "[::1]", "::1"])

@@ -37,4 +37,4 @@ def test_processes_on_several_gpus_are_refused(gpus: dict[int, set[str]], refuse
     findings = preflight.examine([task], preflight.Dump(tcp_established=True, gpus=gpus))
     told = [str(finding) for finding in findings if finding.kind.name == "gpu_peers"]
     assert len(told) == refused
-    assert all("2 processes of the server use 2 GPUs" in text and "shares_gpu_memory" in text for text in told)
+    assert all("2 processes of the server use 2 GPUs" in text and "unshared_by" in text for text in told)
