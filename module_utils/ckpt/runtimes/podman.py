@@ -10,7 +10,6 @@ import signal
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ..checkpoints.manifest import Layout
@@ -180,7 +179,8 @@ class PodmanRuntime(Runtime):
         container = self.instance()
         self._unmount()
         if not request.layout.archive:
-            Path(container.details["userdata"], RESTORED_INTO).touch()
+            with open(os.path.join(container.details["userdata"], RESTORED_INTO), "a", encoding="ascii"):
+                pass
             shutil.copy2(os.path.join(container.details["userdata"], CONFIGURATION), request.layout.work)
         elif not request.leave_running:
             self.remove()
@@ -331,7 +331,8 @@ class PodmanRuntime(Runtime):
         identity = container.details["container_id"]
         if container.details["status"] in NOT_ENDED:
             os.makedirs(EXITS, exist_ok=True)
-            Path(EXITS, identity).write_text(str(128 + signal.SIGKILL), encoding="ascii")
+            with open(os.path.join(EXITS, identity), "w", encoding="ascii") as out:
+                out.write(str(128 + signal.SIGKILL))
         self._try(*CLEAN_UP, identity)
 
     def _restore_configuration(self, layout: Layout, userdata: str) -> None:

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -180,9 +179,7 @@ class ProcessRuntime(Runtime):
         return read_evidence(OpenLog(log), stats)
 
     def stop(self) -> None:
-        belongs = self._belongs()
-        was_there = bool(ending.living(belongs))
-        left = ending.end_all(belongs)
+        was_there, left = ending.end_found(self._belongs())
         if left:
             raise CkptError(
                 "runtime_failed",
@@ -201,7 +198,9 @@ class ProcessRuntime(Runtime):
         remove(self._state_path)
 
     def running_kin(self) -> list[str]:
-        names = {path.stem for path in Path(INSTANCES).glob(f"{self.spec.name}-*") if path.suffix in STATES}
+        there = os.listdir(INSTANCES) if os.path.isdir(INSTANCES) else []
+        files = [os.path.splitext(entry) for entry in there if entry.startswith(f"{self.spec.name}-")]
+        names = {name for name, ending_of in files if ending_of in STATES}
         return sorted(name for name in names if ending.living(self._belongs(name)))
 
     def end_left_behind(self) -> None:

@@ -75,6 +75,14 @@ def end_all(belongs: Belongs, limit_s: float = LIMIT_S, before_each: Callable[[]
     :param before_each: what makes the processes killable, called before each pass.
     :returns: numbers of processes that still run at the limit; they hang in the kernel or in a driver.
     """
+    return end_found(belongs, limit_s, before_each)[1]
+
+
+def end_found(
+    belongs: Belongs, limit_s: float = LIMIT_S, before_each: Callable[[], None] = lambda: None
+) -> tuple[bool, list[int]]:
+    """As end_all; returns whether there was anything, too, since each look at all processes takes milliseconds."""
+    found = False
     deadline = time.monotonic() + limit_s
     # a child of one that was just killed is known by its session alone
     sessions: set[int] = set()
@@ -85,8 +93,9 @@ def end_all(belongs: Belongs, limit_s: float = LIMIT_S, before_each: Callable[[]
         for process in members:
             procfs.reap(process.pid)
         left = [process for process in members if not process.ended]
+        found = found or bool(left)
         if not left or time.monotonic() >= deadline:
-            return [process.pid for process in left]
+            return found, [process.pid for process in left]
         for process in left:
             _kill(process)
         time.sleep(POLL_S)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 
 from ..errors import CkptError
 
@@ -18,9 +17,9 @@ OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 def make_folders(path: str) -> None:
     """Makes the folder and every missing one on the way to it, for their owner alone (os.makedirs opens those on the way)."""
-    for folder in [*reversed(Path(path).parents), Path(path)]:
-        if not folder.is_dir():
-            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    for folder in reversed(_way(path)):
+        # one at a time: it gives the mode to the last folder only
+        os.makedirs(folder, FOLDER_MODE, exist_ok=True)
 
 
 def make_folder(path: str) -> None:
@@ -29,16 +28,24 @@ def make_folder(path: str) -> None:
     Raises CkptError (bad_input) if other users can exchange what lies in it or on the way to it.
     """
     make_folders(path)
-    real = Path(path).resolve()
-    for folder in (real, *real.parents):
+    real = os.path.realpath(path)
+    for folder in _way(real):
         _require_ours(folder)
-    if real.stat().st_mode & OTHERS:
-        real.chmod(FOLDER_MODE)
+    if os.stat(real).st_mode & OTHERS:
+        os.chmod(real, FOLDER_MODE)
 
 
-def _require_ours(folder: Path) -> None:
+def _way(path: str) -> list[str]:
+    """The folder, and those that it lies in, the outermost last."""
+    found = [path.rstrip("/") or path]
+    while (parent := os.path.dirname(found[-1])) not in ("", found[-1]):
+        found.append(parent)
+    return found
+
+
+def _require_ours(folder: str) -> None:
     """Nobody else may rename what lies in the folder; in one with the sticky bit, like /tmp, only owners can."""
-    status = folder.stat()
+    status = os.stat(folder)
     if status.st_uid not in (0, os.geteuid()):
         raise CkptError(
             "bad_input",

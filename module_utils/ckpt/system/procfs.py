@@ -106,13 +106,19 @@ class UnixConnection(NamedTuple):
 
 def read_task(pid: int, proc: str = "/proc") -> Task | None:
     """The process `pid`, None if it does not exist or cannot be read."""
+    stat = _read_stat(pid, proc)
+    return None if stat is None else _task(pid, stat, proc)
+
+
+def _read_stat(pid: int, proc: str) -> re.Match[str] | None:
     # the name may hold anything, brackets and line ends too
-    match = STAT.fullmatch(read_text(f"{proc}/{pid}/stat"))
-    if match is None:
-        return None
+    return STAT.fullmatch(read_text(f"{proc}/{pid}/stat"))
+
+
+def _task(pid: int, stat: re.Match[str], proc: str) -> Task:
     nspid = _status(pid, "NSpid", proc)
     return Task(
-        pid, pid if nspid is None else nspid, int(match["ppid"]), match["comm"], match["state"], int(match["start"])
+        pid, pid if nspid is None else nspid, int(stat["ppid"]), stat["comm"], stat["state"], int(stat["start"])
     )
 
 
@@ -137,18 +143,15 @@ def _status(pid: int, key: str, proc: str) -> int | None:
 
 def tree(root: int, proc: str = "/proc") -> list[Task]:
     """The process `root` and all its descendants, parents first; zombies are left out."""
-    children: dict[int, list[Task]] = {}
-    for entry in os.listdir(proc):
-        task = read_task(int(entry), proc) if entry.isdigit() else None
-        if task is not None and task.state not in ("Z", "X"):
-            children.setdefault(task.ppid, []).append(task)
-    first = read_task(root, proc)
-    if first is None or first.state in ("Z", "X"):
-        return []
-    found = [first]
-    for task in found:
-        found.extend(children.get(task.pid, []))
-    return found
+    stats = {int(entry): _read_stat(int(entry), proc) for entry in os.listdir(proc) if entry.isdigit()}
+    living = {pid: stat for pid, stat in stats.items() if stat is not None and stat["state"] not in ("Z", "X")}
+    children: dict[int, list[int]] = {}
+    for pid, stat in living.items():
+        children.setdefault(int(stat["ppid"]), []).append(pid)
+    found = [root] if root in living else []
+    for pid in found:
+        found.extend(children.get(pid, []))
+    return [_task(pid, living[pid], proc) for pid in found]
 
 
 def adopt_orphans() -> None:
