@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..criu.choice import parse_criu
-from ..measure import provenance
 from ..node.gpu import driver
 from ..node.inspection import Node
 from ..vocabulary import RUNTIME_TRAITS
@@ -42,9 +41,7 @@ def of(wanted: Wanted, node: Node | None = None) -> Identity:
         "criu": description.get("digest"),
         "switches": criu.effective_switches(),
         "programs": {name: _stamp(node, node.which(name)) for name in _programs(wanted)},
-        "image": provenance.image_digest(node, image)
-        if image and RUNTIME_TRAITS[wanted.runtime].in_container
-        else None,
+        "image": _image(node, image) if image and RUNTIME_TRAITS[wanted.runtime].in_container else None,
         "server": digest(wanted.server),
         "slimming": wanted.slimming,
         "runtime": wanted.runtime,
@@ -73,6 +70,13 @@ def differences(made: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _words(value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _image(node: Node, image: str) -> str | None:
+    # not at the top: only containers need it, and clients wait for what is imported
+    from ..measure import provenance
+
+    return provenance.image_digest(node, image)
 
 
 def _processor(node: Node) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def _paths(server: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _stamp(node: Node, path: str | None) -> str | None:
-    """Size and time of a file, or the same of all that lies in a folder; None where there is nothing."""
+    """Size and time of a file, or the same of the files in a folder; None where there is nothing."""
     if path is None or not node.exists(path):
         return None
     real = os.path.realpath(node.path(path))
@@ -118,7 +122,17 @@ def _stamp(node: Node, path: str | None) -> str | None:
     if not os.path.isdir(real):
         return None
     entries = sorted(os.scandir(real), key=lambda entry: entry.name)[:MOST_FILES]
-    return digest([[entry.name, _describe(entry.stat())] for entry in entries if entry.name != "__pycache__"])
+    return digest([[entry.name, _describe_entry(entry)] for entry in entries if entry.name != "__pycache__"])
+
+
+def _describe_entry(entry: os.DirEntry[str]) -> str:
+    """A folder is known by its name alone: it changes whenever Python compiles a module there.
+
+    The version of a package is in the name of another folder next to it.
+    """
+    if entry.is_dir():
+        return "a folder"
+    return _describe(entry.stat()) if os.path.exists(entry.path) else "a link that leads nowhere"
 
 
 def _describe(status: os.stat_result) -> str:

@@ -50,6 +50,18 @@ def served() -> Wanted:
     return Wanted("one", "process", server, "/var/lib/gpuckpt/golden")
 
 
+def test_a_folder_of_packages_is_the_same_when_python_has_compiled_some(node: Node, served: Wanted) -> None:
+    models = Path(node.path("/models/small"))
+    (models / "package").mkdir()
+    (models / "gone").symlink_to(models / "nowhere")
+    before = identity.of(served, node)
+    (models / "package" / "__pycache__").mkdir()
+    (models / "__pycache__").mkdir()
+    assert identity.differences(before, identity.of(served, node)) == []
+    (models / "package-2.dist-info").mkdir()
+    assert identity.differences(before, identity.of(served, node)) != []
+
+
 def test_the_same_node_is_the_same(node: Node, served: Wanted) -> None:
     first, second = identity.of(served, node), identity.of(served, node)
     assert identity.differences(first, second) == []
