@@ -8,7 +8,7 @@ packages="
     libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler python3-protobuf
     libnl-3-dev libnl-route-3-dev libcap-dev libnet1-dev uuid-dev libbsd-dev libnftables-dev libgnutls28-dev libaio-dev
     libjemalloc-dev libtcmalloc-minimal4
-    python3 python3-venv python3-yaml python3-httpx
+    python3 python3-venv python3-yaml
     podman runc iptables nftables mmdebstrap gnupg openssh-client
 "
 

@@ -33,7 +33,7 @@ options:
     MEASUREMENT = r"""
 requirements:
   - root
-  - Python 3.11 or newer with httpx on the node
+  - Python 3.11 or newer on the node
 options:
   criu:
     description: The build of CRIU and its switches.

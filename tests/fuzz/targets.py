@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -12,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from http import client as http_client
 from pathlib import Path
 from random import Random
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import httpcore
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.ckpt.checkpoints import archive, manifest
 from ansible.module_utils.ckpt.criu import images, remaps, settings
@@ -35,6 +36,7 @@ from ansible.module_utils.ckpt.runtimes.base import Evidence
 from ansible.module_utils.ckpt.runtimes.podman import PodmanRuntime
 from ansible.module_utils.ckpt.safety import claim
 from ansible.module_utils.ckpt.server import client as http
+from ansible.module_utils.ckpt.server import exchange
 from ansible.module_utils.ckpt.server.spec import parse_server
 from ansible.module_utils.ckpt.system import mounts, procfs
 from ansible.module_utils.ckpt.system.commands import Commands, Result
@@ -86,24 +88,64 @@ class Folder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-class Network(httpcore.MockBackend):
-    """Fake network: every connection answers the same bytes. The protocol above it is the real one."""
+class Network:
+    """Fake network: every connection answers the same bytes, in two pieces. The protocol above it is the real one."""
 
     answer = b""
 
-    def __init__(self) -> None:
-        super().__init__([])
+    def connect(self, *_arguments: Any, **_options: Any) -> Network:
+        """A connection that is made at once."""
+        return self
 
-    def connect_tcp(self, *_arguments: Any, **_options: Any) -> httpcore.NetworkStream:
-        """A connection that is answered at once, in two pieces."""
+    def makefile(self, *_arguments: Any) -> io.BufferedReader:
+        """What is received."""
         middle = len(self.answer) // 2
-        return httpcore.MockStream([self.answer[:middle], self.answer[middle:]])
+        return io.BufferedReader(Pieces([self.answer[:middle], self.answer[middle:]]))
+
+    def sendall(self, _data: bytes) -> None:
+        """Nobody reads what is sent."""
+
+    def settimeout(self, _seconds: float) -> None:
+        """Nothing takes time here."""
+
+    def setsockopt(self, *_arguments: Any) -> None:
+        """There is no socket."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+class Pieces(io.RawIOBase):
+    """What comes of a connection, a piece at a time."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__()
+        self._pieces = pieces
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while self._pieces and not self._pieces[0]:
+            self._pieces.pop(0)
+        part = self._pieces[0][: len(buffer)] if self._pieces else b""
+        if part:
+            self._pieces[0] = self._pieces[0][len(part) :]
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def asking() -> Callable[[bytes], object]:
     """All that the client asks of a server, whose answer is always the given bytes."""
     client, network = http.Client(parse_server(SERVER, "process")), Network()
-    client._http._transport._pool = httpcore.ConnectionPool(network_backend=network, max_keepalive_connections=0)
+
+    class OverFakeNetwork(http_client.HTTPConnection):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._create_connection = network.connect
+
+    library = SimpleNamespace(HTTPConnection=OverFakeNetwork, HTTPException=http_client.HTTPException)
+    exchange.load = lambda: library
 
     def ask_all(data: bytes) -> None:
         network.answer = data

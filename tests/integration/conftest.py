@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from plays import STORE, WEIGHTS_MIB, minimal_root, node_state, play
 
-NODE_PACKAGES = "python3,python3-httpx,procps,mount,openssh-server,sudo"
+NODE_PACKAGES = "python3,procps,mount,openssh-server,sudo"
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 
@@ -156,19 +155,13 @@ def io_uring(context: CheckContext) -> Verdict:
     )
 
 
-@check("python", "host", "Python of the modules", "The modules are written for this version and measure through httpx.")
+@check("python", "host", "Python of the modules", "The modules are written for this version.")
 def python(context: CheckContext) -> Verdict:
-    """The interpreter that runs the modules is new enough and has httpx."""
+    """The interpreter that runs the modules is new enough."""
     version = ".".join(map(str, sys.version_info[:3]))
     if sys.version_info < OLDEST_PYTHON:
         return fail(f"{version} ({sys.executable})", "Set ansible_python_interpreter to Python 3.11 or newer.")
-    if importlib.util.find_spec("httpx") is None:
-        return fail(
-            f"{version} without httpx ({sys.executable})",
-            "Run provision.yml, or install it.",
-            "apt-get install python3-httpx",
-        )
-    return ok(f"{version} with httpx ({sys.executable})")
+    return ok(f"{version} ({sys.executable})")
 
 
 @check(

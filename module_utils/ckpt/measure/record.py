@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from statistics import median
 from typing import Any
 
 from ..errors import CkptError
@@ -170,6 +169,9 @@ def outcome(record: Mapping[str, Any]) -> str:
 
 def _load(requests: Sequence[Mapping[str, Any]]) -> str:
     """Throughput of requests that were under way together, and the median time from token to token."""
+    # not at the top: it is a tenth of what a restore imports
+    from statistics import median
+
     wall_s = max(one["requested_s"] + one["duration_s"] for one in requests) - min(
         one["requested_s"] for one in requests
     )

@@ -142,7 +142,8 @@ def _restore(operation: flows.Operation, options: RestoreOptions, request: Resto
         "resident_fraction": None if options.page_cache is None else pagecache.prepare(options.page_cache, files),
     }
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
-    operation.client.ready()
+    if options.page_cache is not None:
+        operation.client.ready()
     with _companions(operation, options, proof.staged) as fetching, lane_settings(operation.criu):
         moments = [one.begin() for one in fetching]
         job = runtime.restore(request)

@@ -5,28 +5,30 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import CkptError
 from ..parsing import MAX_NUMBER, FormatError, parse_json, pick
+from .exchange import Answer, ExchangeError, ask, load
 from .spec import Canary, Question, ServerSpec
 
 POLL_INTERVAL_S = 0.005
 # On the loopback a connection is made at once, or its first packet fell into a network that is still being restored.
 # Then the kernel would send the next one after a second.
-CONNECT_TIMEOUT_S = 0.1
+IMMEDIATE_S = 0.1
+CONNECT_TIMEOUT_S = 5.0
 HEALTH_READ_TIMEOUT_S = 2.0
 REQUEST_TIMEOUT_S = 120.0
+# how long a server may be silent in the midst of an answer
+SILENCE_S = 120.0
 MEMORY_DIGEST_TIMEOUT_S = 600.0
 # What a server under test answers is far smaller. One that never ends its answer must not fill the node's memory.
 LINE_BYTES = 1 << 20
 ANSWER_BYTES = 64 << 20
-LOAD_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -68,78 +70,22 @@ class _Stream:
 
 
 class Client:
-    """HTTP to one server; every request has a connection of its own, so that none is open at a checkpoint.
-
-    The library is loaded during what the module does first; `ready` waits for it.
-    """
+    """HTTP to one server; every request has a connection of its own, so that none is open at a checkpoint."""
 
     def __init__(self, spec: ServerSpec) -> None:
         self.spec = spec
-        self._loaded: tuple[Any, Any] | None = None
-        self._refusal = CkptError(
-            "bad_input",
-            "the Python of this node has no httpx; install it (package python3-httpx, or the role inference_server).",
-        )
-        self._loader = threading.Thread(target=self._load, daemon=True)
-        self._loader.start()
 
     def ready(self) -> None:
-        """Waits until requests can be made: call it before a clock starts.
-
-        Raises CkptError (bad_input) without httpx, and for a host or a path that no request can have.
-        """
-        self._loader.join(LOAD_LIMIT_S)
-        if self._loaded is None:
-            raise self._refusal
-
-    @property
-    def _httpx(self) -> Any:
-        return self._library()[0]
-
-    @property
-    def _http(self) -> Any:
-        return self._library()[1]
-
-    def _library(self) -> tuple[Any, Any]:
-        self.ready()
-        assert self._loaded is not None
-        return self._loaded
-
-    def _load(self) -> None:
-        try:
-            httpx = _import_httpx()
-        except ImportError:
-            return
-        try:
-            self._loaded = (httpx, self._make_client(httpx))
-        except (httpx.InvalidURL, ValueError) as error:
-            self._refusal = CkptError(
-                "bad_input", f"server.host or a path of server cannot be asked for ({error}); correct it."
-            )
-
-    def _make_client(self, httpx: Any) -> Any:
-        """The client. Raises httpx.InvalidURL or ValueError if the server has an address that cannot be one."""
-        http = httpx.Client(
-            base_url=self.spec.base_url,
-            timeout=httpx.Timeout(REQUEST_TIMEOUT_S, connect=5.0),
-            headers={"Connection": "close", "Accept-Encoding": "identity"},
-            # plain HTTP: whoever verifies certificates reads all of the system's first, at every call of a module
-            transport=httpx.HTTPTransport(verify=False, limits=httpx.Limits(max_keepalive_connections=0)),
-            trust_env=False,
-        )
-        spec = self.spec
-        asked = [spec.question.path] if spec.question else []
-        for path in (spec.health_path, spec.completions_path, spec.counter_path, *asked, *spec.sleep_paths):
-            http.build_request("GET", path)
-        return http
+        """Loads what requests need, which the first request would do: call it before a clock starts."""
+        load()
 
     def healthy(self) -> bool:
         """Whether the server answers 200 now."""
-        timeout = self._httpx.Timeout(HEALTH_READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
         try:
-            return self._exchange("GET", self.spec.health_path, timeout, HEALTH_READ_TIMEOUT_S)[0] == 200
-        except (self._httpx.HTTPError, FormatError):
+            status, _ = self._exchange("GET", self.spec.health_path, HEALTH_READ_TIMEOUT_S, IMMEDIATE_S)
+        except (ExchangeError, FormatError):
             return False
+        return status == 200
 
     def wait_healthy(
         self,
@@ -186,16 +132,15 @@ class Client:
         stream = _Stream()
         requested = time.monotonic()
         try:
-            with self._http.stream("POST", self.spec.completions_path, json=body) as response:
-                pieces = _limited(response.iter_raw(), requested + REQUEST_TIMEOUT_S)
-                if response.status_code != 200:
-                    raise self._refused(response.status_code, b"".join(pieces))
+            with self._ask_for("POST", self.spec.completions_path, body) as answer:
+                pieces = _limited(answer.pieces(), requested + REQUEST_TIMEOUT_S)
+                if answer.status != 200:
+                    raise self._refused(answer.status, b"".join(pieces))
                 for event in _events(_lines(pieces)):
                     stream.add(event_tokens(event))
-        except self._httpx.HTTPError as error:
+        except ExchangeError as error:
             raise CkptError(
-                "server_unhealthy",
-                f"the server broke off a completion ({type(error).__name__}: {error}); see its log lines.",
+                "server_unhealthy", f"the server broke off a completion ({error}); see its log lines."
             ) from error
         except FormatError as error:
             raise CkptError(
@@ -216,7 +161,7 @@ class Client:
             if status != 200:
                 raise self._refused(status, content, question.path)
             value = _field_of(parse_json(content), question.field)
-        except self._httpx.HTTPError as error:
+        except ExchangeError as error:
             raise _unanswered("POST", question.path, error) from error
         except FormatError as error:
             raise CkptError(
@@ -235,7 +180,7 @@ class Client:
         path = self.spec.counter_path
         try:
             status, content = self._exchange("GET", path)
-        except (self._httpx.HTTPError, FormatError) as error:
+        except (ExchangeError, FormatError) as error:
             raise _unanswered("GET", path, error) from error
         return metric_total(content.decode("utf-8", "replace"), self.spec.counter_metric) if status == 200 else None
 
@@ -260,30 +205,47 @@ class Client:
         if path is None:
             return None
         try:
-            status, content = self._exchange("GET", path, self._httpx.Timeout(limit), limit)
-        except (self._httpx.HTTPError, FormatError) as error:
+            status, content = self._exchange("GET", path, limit)
+        except (ExchangeError, FormatError) as error:
             raise _unanswered("GET", path, error) from error
         if status != 200:
             raise self._refused(status, content, path)
         return content.decode("utf-8", "replace")
 
-    def post(self, path: str, body: Any = None, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-        """Sends a control request by POST. Raises CkptError (server_unhealthy) unless the answer is a success."""
+    def post(self, path: str, body: Any = None, timeout_s: float = REQUEST_TIMEOUT_S, secret: bool = False) -> None:
+        """Sends a control request by POST. Raises CkptError (server_unhealthy) unless the answer is a success.
+
+        :param secret: the answer is not told in an error, since it may repeat what was sent
+        """
         try:
-            status, content = self._exchange("POST", path, self._httpx.Timeout(timeout_s), timeout_s, body)
-        except (self._httpx.HTTPError, FormatError) as error:
+            status, content = self._exchange("POST", path, timeout_s, body=body)
+        except (ExchangeError, FormatError) as error:
             raise _unanswered("POST", path, error) from error
         if not 200 <= status < 300:
-            raise self._refused(status, content, path)
+            raise self._refused(status, b"" if secret else content, path)
 
     def _exchange(
-        self, method: str, path: str, timeout: Any = None, limit_s: float = REQUEST_TIMEOUT_S, body: Any = None
+        self,
+        method: str,
+        path: str,
+        limit_s: float = REQUEST_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        body: Any = None,
     ) -> tuple[int, bytes]:
-        """Status and content of an answer. Raises httpx.HTTPError, and FormatError if it is too long or takes too long."""
+        """Status and content of an answer. Raises ExchangeError, and FormatError if it is too long or takes too long."""
         deadline = time.monotonic() + limit_s
-        options = {} if timeout is None else {"timeout": timeout}
-        with self._http.stream(method, path, json=body, **options) as response:
-            return response.status_code, b"".join(_limited(response.iter_raw(), deadline))
+        with self._ask_for(method, path, body, connect_timeout_s, limit_s) as answer:
+            return answer.status, b"".join(_limited(answer.pieces(), deadline))
+
+    def _ask_for(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        timeout_s: float = SILENCE_S,
+    ) -> AbstractContextManager[Answer]:
+        return ask(self.spec.host, self.spec.port, method, path, body, connect_timeout_s, timeout_s)
 
     def _refused(self, status: int, content: bytes, path: str | None = None) -> CkptError:
         text = content.decode("utf-8", "replace").strip()[:300]
@@ -319,21 +281,8 @@ def _field_of(document: Any, way: str) -> str:
 
 
 def _unanswered(method: str, path: str, error: Exception) -> CkptError:
-    what = str(error) if isinstance(error, FormatError) else f"failed ({type(error).__name__}: {error})"
+    what = str(error) if isinstance(error, FormatError) else f"failed ({error})"
     return CkptError("server_unhealthy", f"{method} {path} {what}; see the server's log lines.")
-
-
-def _import_httpx() -> Any:
-    """httpx without its command line, which imports click, rich and pygments: a third of the time."""
-    hidden = "click" not in sys.modules
-    if hidden:
-        sys.modules["click"] = None  # type: ignore[assignment]
-    try:
-        import httpx
-    finally:
-        if hidden:
-            del sys.modules["click"]
-    return httpx
 
 
 def _limited(pieces: Iterator[bytes], deadline: float) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import re
 from collections.abc import Mapping
@@ -22,6 +21,8 @@ ALL_CAPABILITIES = "all"
 # what stands in the address of a request
 HOST = re.compile(r"[a-zA-Z0-9.-]+|\[[0-9a-fA-F:.]+\]|(?=[^\[\]]*:)[0-9a-fA-F:.]+")
 PATH = re.compile(r"/(?!/)[!-~]*")
+# a part of a host's name, which no resolver takes if it is longer
+LABEL_LENGTH = 63
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class ServerSpec:
     question: Question | None = None
     # slimming mode → "before" and "after" → requests (path, JSON body or None)
     sleep: dict[str, dict[str, list[tuple[str, Any]]]] = field(default_factory=dict)
+    # requests after a restore that is served from: what must differ between servers restored from one checkpoint
+    unique: list[tuple[str, Any]] = field(default_factory=list)
     # where slimming `staged` leaves the weights, and the program that brings such a file to the GPU during a restore
     staging_dir: str | None = None
     prefetch: list[str] = field(default_factory=list)
@@ -149,6 +152,7 @@ OTHERS = (
     "canary",
     "question",
     "sleep",
+    "unique",
     "prefetch",
 )
 KNOWN = {*REQUIRED, *OPTIONAL, *OTHERS}
@@ -184,6 +188,7 @@ def parse_server(raw: Mapping[str, Any], runtime: str | None) -> ServerSpec:
     values["gpu"] = _boolean(raw, "gpu", errors)
     values["shares_gpu_memory"] = _boolean(raw, "shares_gpu_memory", errors, default=True)
     values["sleep"] = _sleep(raw.get("sleep") or {}, errors)
+    values["unique"] = _unique(raw.get("unique") or [], errors)
     engine = ENGINES.get(str(raw.get("kind")), Engine())
     values["canary"] = _canary(raw.get("canary") or {}, engine, errors)
     values["question"] = _question(raw.get("question"), errors)
@@ -200,7 +205,7 @@ def _identity_errors(values: Mapping[str, Any]) -> list[str]:
         errors.append(f"server.kind must be one of {', '.join(ENGINES)}")
     if values.get("name") and not NAME.fullmatch(str(values["name"])):
         errors.append("server.name must be letters, digits, `_`, `.` or `-`")
-    if "host" in values and not HOST.fullmatch(str(values["host"])):
+    if "host" in values and not _is_host(str(values["host"])):
         errors.append("server.host must be a host's name or address")
     for key in ("health_path", "completions_path", "counter_path"):
         if key in values and not PATH.fullmatch(str(values[key])):
@@ -209,6 +214,15 @@ def _identity_errors(values: Mapping[str, Any]) -> list[str]:
         if values.get(key) and not str(values[key]).startswith("/"):
             errors.append(f"server.{key} must be an absolute path")
     return errors
+
+
+def _is_host(text: str) -> bool:
+    """Whether a request can have it: an address, or a name whose parts have a length that names may have."""
+    if not HOST.fullmatch(text):
+        return False
+    if ":" in text or not text.strip("0123456789."):
+        return _address(text) is not None
+    return all(0 < len(part) <= LABEL_LENGTH for part in text.removesuffix(".").split("."))
 
 
 def _root_errors(values: Mapping[str, Any], runtime: str | None, traits: RuntimeTraits) -> list[str]:
@@ -312,10 +326,19 @@ def _listens_on(values: Mapping[str, Any]) -> list[str]:
 
 
 def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def _address(host: str) -> Any:
+    """The address that it spells, None if it is a name."""
+    # not at the top: clients wait for what is imported
+    import ipaddress
+
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return host == "localhost"
+        return None
 
 
 def _canary(value: Any, engine: Engine, errors: list[str]) -> Canary:
@@ -362,6 +385,14 @@ def _sleep(value: Any, errors: list[str]) -> dict[str, dict[str, list[tuple[str,
     except (KeyError, TypeError, ValueError):
         errors.append("server.sleep must map a slimming mode to `before` and `after`, each a list of [path, body]")
         return {}
+
+
+def _unique(value: Any, errors: list[str]) -> list[tuple[str, Any]]:
+    try:
+        return [_request(*step) for step in convert(value, list[list[Any]], "unique")]
+    except (TypeError, ValueError):
+        errors.append("server.unique must be a list of [path, body]")
+        return []
 
 
 def _request(path: Any, body: Any) -> tuple[str, Any]:
