@@ -120,7 +120,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
-from ansible.module_utils.ckpt.golden import make, supervisor, wanted
+from ansible.module_utils.ckpt.golden import make, start, supervisor, wanted
 from ansible.module_utils.ckpt.module import SERVER_OPTIONS, ServerModule
 from ansible.module_utils.ckpt.safety.locks import EndedEarly, as_failure, supervise
 from ansible.module_utils.ckpt.vocabulary import LEVELS, SLIMMINGS
@@ -150,7 +150,7 @@ def described(params: dict[str, Any]) -> wanted.Wanted:
 def present(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Describe the server, and make its checkpoint if none fits. Raises CkptError."""
     server = described(params)
-    state = make.examine(server)
+    state = start.examine(server)
     because = ["it was asked for"] if params["force"] and not state.misfits else state.misfits
     golden, changed = state.golden, bool(because)
     if not check_mode:

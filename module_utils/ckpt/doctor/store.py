@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ..golden import make, supervisor, wanted
+from ..golden import start, supervisor, wanted
 from ..node.inspection import mount_at
 from ..safety import leftovers
 from . import CheckContext, Verdict, check, fail, ok, skip, warn
@@ -90,7 +90,7 @@ def golden(context: CheckContext) -> Verdict:
     served = [wanted.load(name) for name in wanted.names()]
     if not served:
         return skip("no server is described (checkpoint.yml)")
-    states = {server.name: make.examine(server) for server in served}
+    states = {server.name: start.examine(server) for server in served}
     unfit = [f"{name}: {'; '.join(state.misfits)}" for name, state in states.items() if state.misfits]
     if unfit:
         return warn(

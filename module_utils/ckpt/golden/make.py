@@ -3,44 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-from ..criu.choice import parse_criu
-from ..errors import CkptError
-from ..measure import checkpoint, probe, restore, start
-from ..runtimes import make_runtime
-from ..runtimes.base import Runtime
-from ..safety.locks import exclusive
-from ..server.spec import parse_server
-from ..system.commands import Commands
+from ..measure import checkpoint, probe
 from . import commit, identity
 from .commit import Golden
+from .start import common, discard, new_instance, restore_golden, start_cold
 from .wanted import Wanted
-
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class State:
-    """What there is of a server's golden checkpoint on this node, and in words why it cannot be used; empty if it can."""
-
-    golden: Golden | None
-    now: identity.Identity
-    misfits: list[str]
-
-
-def examine(wanted: Wanted) -> State:
-    """Compares what was committed with this node as it is now."""
-    now = identity.of(wanted)
-    try:
-        golden = commit.load(wanted)
-    except CkptError as error:
-        return State(None, now, [error.message])
-    if golden is None:
-        return State(None, now, ["there is no golden checkpoint yet"])
-    return State(golden, now, identity.differences(golden.identity, now))
 
 
 def make(wanted: Wanted) -> Golden:
@@ -52,7 +21,7 @@ def make(wanted: Wanted) -> Golden:
     try:
         start_cold(wanted, instance)
         asked = {"requests": wanted.warmup_requests, "concurrency": 1, "max_tokens": None, "timeout_s": None}
-        operation, options = probe.begin("probe", {**_common(wanted, instance), **asked, "bill": None})
+        operation, options = probe.begin("probe", {**common(wanted, instance), **asked, "bill": None})
         probe.run(operation, options)
     except BaseException:
         discard(wanted, instance)
@@ -69,7 +38,7 @@ def make_of(wanted: Wanted, instance: str, started_under: identity.Identity) -> 
     folder = commit.folder_for(wanted, instance)
     try:
         _checkpoint(wanted, instance, folder)
-        record = restore_golden(wanted, instance, folder, stop_after=True)
+        record = restore_golden(wanted, instance, folder, trial=True)
     except BaseException:
         discard(wanted, instance)
         commit.remove_one(folder)
@@ -92,61 +61,11 @@ def forget(wanted: Wanted) -> bool:
     return commit.forget(wanted)
 
 
-def restore_golden(wanted: Wanted, instance: str, folder: str, stop_after: bool = False) -> Record:
-    """Restores a checkpoint through the truth gate. Returns the record. Raises CkptError, and then nothing of it runs."""
-    operation, options = restore.begin(
-        "restore",
-        {
-            **_common(wanted, instance),
-            "checkpoint": {"dir": folder, "source": "disk"},
-            "flags": wanted.flags,
-            "slimming": wanted.slimming,
-            "verify": wanted.verify,
-            # both read all memory: part of the proof, and not of a start that somebody waits for
-            "memory_digest": stop_after,
-            "page_cache": "warm" if stop_after else None,
-            "resident_pool": False,
-            "prefetch": wanted.prefetch,
-            "replace_running": False,
-            "stop_after": stop_after,
-        },
-    )
-    restore.run(operation, options)
-    return operation.record.as_dict([])
-
-
-def start_cold(wanted: Wanted, instance: str) -> Record:
-    """Starts the server from nothing. Returns the record. Raises CkptError, and then nothing of it runs."""
-    operation, options = start.begin("cold", {**_common(wanted, instance), "stop_after": False})
-    start.run(operation, options)
-    return operation.record.as_dict([])
-
-
-def new_instance(wanted: Wanted) -> str:
-    """A name for one start of the server. A container that is restored in place needs its own as long as its checkpoint.
-
-    It does not begin with the server's name, as those of a benchmark do: what a benchmark left behind is stopped by that.
-    """
-    return f"gpuckpt-golden-{wanted.name}-{identity.digest([wanted.name, datetime.now(UTC).isoformat()])[:8]}"
-
-
-def runtime_of(wanted: Wanted, instance: str) -> Runtime:
-    """What holds the processes of one start of the server."""
-    spec = parse_server(_named(wanted, instance), wanted.runtime)
-    return make_runtime(wanted.runtime, spec, parse_criu(wanted.criu), Commands())
-
-
-def discard(wanted: Wanted, instance: str) -> None:
-    """Removes what there is of one start of the server."""
-    with exclusive("discard"):
-        runtime_of(wanted, instance).remove()
-
-
 def _checkpoint(wanted: Wanted, instance: str, folder: str) -> None:
     operation, options = checkpoint.begin(
         "checkpoint",
         {
-            **_common(wanted, instance),
+            **common(wanted, instance),
             "checkpoint": {"dir": folder, "source": "disk", "name": wanted.name},
             "slimming": wanted.slimming,
             "leave_running": False,
@@ -156,11 +75,3 @@ def _checkpoint(wanted: Wanted, instance: str, folder: str) -> None:
         },
     )
     checkpoint.run(operation, options)
-
-
-def _common(wanted: Wanted, instance: str) -> dict[str, Any]:
-    return {"runtime": wanted.runtime, "server": _named(wanted, instance), "criu": wanted.criu, "record": None}
-
-
-def _named(wanted: Wanted, instance: str) -> dict[str, Any]:
-    return {**wanted.server, "name": instance}

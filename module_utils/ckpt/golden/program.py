@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from ..errors import CkptError, os_errors_explained
-from . import make, supervisor, wanted
+from . import start, supervisor, wanted
 
 IDLE_S = 300.0
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(name: str) -> dict[str, object]:
     """What is known of one server, for people and programs."""
     server = wanted.load(name)
-    state, serving = make.examine(server), supervisor.status(name)
+    state, serving = start.examine(server), supervisor.status(name)
     return {
         "name": name,
         "serving": None if serving is None else asdict(serving),

@@ -26,7 +26,7 @@ from ..safety import locks
 from ..system import procfs
 from ..system.commands import Commands
 from ..system.files import read_json, read_text, remove, write_json
-from . import make
+from . import start
 from .identity import Identity
 from .wanted import Wanted
 
@@ -99,7 +99,7 @@ def serve_on_demand(wanted: Wanted, idle_s: float) -> int:
         say("no socket was handed over; start this with systemd-socket-activate --listen=ADDRESS.")
         return FAILED
     with _signals(), _serving(wanted) as serving, _proxy(wanted, idle_s) as proxy:
-        server = make.runtime_of(wanted, serving.instance).instance().pid
+        server = start.runtime_of(wanted, serving.instance).instance().pid
         try:
             _wait_for_any([proxy.pid, *([server] if server else [])])
         except StopRequested:
@@ -151,17 +151,17 @@ def _clear_away(wanted: Wanted) -> None:
 def _bring_up(wanted: Wanted) -> Serving:
     """Restore, or else start cold. Raises CkptError if neither works."""
     began = time.monotonic()
-    state = make.examine(wanted)
+    state = start.examine(wanted)
     why, at_fault = state.misfits, bool(state.misfits)
     if state.golden is not None and not state.misfits:
         try:
-            make.restore_golden(wanted, state.golden.instance, state.golden.folder)
+            start.restore_golden(wanted, state.golden.instance, state.golden.folder)
             return _came_up(wanted, state.golden.instance, "restored", [], False, began, state.now)
         except CkptError as error:
             why, at_fault = [error.message, *error.log_lines[:3]], error.reason in CHECKPOINT_AT_FAULT
             say(f"the golden checkpoint of {wanted.name} is not restored: {error.message}")
-    instance = make.new_instance(wanted)
-    make.start_cold(wanted, instance)
+    instance = start.new_instance(wanted)
+    start.start_cold(wanted, instance)
     return _came_up(wanted, instance, "cold", why, at_fault, began, state.now)
 
 
@@ -183,8 +183,11 @@ def _in_words(serving: Serving) -> str:
 
 def _take_down(wanted: Wanted, serving: Serving) -> None:
     """Stops the server; where its checkpoint is to be made anew, by making it."""
-    runtime = make.runtime_of(wanted, serving.instance)
+    runtime = start.runtime_of(wanted, serving.instance)
     if serving.renew and runtime.instance().running and not _is_shutting_down():
+        # not before: clients wait for what is imported at the top
+        from . import make
+
         try:
             golden = make.make_of(wanted, serving.instance, serving.identity)
             say(f"a new golden checkpoint of {wanted.name} was made; its trial took {golden.first_token_s:.2f} s.")
@@ -201,20 +204,19 @@ def _is_shutting_down() -> bool:
 
 def _stop(wanted: Wanted, serving: Serving) -> None:
     """Ends the server, which may finish what it is asked; the container that a checkpoint is restored into stays."""
-    pid = make.runtime_of(wanted, serving.instance).instance().pid
+    pid = start.runtime_of(wanted, serving.instance).instance().pid
     if pid is not None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
         _wait_for_any([pid], GRACE_S)
     if serving.mode == "restored":
-        with locks.exclusive("gpuckpt-serve"):
-            make.runtime_of(wanted, serving.instance).stop()
+        start.stop(wanted, serving.instance)
     else:
-        make.discard(wanted, serving.instance)
+        start.discard(wanted, serving.instance)
 
 
 def _wait_for_end(wanted: Wanted, serving: Serving) -> None:
-    pid = make.runtime_of(wanted, serving.instance).instance().pid
+    pid = start.runtime_of(wanted, serving.instance).instance().pid
     if pid is not None:
         _wait_for_any([pid])
 
@@ -249,7 +251,7 @@ def _reap_orphans(known: list[int]) -> None:
 @contextmanager
 def _proxy(wanted: Wanted, idle_s: float) -> Iterator[subprocess.Popen[bytes]]:
     """systemd's proxy from the socket that was handed over to the server; it ends when no client was there for `idle_s`."""
-    spec = make.runtime_of(wanted, wanted.server["name"]).spec
+    spec = start.runtime_of(wanted, wanted.server["name"]).spec
     target = f"{spec.host}:{spec.port}"
     # the number of the process that a socket is meant for is known in the child alone
     script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec {PROXY} --exit-idle-time={idle_s:g}s "$1"'

@@ -7,8 +7,8 @@ interpreter, for loading the weights, for checking their digest and for a warm-u
 page of the weights, so that a page damaged by a checkpoint changes the answer.
 
 It speaks the part of vLLM's interface that gpuckpt uses (/health, /v1/completions, /metrics, /sleep, /wake_up,
-/is_sleeping, /collective_rpc). The request counter is in memory only, and no file is open once it is ready. Each
-connection is served on a thread of one single process. Python 3.9 or newer.
+/is_sleeping, /collective_rpc), and /reseed. The request counter is in memory only, and no file is open once it is ready.
+Each connection is served on a thread of one single process. Python 3.9 or newer.
 """
 
 from __future__ import annotations
@@ -172,6 +172,18 @@ class Engine:
         self.requests_total = 0
         self.tokens_total = 0
         self.asleep: set[str] = set()
+        # in memory, as a real engine has them: servers restored from one checkpoint go on alike until they are reseeded
+        self.chance = random.Random(os.urandom(32))
+
+    def reseed(self) -> None:
+        """Takes new random numbers from the kernel; answers at temperature 0 do not depend on them."""
+        with self.lock:
+            self.chance.seed(os.urandom(32))
+
+    def draw(self, count: int) -> bytes:
+        """Random bytes, for the sampler and for identities of requests."""
+        with self.lock:
+            return self.chance.randbytes(count)
 
     def start(self) -> None:
         """Loads, warm up, and only then report ready."""
@@ -249,11 +261,11 @@ class Completion:
         if not isinstance(self.stream, bool):
             raise RequestError("stream must be true or false", param="stream")
 
-    def salt(self) -> bytes:
+    def salt(self, draw: Callable[[int], bytes]) -> bytes:
         """Nothing at temperature 0; else the seed, or chance."""
         if self.temperature == 0:
             return b""
-        return os.urandom(16) if self.seed is None else str(self.seed).encode("ascii")
+        return draw(16) if self.seed is None else str(self.seed).encode("ascii")
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -283,6 +295,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 "/sleep": self._sleep,
                 "/wake_up": self._wake_up,
                 "/collective_rpc": self._collective_rpc,
+                "/reseed": self._reseed,
             }
         )
 
@@ -402,11 +415,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.engine.reload_weights()
         self._send_json({"results": [None]})
 
+    def _reseed(self) -> None:
+        self._require_ready()
+        self.engine.reseed()
+        self._send(b"", "text/plain")
+
     def _completions(self) -> None:
         self._require_awake()
         request = Completion(self._json_body(), self.engine.model_name)
-        identity = "cmpl-" + os.urandom(8).hex()
-        tokens = self.engine.model.tokens(request.prompt, request.max_tokens, request.salt())
+        identity = "cmpl-" + self.engine.draw(8).hex()
+        tokens = self.engine.model.tokens(request.prompt, request.max_tokens, request.salt(self.engine.draw))
         if request.stream:
             self._stream(identity, tokens, request.max_tokens)
         else:

@@ -70,6 +70,7 @@ def bare_server(weights: Path, port: int, tmp_path: Path) -> Result:
         "port": port,
         "command": ["/usr/bin/python3", str(SERVER), f"--weights={weights}", f"--port={port}"],
         "stdout": str(tmp_path / "server.log"),
+        "unique": [["/reseed", {}]],
         "health_timeout_s": 30,
     }
 
@@ -92,6 +93,7 @@ def podman_server(call: Call, weights: Path, port: int) -> Iterator[Result]:
         "image": IMAGE,
         "podman_args": ["--network=host", "-v", f"{weights.parent}:/weights:ro", "-v", f"{SERVER.parent}:/server:ro"],
         "command": ["/usr/bin/python3", f"/server/{SERVER.name}", "--weights=/weights/weights.bin", f"--port={port}"],
+        "unique": [["/reseed", {}]],
         "health_timeout_s": 30,
     }
     yield {"runtime": "podman", "server": server}

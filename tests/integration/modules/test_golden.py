@@ -69,11 +69,16 @@ def served(options: Result, log: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait(LIMIT_S)
 
 
-def complete(port: int) -> str:
-    body = {"model": "gpuckpt-reference", "prompt": "The quick brown fox", "max_tokens": 8, "temperature": 0}
+def ask(port: int, temperature: float) -> tuple[str, str]:
+    """The answer's text and identity."""
+    body = {"model": "gpuckpt-reference", "prompt": "The quick brown fox", "max_tokens": 8, "temperature": temperature}
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=LIMIT_S)
     answer.raise_for_status()
-    return str(answer.json()["choices"][0]["text"])
+    return str(answer.json()["choices"][0]["text"]), str(answer.json()["id"])
+
+
+def complete(port: int) -> str:
+    return ask(port, 0)[0]
 
 
 def test_it_is_made_once_and_served_from(call: Call, golden: Result, tmp_path: Path) -> None:
@@ -97,6 +102,52 @@ def test_it_is_made_once_and_served_from(call: Call, golden: Result, tmp_path: P
         assert process.returncode == 0
         assert not listens(port)
         assert status(golden["name"])["serving"] is None
+
+
+@pytest.mark.parametrize("reseeded", [True, False])
+def test_two_restores_differ_in_what_is_left_to_chance(
+    call: Call, golden: Result, tmp_path: Path, reseeded: bool
+) -> None:
+    port = golden["server"]["port"]
+    if not reseeded:
+        golden["server"] = {**golden["server"], "unique": []}
+    call("ckpt_golden", **golden)
+    answers = []
+    for _ in range(2):
+        with served(golden, tmp_path / "log"):
+            assert status(golden["name"])["serving"]["mode"] == "restored", (tmp_path / "log").read_text()
+            answers.append((complete(port), *ask(port, 1)))
+    (greedy, sampled, identity), (greedy_again, sampled_again, identity_again) = answers
+    assert greedy == greedy_again
+    # without a request that makes it unique the second server goes on as the first did
+    assert (sampled != sampled_again) is reseeded
+    assert (identity != identity_again) is reseeded
+
+
+def test_a_server_that_cannot_be_made_unique_is_not_committed(call: Call, golden: Result) -> None:
+    unique = [["/reseed", {"key": "{file:/nowhere/key}"}]]
+    failed = call("ckpt_golden", **{**golden, "server": {**golden["server"], "unique": unique}})
+    assert failed["reason"] == "bad_input"
+    assert "server.unique names /nowhere/key" in failed["msg"]
+    assert not listens(golden["server"]["port"])
+    assert not (Path(golden["folder"]) / golden["name"] / "golden.json").exists()
+    # what is served is described once it is proved, and nothing was
+    assert call("ckpt_golden", **golden)["changed"]
+
+
+@pytest.mark.parametrize("server", ["process"], indirect=True)
+def test_one_that_cannot_be_made_unique_here_is_served_cold(call: Call, golden: Result, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("of this node")
+    unique = [["/reseed", {"key": f"{{file:{key}}}"}]]
+    golden["server"] = {**golden["server"], "unique": unique}
+    call("ckpt_golden", **golden)
+    key.unlink()
+    with served(golden, tmp_path / "log"):
+        serving = status(golden["name"])["serving"]
+        assert (serving["mode"], serving["renew"]) == ("cold", False)
+        assert str(key) in serving["why"][0]
+        assert complete(golden["server"]["port"])
 
 
 def test_one_that_does_not_fit_is_served_cold_once_and_made_anew(call: Call, golden: Result, tmp_path: Path) -> None:

@@ -141,6 +141,15 @@ def test_temperature_makes_answers_differ_unless_seeded(url: str) -> None:
     assert answer(seed=5) == answer(seed=5) != answer(seed=6)
 
 
+def test_it_is_reseeded_without_another_greedy_answer(url: str) -> None:
+    body = {"prompt": "x", "max_tokens": 8, "temperature": 0}
+    before = httpx.post(f"{url}/v1/completions", json=body).json()
+    assert httpx.post(f"{url}/reseed", json={}).status_code == 200
+    after = httpx.post(f"{url}/v1/completions", json=body).json()
+    assert after["choices"] == before["choices"]
+    assert after["id"] != before["id"]
+
+
 @pytest.mark.parametrize(
     ("content", "status", "param"),
     [

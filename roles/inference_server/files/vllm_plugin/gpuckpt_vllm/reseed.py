@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""New random numbers in vLLM's workers after a restore, for requests that name no seed (`--worker-extension-cls`).
+
+vLLM 0.25.1 seeds each worker once, with `--seed`. After that a request without a seed of its own draws from the worker's
+random numbers. These are those of NumPy in model runner V2, and the default ones of the GPU in V1. Two servers
+restored from one checkpoint would answer alike. Numbers of requests come from the kernel, and differ anyway.
+"""
+
+from importlib import import_module
+from typing import Any
+
+# what NumPy takes as a seed
+LIMIT = 1 << 32
+
+
+class Reseed:
+    """What vLLM makes a base class of its workers; `/collective_rpc` calls its method in each of them."""
+
+    vllm_config: Any
+
+    def gpuckpt_reseed(self, seed: int | str) -> None:
+        """Seeds anew, with the same number in all workers of one model: they have to draw the same tokens.
+
+        Engines next to each other (data parallel) are to differ.
+        """
+        number = int(seed) + self.vllm_config.parallel_config.data_parallel_rank
+        import_module("vllm.utils.torch_utils").set_random_seed(number % LIMIT)
