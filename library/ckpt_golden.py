@@ -77,6 +77,10 @@ options:
     description: Requests that the server answers before its checkpoint.
     type: int
     default: 5
+  listen:
+    description: Where clients connect, as C(HOST:PORT), if that is not the server's own port. No two servers of a node may share one.
+    type: str
+    default: ""
   force:
     description: Make it even if the one that is there fits.
     type: bool
@@ -137,9 +141,21 @@ OPTIONS: dict[str, Any] = {
     "verify": {"type": "str", "choices": list(LEVELS), "default": "metadata"},
     "prefetch": {"type": "bool", "default": False},
     "warmup_requests": {"type": "int", "default": 5},
+    "listen": {"type": "str", "default": ""},
     "force": {"type": "bool", "default": False},
 }
-DESCRIBING = ("name", "runtime", "server", "folder", "slimming", "flags", "verify", "prefetch", "warmup_requests")
+DESCRIBING = (
+    "name",
+    "runtime",
+    "server",
+    "folder",
+    "slimming",
+    "flags",
+    "verify",
+    "prefetch",
+    "warmup_requests",
+    "listen",
+)
 
 
 def described(params: dict[str, Any]) -> wanted.Wanted:
@@ -150,6 +166,7 @@ def described(params: dict[str, Any]) -> wanted.Wanted:
 def present(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Describe the server, and make its checkpoint if none fits. Raises CkptError."""
     server = described(params)
+    server.require_apart()
     state = start.examine(server)
     because = ["it was asked for"] if params["force"] and not state.misfits else state.misfits
     golden, changed = state.golden, bool(because)

@@ -79,6 +79,7 @@ provenance:
     gpu: {description: "Driver, CUDA version and GPUs with memory in bytes; null without a driver.", type: dict}
     packages: {description: Versions of Python packages of the server; null if no interpreter was given., type: dict}
     weights: {description: Weights with sizes in bytes and digests; null if no path was given., type: dict}
+    golden: {description: "Golden checkpoints: where, size, age, whether they fit, their starts, what they save; null without any.", type: list}
     modules_python: {description: Version of the interpreter that runs the modules., type: str, sample: 3.11.2}
 """
 
@@ -87,6 +88,7 @@ import platform
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ckpt import paths
 from ansible.module_utils.ckpt.criu import folder
+from ansible.module_utils.ckpt.golden import history, wanted
 from ansible.module_utils.ckpt.measure import provenance
 from ansible.module_utils.ckpt.node.inspection import Node
 
@@ -116,6 +118,7 @@ def main() -> None:
             "gpu": provenance.gpu(node),
             "packages": provenance.packages(node, options["python"], options["pythonpath"], options["packages"]),
             "weights": provenance.weights(node, options["model_path"]),
+            "golden": history.overview(wanted.readable()) or None,
             "modules_python": platform.python_version(),
         },
     )

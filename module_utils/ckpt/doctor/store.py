@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
-from ..golden import start, supervisor, wanted
+from ..golden import history, wanted
 from ..node.inspection import mount_at
 from ..safety import leftovers
 from . import CheckContext, Verdict, check, fail, ok, skip, warn
@@ -90,16 +90,8 @@ def golden(context: CheckContext) -> Verdict:
     served = [wanted.load(name) for name in wanted.names()]
     if not served:
         return skip("no server is described (checkpoint.yml)")
-    states = {server.name: start.examine(server) for server in served}
-    unfit = [f"{name}: {'; '.join(state.misfits)}" for name, state in states.items() if state.misfits]
-    if unfit:
-        return warn(
-            ", ".join(unfit), "Make it anew, or stop that server: it is made then.", "ansible-playbook checkpoint.yml"
-        )
-    said = []
-    for name, state in states.items():
-        one, serving = state.golden, supervisor.status(name)
-        if one is not None:
-            now = serving.mode if serving else "not served"
-            said.append(f"{name}, {one.bytes >> 20} MiB of {one.made_at}, trial {one.first_token_s:.2f} s, {now}")
-    return ok("; ".join(said))
+    found = history.overview(served)
+    said = "; ".join(history.in_words(one) for one in found)
+    if any(one["misfits"] for one in found):
+        return warn(said, "Make it anew, or stop that server: it is made then.", "ansible-playbook checkpoint.yml")
+    return ok(said)

@@ -26,7 +26,8 @@ class Golden:
     """A checkpoint that is good: its folder, what it depends on, when it was made (UTC, ISO 8601), and its trial restore.
 
     `instance` is the name of the server that it was taken of. `first_token_s` is what the trial took from the command to
-    the first token; `bytes` is what the images take.
+    the first token; `bytes` is what the images take. `cold_s` is what the start from nothing took, and `made_s` what all of
+    the making did; None where that is not known.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Golden:
     made_at: str
     first_token_s: float
     bytes: int
+    cold_s: float | None = None
+    made_s: float | None = None
     schema_version: int = SCHEMA_VERSION
 
 

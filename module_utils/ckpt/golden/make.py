@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from ..measure import checkpoint, probe
@@ -17,24 +18,34 @@ def make(wanted: Wanted) -> Golden:
 
     The one that is there stays until the new one has proved itself. Raises CkptError.
     """
+    began = time.monotonic()
     instance, now = new_instance(wanted), identity.of(wanted)
     try:
-        start_cold(wanted, instance)
+        cold = start_cold(wanted, instance)
         asked = {"requests": wanted.warmup_requests, "concurrency": 1, "max_tokens": None, "timeout_s": None}
         operation, options = probe.begin("probe", {**common(wanted, instance), **asked, "bill": None})
         probe.run(operation, options)
     except BaseException:
         discard(wanted, instance)
         raise
-    return make_of(wanted, instance, now)
+    return make_of(wanted, instance, now, cold["t"]["T4"], began)
 
 
-def make_of(wanted: Wanted, instance: str, started_under: identity.Identity) -> Golden:
+def make_of(
+    wanted: Wanted,
+    instance: str,
+    started_under: identity.Identity,
+    cold_s: float | None = None,
+    began: float | None = None,
+) -> Golden:
     """Makes the golden checkpoint of a server that runs and has served. The server is stopped afterwards.
 
     :param started_under: the identity when it was started; a program that was exchanged since is not in its memory
+    :param cold_s: what its start took until the first token
+    :param began: when making began (monotonic); now for a server that was there anyway
     :raises CkptError: the server is then gone, and an older golden checkpoint is as it was
     """
+    began = time.monotonic() if began is None else began
     folder = commit.folder_for(wanted, instance)
     try:
         _checkpoint(wanted, instance, folder)
@@ -46,7 +57,8 @@ def make_of(wanted: Wanted, instance: str, started_under: identity.Identity) -> 
     replaced = commit.noted(wanted)
     made = datetime.now(UTC).isoformat(timespec="seconds")
     first_token_s, size = record["t"]["T4"], record["bytes"]["images_total"]
-    golden = Golden(wanted.name, instance, folder, started_under, made, first_token_s, size)
+    made_s = round(time.monotonic() - began, 3)
+    golden = Golden(wanted.name, instance, folder, started_under, made, first_token_s, size, cold_s, made_s)
     commit.save(wanted, golden)
     if replaced is not None:
         discard(wanted, replaced.instance)

@@ -33,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help=f"with --on-demand: stop after S seconds without a client ({IDLE_S:g})",
     )
     parser.add_argument(
+        "--listen",
+        metavar="ADDRESS",
+        help="serve at HOST:PORT, where nobody answers before the server is up (for programs that start servers)",
+    )
+    parser.add_argument(
         "--status", action="store_true", help="say as JSON what is served and what its checkpoint is, and end"
     )
     options = parser.parse_args(arguments)
@@ -47,8 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return supervisor.OK
             if options.name is None:
                 parser.error("name a server, or ask for --status")
+            if options.on_demand and options.listen:
+                parser.error("--on-demand serves the socket that is handed over: leave --listen out")
             served = wanted.load(options.name)
-            return supervisor.serve_on_demand(served, options.idle) if options.on_demand else supervisor.serve(served)
+            if options.on_demand:
+                return supervisor.serve_on_demand(served, options.idle)
+            if options.listen:
+                return supervisor.serve_at(served, wanted.parse_address(options.listen))
+            return supervisor.serve(served)
     except CkptError as error:
         supervisor.say(error.message)
         for line in error.log_lines:
@@ -59,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(name: str) -> dict[str, object]:
     """What is known of one server, for people and programs."""
     server = wanted.load(name)
-    state, serving = start.examine(server), supervisor.status(name)
+    from . import history
+
+    state, serving, starts = start.examine(server), supervisor.status(name), history.load(server)
+    worth = None if state.golden is None else history.worth(state.golden, starts)
     return {
         "name": name,
         "serving": None if serving is None else asdict(serving),
         "golden": None if state.golden is None else asdict(state.golden),
         "misfits": state.misfits,
+        "history": asdict(starts),
+        "worth": None if worth is None else asdict(worth),
     }
 
 

@@ -47,12 +47,18 @@ LISTEN_FD = 3
 REAP_INTERVAL_S = 10.0
 # how long a server that is stopped may go on answering
 GRACE_S = 10.0
+# how long to wait while others on this node are restored, started or checkpointed
+LOCK_PATIENCE_S = 600.0
+BACKLOG = 4096
 PROXY = "/lib/systemd/systemd-socket-proxyd"
 OK, SERVER_ENDED, FAILED = 0, 1, 2
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # systemd means them for this process alone. Podman would hand them on, and bind the socket into a container that is then
 # checkpointed with it.
 SYSTEMDS_VARIABLES = ("NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
+
+
+Address = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,20 @@ def serve(wanted: Wanted) -> int:
     systemd = _take_systemds_variables()
     with _signals(), _serving(wanted) as serving:
         _notify(systemd, "READY=1", f"STATUS={_in_words(serving)}")
-        try:
-            _wait_for_end(wanted, serving)
-        except StopRequested:
-            return OK
-        say(f"the server {wanted.name} has ended by itself.")
-        return SERVER_ENDED
+        return _watch(wanted, serving)
+
+
+def serve_at(wanted: Wanted, address: Address) -> int:
+    """Serves at an address of its own, where nobody answers before the server is up, proved, and unique.
+
+    For programs that start servers by a command and ask them whether they are healthy. Returns an exit status.
+    """
+    systemd = _take_systemds_variables()
+    with _signals(), _bound(address) as listener, _serving(wanted) as serving:
+        listener.listen(BACKLOG)
+        with _proxy(wanted, listener.fileno()) as proxy:
+            _notify(systemd, "READY=1", f"STATUS={_in_words(serving)}")
+            return _watch(wanted, serving, proxy)
 
 
 def serve_on_demand(wanted: Wanted, idle_s: float) -> int:
@@ -98,16 +112,32 @@ def serve_on_demand(wanted: Wanted, idle_s: float) -> int:
     if _take_systemds_variables().get("LISTEN_FDS") != "1":
         say("no socket was handed over; start this with systemd-socket-activate --listen=ADDRESS.")
         return FAILED
-    with _signals(), _serving(wanted) as serving, _proxy(wanted, idle_s) as proxy:
-        server = start.runtime_of(wanted, serving.instance).instance().pid
-        try:
-            _wait_for_any([proxy.pid, *([server] if server else [])])
-        except StopRequested:
-            return OK
-        if proxy.poll() is None:
-            say(f"the server {wanted.name} has ended by itself.")
-            return SERVER_ENDED
-    return OK
+    with _signals(), _serving(wanted) as serving, _proxy(wanted, LISTEN_FD, idle_s) as proxy:
+        return _watch(wanted, serving, proxy)
+
+
+def _watch(wanted: Wanted, serving: Serving, proxy: subprocess.Popen[bytes] | None = None) -> int:
+    """Until a signal, or the end of the server or of the proxy. Returns an exit status."""
+    _note(wanted, serving)
+    server = start.runtime_of(wanted, serving.instance).instance().pid
+    try:
+        _wait_for_any([process for process in (server, proxy.pid if proxy else None) if process is not None])
+    except StopRequested:
+        return OK
+    if proxy is not None and proxy.poll() is not None:
+        return OK
+    say(f"the server {wanted.name} has ended by itself.")
+    return SERVER_ENDED
+
+
+def _note(wanted: Wanted, serving: Serving) -> None:
+    """Clients are served: now there is time to remember this start. A full disk is no reason to stop."""
+    from . import history
+
+    try:
+        history.note(wanted, serving)
+    except OSError as error:
+        say(f"this start of {wanted.name} could not be noted ({error}).")
 
 
 def say(text: str) -> None:
@@ -119,6 +149,8 @@ def say(text: str) -> None:
 def _serving(wanted: Wanted) -> Iterator[Serving]:
     """Brings the server up, and takes it down at the end, whatever happens."""
     procfs.adopt_orphans()
+    # others on this node may be starting, too
+    locks.be_patient(LOCK_PATIENCE_S)
     _clear_away(wanted)
     serving = _bring_up(wanted)
     path = _path(wanted.name)
@@ -189,7 +221,7 @@ def _take_down(wanted: Wanted, serving: Serving) -> None:
         from . import make
 
         try:
-            golden = make.make_of(wanted, serving.instance, serving.identity)
+            golden = make.make_of(wanted, serving.instance, serving.identity, serving.answered_s)
             say(f"a new golden checkpoint of {wanted.name} was made; its trial took {golden.first_token_s:.2f} s.")
             return
         except CkptError as error:
@@ -213,12 +245,6 @@ def _stop(wanted: Wanted, serving: Serving) -> None:
         start.stop(wanted, serving.instance)
     else:
         start.discard(wanted, serving.instance)
-
-
-def _wait_for_end(wanted: Wanted, serving: Serving) -> None:
-    pid = start.runtime_of(wanted, serving.instance).instance().pid
-    if pid is not None:
-        _wait_for_any([pid])
 
 
 def _wait_for_any(pids: list[int], limit_s: float = float("inf")) -> None:
@@ -249,13 +275,29 @@ def _reap_orphans(known: list[int]) -> None:
 
 
 @contextmanager
-def _proxy(wanted: Wanted, idle_s: float) -> Iterator[subprocess.Popen[bytes]]:
-    """systemd's proxy from the socket that was handed over to the server; it ends when no client was there for `idle_s`."""
+def _bound(address: Address) -> Iterator[socket.socket]:
+    """A socket at the address, which refuses connections until it listens. Raises CkptError (port_taken)."""
+    host, port = address
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(address)
+        except OSError as error:
+            raise CkptError(
+                "port_taken", f"cannot listen on {host} port {port} ({error.strerror}); give --listen another address."
+            ) from error
+        yield found
+
+
+@contextmanager
+def _proxy(wanted: Wanted, listener: int, idle_s: float | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """systemd's proxy from a socket to the server; it ends when no client was there for `idle_s`, if that is given."""
     spec = start.runtime_of(wanted, wanted.server["name"]).spec
     target = f"{spec.host}:{spec.port}"
-    # the number of the process that a socket is meant for is known in the child alone
-    script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec {PROXY} --exit-idle-time={idle_s:g}s "$1"'
-    proxy = subprocess.Popen(["/bin/sh", "-c", script, "sh", target], pass_fds=(LISTEN_FD,))
+    idle = [] if idle_s is None else [f"--exit-idle-time={idle_s:g}s"]
+    # the number of the process that a socket is meant for is known in the child alone, and the socket has to be number 3
+    script = f'export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@" {LISTEN_FD}<&{listener}'
+    proxy = subprocess.Popen(["/bin/sh", "-c", script, "sh", PROXY, *idle, target], pass_fds=(listener,))
     try:
         yield proxy
     finally:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +21,8 @@ from ..vocabulary import LEVELS, RUNTIMES, SLIMMINGS
 
 FOLDER = "/etc/gpuckpt/servers"
 SCHEMA_VERSION = 1
+LAST_PORT = 65535
+ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9.-]+):)?(?P<port>[0-9]{1,5})")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Wanted:
     """A server and how it is checkpointed: as options of the ckpt_* modules, and where its checkpoints are kept.
 
     `criu` holds build, switches and home; `flags` are for restores; `verify` is the level of digests that a restore compares.
+    `listen` is where clients connect, as systemd's ListenStream has it, if that is not the server's own port.
     """
 
     name: str
@@ -38,6 +43,7 @@ class Wanted:
     verify: str = "metadata"
     prefetch: bool = False
     warmup_requests: int = 5
+    listen: str = ""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -54,6 +60,23 @@ class Wanted:
         if problems:
             raise CkptError("bad_input", f"the server to be served is described wrongly: {'; '.join(problems)}.")
 
+    def ports(self) -> set[int]:
+        """The TCP ports that it takes on this node."""
+        listened = ADDRESS.fullmatch(self.listen)
+        return {int(self.server["port"]), *([int(listened["port"])] if listened else [])}
+
+    def require_apart(self) -> None:
+        """Raises CkptError (port_taken) if another server that is described on this node takes one of its ports."""
+        # what cannot be read is told by whoever wants to serve it
+        for other in readable():
+            shared = self.ports() & other.ports()
+            if shared and other.name != self.name:
+                raise CkptError(
+                    "port_taken",
+                    f"port {min(shared)} of {self.name} is taken by the server {other.name}, described on this node, too; "
+                    "give one of them another port (inference_server_port, serve_listen), or forget one (forget.yml).",
+                )
+
     def write(self) -> bool:
         """Keeps it on the node, for root alone: it holds the server's environment. Returns whether anything changed."""
         path, content = path_of(self.name), asdict(self)
@@ -62,6 +85,16 @@ class Wanted:
         private.make_folder(FOLDER)
         write_json(path, content)
         return True
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`, `[ADDRESS]:PORT` or `PORT`, which is one of loopback. Raises CkptError (bad_input)."""
+    match = ADDRESS.fullmatch(text)
+    if match is None or not 1 <= int(match["port"]) <= LAST_PORT:
+        raise CkptError(
+            "bad_input", f"{text!r:.80} is no address to listen on; give HOST:PORT, such as 127.0.0.1:19080."
+        )
+    return (match["host"] or "127.0.0.1").strip("[]"), int(match["port"])
 
 
 def path_of(name: str) -> str:
@@ -75,6 +108,15 @@ def names() -> list[str]:
     """The servers that are described on this node."""
     found = os.listdir(FOLDER) if os.path.isdir(FOLDER) else []
     return sorted(entry.removesuffix(".json") for entry in found if entry.endswith(".json"))
+
+
+def readable() -> list[Wanted]:
+    """The descriptions on this node that can be read."""
+    found = []
+    for name in names():
+        with suppress(CkptError):
+            found.append(load(name))
+    return found
 
 
 def remove(name: str) -> None:

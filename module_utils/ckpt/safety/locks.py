@@ -90,6 +90,7 @@ def as_failure(operation: str, ended: EndedEarly) -> CkptError:
 
 
 _to_guard: socket.socket | None = None
+_patience_s = LOCK_TIMEOUT_S
 
 
 def boot_id() -> str:
@@ -108,17 +109,17 @@ def exclusive(
     operation: str = "a module",
     run_id: str | None = None,
     checkpoint: str | None = None,
-    limit_s: float = LOCK_TIMEOUT_S,
+    limit_s: float | None = None,
 ) -> Iterator[None]:
     """Only one operation on a node at a time; what a broken-off one left in force is taken back first.
 
     :param operation: what is done, for others that wait
     :param run_id: the benchmark that it belongs to
     :param checkpoint: the checkpoint's folder
-    :param limit_s: seconds to wait for another operation
+    :param limit_s: seconds to wait for another operation; those of `be_patient` if it is left out
     :raises CkptError: timeout (another one does not end), bad_input (the lock's file or folder is somebody else's)
     """
-    descriptor = _take(limit_s)
+    descriptor = _take(_patience_s if limit_s is None else limit_s)
     try:
         if _to_guard is not None:
             socket.send_fds(_to_guard, [b"lock"], [descriptor])
@@ -132,6 +133,12 @@ def exclusive(
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def be_patient(seconds: float) -> None:
+    """From now on this process waits so long for others: one that serves has nothing better to do."""
+    global _patience_s
+    _patience_s = seconds
 
 
 @contextmanager

@@ -78,6 +78,7 @@ class HostView:
     checkpoints: Table | None
     first_starts: Table | None
     probes: Table | None
+    golden: Table | None
     advice: Advice | None
     answers: list[Answer]
     headline: str
@@ -187,6 +188,7 @@ def _view(host: HostAnalysis, analysis: RunAnalysis) -> HostView:
         checkpoints=tables.checkpoints(host.checkpoints),
         first_starts=tables.first_starts(host.first_starts),
         probes=tables.probes(host.probes),
+        golden=tables.golden(analysis.manifest.hosts.get(host.host, {}).get("golden")),
         advice=advise(host),
         answers=_answers(lanes),
         headline=headline(host, analysis.metric_name),

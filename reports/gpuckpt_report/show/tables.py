@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gpuckpt_report.analysis import bill as bill_of_starts
 from gpuckpt_report.analysis import stats
@@ -216,6 +217,45 @@ def probes(results: Sequence[ProbeResult]) -> Table | None:
         for probe in results
     ]
     return Table(["requests to", "n", "median first token s", "p90 s", "median tokens/s"], rows)
+
+
+def golden(found: object) -> Table | None:
+    """The golden checkpoints of a host, as its manifest tells them; None where there are none.
+
+    A manifest is free in what it tells of a host: what is not as expected is left out.
+    """
+    entries = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    rows = [
+        [
+            str(one.get("name")),
+            str(one.get("folder") or "–"),
+            _mib(one.get("bytes")),
+            str(one.get("made_at") or "–"),
+            "no" if one.get("misfits") else "yes",
+            _text(one, "history", "last_restored_at"),
+            _text(one, "history", "restored"),
+            _text(one, "worth", "saved_s"),
+            _text(one, "worth", "gpu_saved_s"),
+            _text(one, "worth", "made_s"),
+            _text(one, "worth", "break_even"),
+        ]
+        for one in entries
+    ]
+    headings = ["golden checkpoint of", "folder", "MiB", "made", "fits", "last restored", "restores"]
+    headings += ["saved a start s", "GPU-seconds saved a start", "took to make s", "pays after starts"]
+    return Table(headings, rows) if rows else None
+
+
+def _text(entry: Mapping[str, Any], *way: str) -> str:
+    """A value deep in an entry; a dash where it has none."""
+    value: Any = entry
+    for step in way:
+        value = value.get(step) if isinstance(value, dict) else None
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _mib(size: object) -> str:
+    return f"{size >> 20}" if isinstance(size, int) else "–"
 
 
 @dataclass(frozen=True)

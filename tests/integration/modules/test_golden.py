@@ -92,16 +92,23 @@ def test_it_is_made_once_and_served_from(call: Call, golden: Result, tmp_path: P
     again = call("ckpt_golden", **golden)
     assert (again["changed"], again["because"], again["golden"]) == (False, [], made["golden"])
 
-    for _ in range(2):
+    for number in range(1, 3):
         with served(golden, tmp_path / "log") as process:
             assert status(golden["name"])["serving"]["mode"] == "restored", (tmp_path / "log").read_text()
             assert complete(port)
+            until(lambda count=number: status(golden["name"])["history"]["restored"] == count, "it is not noted")
             refused = call("ckpt_golden", **golden, force=True)
             assert refused["reason"] == "server_running"
             assert complete(port), "and it goes on serving"
         assert process.returncode == 0
         assert not listens(port)
         assert status(golden["name"])["serving"] is None
+    told = status(golden["name"])
+    assert told["history"]["cold"] == 0
+    assert told["worth"]["saved_s"] == pytest.approx(
+        made["golden"]["cold_s"] - made["golden"]["first_token_s"], abs=0.01
+    )
+    assert told["worth"]["made_s"] > made["golden"]["cold_s"]
 
 
 @pytest.mark.parametrize("reseeded", [True, False])
@@ -235,32 +242,112 @@ def test_a_server_that_ends_ends_the_service(call: Call, golden: Result, tmp_pat
 
 def test_it_starts_when_somebody_asks_and_stops_when_nobody_does(call: Call, golden: Result, tmp_path: Path) -> None:
     call("ckpt_golden", **golden)
+    public_port, log = free_port(), tmp_path / "log"
+    with on_demand(golden, public_port, log) as process:
+        assert not listens(golden["server"]["port"]), "nothing runs"
+        with ThreadPoolExecutor(20) as clients:
+            answers = {answer.result() for answer in [clients.submit(complete, public_port) for _ in range(20)]}
+        assert len(answers) == 1
+        assert status(golden["name"])["serving"]["mode"] == "restored", log.read_text()
+        assert process.wait(LIMIT_S) == 0, log.read_text()
+    assert not listens(golden["server"]["port"])
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        public_port = int(probe.getsockname()[1])
-    argv = [
-        "systemd-socket-activate",
-        f"--listen=127.0.0.1:{public_port}",
-        *SERVE,
-        golden["name"],
-        "--on-demand",
-        "--idle=1",
-    ]
-    log = tmp_path / "log"
-    with log.open("ab") as out, subprocess.Popen(argv, stderr=out) as process:
+        return int(probe.getsockname()[1])
+
+
+def healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@contextmanager
+def started_by_a_command(name: str, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """As llama-swap does it: it starts a command, asks for /health until that is answered, and sends SIGTERM at the end."""
+    with (
+        log.open("ab") as out,
+        subprocess.Popen([*SERVE, name, f"--listen=127.0.0.1:{port}"], stderr=out) as process,
+    ):
         try:
-            # a connection would be a first request
-            until(lambda: procfs.port_holder(public_port) is not None, "nobody listens")
-            assert not listens(golden["server"]["port"]), "nothing runs"
-            with ThreadPoolExecutor(20) as clients:
-                answers = {answer.result() for answer in [clients.submit(complete, public_port) for _ in range(20)]}
-            assert len(answers) == 1
-            assert status(golden["name"])["serving"]["mode"] == "restored", log.read_text()
-            assert process.wait(LIMIT_S) == 0, log.read_text()
+            until(lambda: process.poll() is not None or healthy(port), "it is not healthy")
+            yield process
         finally:
             process.terminate()
             process.wait(LIMIT_S)
-    assert not listens(golden["server"]["port"])
+
+
+def test_a_program_that_starts_servers_sees_it_when_it_is_up(call: Call, golden: Result, tmp_path: Path) -> None:
+    call("ckpt_golden", **golden)
+    port, log = free_port(), tmp_path / "log"
+    for _ in range(2):
+        with started_by_a_command(golden["name"], port, log) as process:
+            assert process.poll() is None, log.read_text()
+            # what is healthy there has passed the truth gate: nobody asked in between
+            assert status(golden["name"])["serving"]["mode"] == "restored", log.read_text()
+            assert complete(port) == complete(golden["server"]["port"])
+        assert process.returncode == 0
+        assert not listens(port)
+        assert not listens(golden["server"]["port"])
+    with socket.create_server(("127.0.0.1", port)), started_by_a_command(golden["name"], port, log) as process:
+        assert process.wait(LIMIT_S) == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in log.read_text()
+    assert not listens(golden["server"]["port"]), "it was refused before anything started"
+
+
+def another(golden: Result) -> Result:
+    """A second server of the node, next to the one that is described."""
+    port, name = free_port(), f"{golden['name']}-2"
+    command = [word.replace(f"port={golden['server']['port']}", f"port={port}") for word in golden["server"]["command"]]
+    return {**golden, "name": name, "server": {**golden["server"], "name": name, "port": port, "command": command}}
+
+
+@contextmanager
+def on_demand(options: Result, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One round of a server that starts when somebody asks, at this port."""
+    argv = ["systemd-socket-activate", f"--listen=127.0.0.1:{port}", *SERVE, options["name"], "--on-demand", "--idle=1"]
+    with log.open("ab") as out, subprocess.Popen(argv, stderr=out) as process:
+        try:
+            # a connection would be a first request
+            until(lambda: procfs.port_holder(port) is not None, "nobody listens")
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait(LIMIT_S)
+
+
+def test_two_servers_take_turns_and_start_at_once(call: Call, golden: Result, tmp_path: Path) -> None:
+    two = another(golden)
+    servers, log = [golden, two], tmp_path / "log"
+    try:
+        for options in servers:
+            assert call("ckpt_golden", **options)["changed"]
+        refused = call("ckpt_golden", **{**two, "server": {**two["server"], "port": golden["server"]["port"]}})
+        assert refused["reason"] == "port_taken"
+        assert f"is taken by the server {golden['name']}" in refused["msg"]
+
+        for options in [*servers, *servers]:
+            port = free_port()
+            with on_demand(options, port, log) as process:
+                assert complete(port)
+                modes = [(status(one["name"])["serving"] or {}).get("mode") for one in servers]
+                assert modes == ["restored" if one is options else None for one in servers], log.read_text()
+                assert process.wait(LIMIT_S) == 0, log.read_text()
+
+        ports = [free_port() for _ in servers]
+        with on_demand(golden, ports[0], log), on_demand(two, ports[1], log), ThreadPoolExecutor(20) as clients:
+            answers = [clients.submit(complete, ports[number % 2]) for number in range(20)]
+            assert len({answer.result() for answer in answers}) == 1
+        # the first may have nobody left, and be stopped, before the second has its turn
+        assert log.read_text().count("was restored and answered") == 6, log.read_text()
+        assert "cold" not in log.read_text()
+    finally:
+        assert call("ckpt_golden", name=two["name"], state="absent")["reason"] is None
 
 
 @pytest.mark.parametrize(
@@ -269,6 +356,7 @@ def test_it_starts_when_somebody_asks_and_stops_when_nobody_does(call: Call, gol
         (["nobody"], "no server nobody is described on this node"),
         (["../etc"], "is no name of a server"),
         (["nobody", "--on-demand"], "no server nobody is described on this node"),
+        (["nobody", "--on-demand", "--listen=1"], "leave --listen out"),
     ],
 )
 def test_what_cannot_be_served_gets_one_message(provisioned: object, arguments: list[str], said: str) -> None:

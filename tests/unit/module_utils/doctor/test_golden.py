@@ -45,10 +45,11 @@ def test_a_server_without_a_checkpoint_is_a_warning(served: Wanted) -> None:
 
 
 def test_one_that_fits_is_told_with_its_size_and_trial(served: Wanted) -> None:
-    commit_golden(served)
+    golden = commit_golden(served)
     verdict = store.golden(CheckContext(Node()))
     assert verdict.state == "ok"
-    assert verdict.detail == "one, 64 MiB of 2026-01-01T00:00:00+00:00, trial 0.25 s, not served"
+    assert verdict.detail.startswith(f"one: 64 MiB in {golden.folder}, ")
+    assert verdict.detail.endswith(" old, fits, not served from yet, its trial took 0.25 s")
 
 
 def test_one_of_another_kernel_is_named(served: Wanted) -> None:
@@ -58,4 +59,4 @@ def test_one_of_another_kernel_is_named(served: Wanted) -> None:
     mark.write_text(json.dumps(changed))
     verdict = store.golden(CheckContext(Node()))
     assert verdict.state == "warn"
-    assert verdict.detail.startswith("one: kernel was 5.0, is ")
+    assert "does not fit (kernel was 5.0, is " in verdict.detail
