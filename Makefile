@@ -51,6 +51,10 @@ test-molecule: deps setup-dev ## every scenario of every role
 test-faults: deps setup-dev ## kills, damage and full stores on a node of its own (ARGS: see docs/faults.md)
 	@tests/integration/own_node.sh build/node 'ansible-playbook provision.yml -e gpuckpt_weights_mib=64 -e inference_server_port=18079' tests/faults/run.py $(ARGS)
 
+.PHONY: test-vm
+test-vm: setup-dev ## serving under systemd on an emulated virtual machine, half an hour; root and qemu-system-x86
+	@$(BIN)/python -m pytest -p no:xdist -m vm tests/vm
+
 .PHONY: fuzz
 SECONDS ?= 600
 SEED ?= $(shell date +%s)
