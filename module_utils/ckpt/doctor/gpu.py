@@ -9,6 +9,7 @@ from ..cuda import features as driver_features
 from ..node.gpu import (
     cdi_specifications,
     device_users,
+    gpu_links,
     installed_libraries,
     legacy_hooks,
     library_versions,
@@ -97,6 +98,35 @@ def gpus(context: CheckContext) -> Verdict:
             "Look at the kernel's log for Xid errors.",
         )
     return ok(", ".join(f"{gpu.name} ({gpu.pci})" for gpu in seen))
+
+
+@check(
+    "gpu-links",
+    "gpu",
+    "links between GPUs",
+    "A server on several GPUs is restored with buffers that they read from each other; without NVLink NCCL stands in.",
+)
+def links(context: CheckContext) -> Verdict:
+    """NVLink connects every GPU with every other."""
+    seen, _ = context.gpus
+    if len(seen) < 2:
+        return skip("one GPU, or none")
+    return judge_links(gpu_links(context.node, len(seen)), len(seen))
+
+
+def judge_links(found: dict[tuple[int, int], str], count: int) -> Verdict:
+    """Judges how the pairs of so many GPUs are linked."""
+    if len(found) < count * (count - 1) // 2:
+        return warn("nvidia-smi does not tell all of them", "Look at `nvidia-smi topo -m`.", "nvidia-smi topo -m")
+    slow = {pair: link for pair, link in found.items() if not link.startswith("NV")}
+    kinds = ", ".join(sorted(set(found.values())))
+    if not slow:
+        return ok(f"{kinds} between all {count}")
+    pairs = ", ".join(f"{one} and {other} ({link})" for (one, other), link in slow.items())
+    return warn(
+        f"no NVLink between GPU {pairs}",
+        "Give a server GPUs with NVLink. More than two without it reduce through NCCL, which graphs then hold: add --enforce-eager.",
+    )
 
 
 @check(

@@ -116,6 +116,28 @@ def gpus(node: Node) -> tuple[list[Gpu], str]:
     return (parse_gpus(done.stdout), "") if done.rc == 0 else ([], (done.stdout + done.stderr).strip())
 
 
+def parse_links(text: str) -> dict[tuple[int, int], str]:
+    """Returns how each pair of GPUs is linked, from what `nvidia-smi topo -m` prints: NV18, PIX, SYS."""
+    rows = [re.sub(r"\x1b\[[0-9;]*m", "", line).split("\t") for line in text.splitlines()]
+    links = {}
+    for row in rows:
+        name = re.fullmatch(r"GPU([0-9]+)", row[0].strip())
+        if name is None:
+            continue
+        for other, cell in enumerate(cell.strip() for cell in row[1:]):
+            if other > int(name[1]) and re.fullmatch(r"NV[0-9]+|PIX|PXB|PHB|NODE|SYS", cell):
+                links[int(name[1]), other] = cell
+    return links
+
+
+def gpu_links(node: Node, count: int) -> dict[tuple[int, int], str]:
+    """Returns how each pair of the node's GPUs is linked; those that nvidia-smi does not tell are left out."""
+    done = node.run(PROGRAM, "topo", "-m")
+    links = parse_links(done.stdout) if done.rc == 0 else {}
+    # columns behind those of the GPUs are of network cards, or of processors
+    return {pair: link for pair, link in links.items() if pair[1] < count}
+
+
 def cuda_version(node: Node) -> str | None:
     """Returns the newest CUDA version that the driver serves, None where nvidia-smi does not tell."""
     match = re.search(r"CUDA Version\s*:\s*(\d+\.\d+)", node.run(PROGRAM).stdout)

@@ -30,6 +30,34 @@ def judged(node, *groups):
     return {finding.id: finding for finding in doctor.examine(context, groups or ["gpu"])}
 
 
+# of a node with two H200, driver 580.159.04
+TOPOLOGY = (
+    "\t\x1b[4mGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m\n"
+    "GPU0\t X \tNV18\t0-31\t0\t\tN/A\nGPU1\tNV18\t X \t0-31\t0\t\tN/A\n\nLegend:\n\n  X    = Self\n"
+)
+
+
+def test_links_between_gpus_are_read():
+    assert gpu_inspection.parse_links(TOPOLOGY) == {(0, 1): "NV18"}
+    composed = "GPU0\t X \tNV4\tSYS\nGPU1\tNV4\t X \tPHB\nGPU2\tSYS\tPHB\t X \n"
+    assert gpu_inspection.parse_links(composed) == {(0, 1): "NV4", (0, 2): "SYS", (1, 2): "PHB"}
+    assert gpu_inspection.parse_links("command not found") == {}
+
+
+def test_a_card_is_no_gpu(make_node):
+    cards = TOPOLOGY.replace("NV18\t0-31", "NV18\tPIX\t0-31").replace("X \t0-31", "X \tPIX\t0-31")
+    node = make_node({}, {"nvidia-smi topo -m": (0, cards)})
+    assert gpu_inspection.gpu_links(node, 2) == {(0, 1): "NV18"}
+
+
+def test_every_pair_of_gpus_has_nvlink_or_is_named():
+    assert gpu.judge_links({(0, 1): "NV18"}, 2).state == "ok"
+    lacking = gpu.judge_links({(0, 1): "NV18", (0, 2): "SYS", (1, 2): "NV18"}, 3)
+    assert lacking.state == "warn"
+    assert "no NVLink between GPU 0 and 2 (SYS)" in lacking.detail
+    assert gpu.judge_links({}, 2).state == "warn"
+
+
 def test_kernel_modules():
     assert gpu_inspection.kernel_module(KERNEL_PROPRIETARY) == {"version": "580.173.02", "open": False}
     assert gpu_inspection.kernel_module(KERNEL_OPEN) == {"version": "580.159.04", "open": True}
@@ -143,6 +171,7 @@ def test_a_whole_node(make_node):
         "driver": "ok",
         "driver-libraries": "ok",
         "gpus": "ok",
+        "gpu-links": "warn",
         "persistence": "warn",
         "gpu-thp": "warn",
         "cdi": "skip",
