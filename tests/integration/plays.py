@@ -68,7 +68,7 @@ def perform(command: Sequence[object], timeout_s: float = HANGS_S) -> Played:
     return Played(done.returncode, done.stdout)
 
 
-def minimal_root(folder: Path, packages: str) -> Path:
+def minimal_root(folder: Path, packages: str, timeout_s: float = 300) -> Path:
     """Makes a minimal root of this machine's distribution, with further packages, from this machine's own apt sources."""
     suite = next(
         line.partition("=")[2]
@@ -84,7 +84,7 @@ def minimal_root(folder: Path, packages: str) -> Path:
         str(folder),
         *apt_sources(suite),
     ]
-    subprocess.run(words, check=True, timeout=300, stdin=subprocess.DEVNULL)
+    subprocess.run(words, check=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
     return folder
 
 

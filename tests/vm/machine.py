@@ -23,6 +23,7 @@ SCRATCH = ROOT / "build" / "vm"
 DISK_MIB = 6144
 MEMORY_MIB = 3072
 BOOT_S = 600
+ROOT_S = 1800
 # an emulated processor takes its time
 PLAY_S = 3600
 SETUP = """
@@ -116,7 +117,7 @@ def _base(scratch: Path, key: Path) -> Path:
         return made
     root = scratch / f"{name}.root"
     shutil.rmtree(root, ignore_errors=True)
-    minimal_root(root, PACKAGES)
+    minimal_root(root, PACKAGES, ROOT_S)
     shutil.copy(key.with_suffix(".pub"), root / "key.pub")
     subprocess.run(["chroot", root, "/bin/sh", "-c", SETUP], check=True)
     for kind, ending in (("vmlinuz", ".kernel"), ("initrd.img", ".initrd")):
