@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -115,8 +116,9 @@ def _base(scratch: Path, key: Path) -> Path:
     made = scratch / name
     if made.with_suffix(".ext4").exists():
         return made
-    root = scratch / f"{name}.root"
-    shutil.rmtree(root, ignore_errors=True)
+    # what a mmdebstrap that was killed has left may have mounts in it
+    root = Path(tempfile.mkdtemp(prefix="root.", dir=scratch))
+    root.chmod(0o755)
     minimal_root(root, PACKAGES, ROOT_S)
     shutil.copy(key.with_suffix(".pub"), root / "key.pub")
     subprocess.run(["chroot", root, "/bin/sh", "-c", SETUP], check=True)
