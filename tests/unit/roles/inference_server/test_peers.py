@@ -7,7 +7,6 @@ They map memory of one another at addresses that stay, and an error of one becom
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 import threading
 import time
@@ -22,16 +21,7 @@ from ranks.server import Server
 PLUGIN = ROOT / "roles" / "inference_server" / "files" / "vllm_plugin"
 RANK = ROOT / "tests" / "ranks" / "rank.py"
 RANK_OF_VLLM = ROOT / "tests" / "ranks" / "rank_of_vllm.py"
-FAKE = Path(__file__).with_name("fake_memory.c")
 LIMIT_S = 5.0
-
-
-@pytest.fixture(scope="session")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
-    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", "-o", str(library), str(FAKE)]
-    subprocess.run(command, check=True)
-    return library
 
 
 @pytest.fixture

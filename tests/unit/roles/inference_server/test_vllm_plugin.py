@@ -29,19 +29,10 @@ from ansible.module_utils.ckpt.system.commands import Commands
 from project import ROOT
 
 PLUGIN = ROOT / "roles" / "inference_server" / "files" / "vllm_plugin"
-FAKE = Path(__file__).with_name("fake_memory.c")
 SIZE = 3 * 4096
 UUID = "0123456789abcdef0123456789abcdef"
 CONTEXT = 0xC0FFEE
 STACK_BYTES = 1024
-
-
-@pytest.fixture(scope="session")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("fake") / "libcuda.so.1"
-    command = ["gcc", "-Wall", "-Wextra", "-Werror", "-O1", "-fPIC", "-shared", "-o", str(library), str(FAKE)]
-    subprocess.run(command, check=True)
-    return library
 
 
 @dataclass

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the plugin takes of vLLM is there, in the source of the release that is pinned.
+
+A release that renames it fails here, not on a user's node. Only the source files that are looked at are fetched: the wheel
+is a ZIP archive, and the configured index gives parts of a file.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from functools import cache
+from html.parser import HTMLParser
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+from pip._internal.models.index import PyPI
+from project import ROOT
+
+PROFILE = ROOT / "roles" / "bundle" / "files" / "trees" / "vllm.toml"
+BLOCK = 1 << 18
+
+
+def configured_index() -> str:
+    """The index that pip takes packages from on this machine: its configuration's, or its own."""
+    options = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True
+    )
+    chosen = re.search(r"^\S+\.index-url='([^']+)'$", options.stdout, re.M)
+    return chosen[1] if chosen else PyPI.simple_url
+
+
+class Links(HTMLParser):
+    """The addresses on a project's page of an index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "a":
+            self.found += [value for name, value in attrs if name == "href" and value]
+
+
+class Remote(io.RawIOBase):
+    """A file behind an address, of which only the blocks that are read are fetched."""
+
+    def __init__(self, client: httpx.Client, address: str) -> None:
+        self._client, self._address, self._at = client, address, 0
+        self._blocks: dict[int, bytes] = {}
+        self._size = int(client.head(address).raise_for_status().headers["content-length"])
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        number, skipped = divmod(self._at, BLOCK)
+        piece = self._block(number)[skipped : skipped + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks and number * BLOCK < self._size:
+            part = {"Range": f"bytes={number * BLOCK}-{min((number + 1) * BLOCK, self._size) - 1}"}
+            answer = self._client.get(self._address, headers=part).raise_for_status()
+            assert answer.status_code == httpx.codes.PARTIAL_CONTENT, "the index gives whole files alone"
+            self._blocks[number] = answer.content
+        return self._blocks.get(number, b"")
+
+
+@pytest.fixture(scope="module")
+def wheel() -> zipfile.ZipFile:
+    name, version = tomllib.loads(PROFILE.read_text())["tree"]["requirement"].split("==")
+    client = httpx.Client(timeout=60, follow_redirects=True)
+    page = f"{configured_index().rstrip('/')}/{name}/"
+    links = Links()
+    links.feed(client.get(page).raise_for_status().text)
+    pattern = re.compile(rf"/{name}-{re.escape(version)}-[^/]*manylinux[^/]*x86_64\.whl(#|$)")
+    [address, *_] = [urljoin(page, link) for link in links.found if pattern.search(link)]
+    return zipfile.ZipFile(io.BufferedReader(Remote(client, address.partition("#")[0]), BLOCK))
+
+
+@cache
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
+
+
+def names(source: str) -> set[str]:
+    """Everything that a source defines: `name`, `Class.name`, and `Class.self.name` for what its methods assign."""
+    found: set[str] = set()
+    for node in _tree(source).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        found |= {f"{target.id}" for target in _targets(node) if isinstance(target, ast.Name)}
+        if isinstance(node, ast.ClassDef):
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.FunctionDef):
+                    found.add(f"{node.name}.{inner.name}")
+                for target in _targets(inner):
+                    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
+                        found.add(f"{node.name}.{target.value.id}.{target.attr}")
+                    elif isinstance(target, ast.Name):
+                        found.add(f"{node.name}.{target.id}")
+    return found
+
+
+def _targets(node: ast.AST) -> list[ast.expr]:
+    if isinstance(node, ast.Assign):
+        return [one for target in node.targets for one in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return [node.target] if isinstance(node, ast.AnnAssign) else []
+
+
+def parameters(source: str, method: str) -> list[str]:
+    """The parameters of `Class.method`, in their order."""
+    owner, name = method.split(".")
+    for node in _tree(source).body:
+        if isinstance(node, ast.ClassDef) and node.name == owner:
+            for inner in node.body:
+                if isinstance(inner, ast.FunctionDef) and inner.name == name:
+                    return [one.arg for one in (*inner.args.args, *inner.args.kwonlyargs)]
+    return []
+
+
+COMMUNICATORS = "vllm/distributed/device_communicators"
+TAKEN = {
+    f"{COMMUNICATORS}/custom_all_reduce.py": [
+        *("CustomAllreduce.create_shared_buffer", "CustomAllreduce.free_shared_buffer", "CustomAllreduce.all_reduce"),
+        *("CustomAllreduce.custom_all_reduce", "CustomAllreduce.register_graph_buffers"),
+        *("CustomAllreduce.self.rank_data", "CustomAllreduce.self.buffer_ptrs", "CustomAllreduce.self.meta_ptrs"),
+        *("CustomAllreduce.self.max_size", "CustomAllreduce.self.disabled", "CustomAllreduce.self.device"),
+    ],
+    f"{COMMUNICATORS}/cuda_communicator.py": [
+        *("CudaCommunicator.self.pynccl_comm", "CudaCommunicator.self.ca_comm", "CudaCommunicator.self.symm_mem_comm"),
+        *("CudaCommunicator.self.fi_ar_comm", "CudaCommunicator.all_gather"),
+    ],
+    f"{COMMUNICATORS}/base_device_communicator.py": [
+        *("DeviceCommunicatorBase.self.device_group", "DeviceCommunicatorBase.self.all2all_manager"),
+        *("DeviceCommunicatorBase.self.rank_in_group", "DeviceCommunicatorBase.self.cpu_group"),
+    ],
+    f"{COMMUNICATORS}/all2all.py": ["AgRsAll2AllManager"],
+    f"{COMMUNICATORS}/pynccl_allocator.py": ["is_symmetric_memory_enabled"],
+    f"{COMMUNICATORS}/pynccl.py": [
+        *("PyNcclCommunicator.self.comm", "PyNcclCommunicator.self.unique_id", "PyNcclCommunicator.self.nccl"),
+        *(
+            "PyNcclCommunicator.self.available",
+            "PyNcclCommunicator.self.disabled",
+            "PyNcclCommunicator.self.world_size",
+        ),
+        *("PyNcclCommunicator.self.rank", "PyNcclCommunicator.self.device", "PyNcclCommunicator.all_gather"),
+    ],
+    f"{COMMUNICATORS}/pynccl_wrapper.py": [
+        *("NCCLLibrary.ncclGetUniqueId", "NCCLLibrary.ncclCommInitRank", "NCCLLibrary.ncclCommDestroy"),
+        *("NCCLLibrary.ncclCommAbort", "NCCLLibrary.ncclAllReduce", "ncclDataTypeEnum.from_torch"),
+        *("ncclRedOpTypeEnum.from_torch", "buffer_type", "cudaStream_t", "ncclUniqueId._fields_"),
+    ],
+    "vllm/distributed/parallel_state.py": [
+        *("_groups", "get_world_group", "GroupCoordinator.make_sibling_device_group"),
+        *("GroupCoordinator.self.device_group", "GroupCoordinator.self.device_communicator"),
+        *("GroupCoordinator.self.cpu_group", "GroupCoordinator.self.unique_name", "GroupCoordinator.self.world_size"),
+    ],
+    "vllm/device_allocator/sleep_mode_backend.py": [
+        *(
+            "CuMemBackend.suspend",
+            "CuMemBackend.resume",
+            "SleepModeBackendFactory._registry",
+            "SleepModeBackend.self._state",
+        ),
+    ],
+    "vllm/device_allocator/cumem.py": [
+        *(
+            "CuMemAllocator.get_instance",
+            "CuMemAllocator.self.allocator_and_pools",
+            "CuMemAllocator.self.pointer_to_data",
+        ),
+        *("CuMemAllocator.self.python_malloc_callback", "CuMemAllocator.self.python_free_callback"),
+        *("get_pluggable_allocator", "create_and_map", "unmap_and_release", "CuMemAllocator.default_tag"),
+    ],
+    "vllm/platforms/interface.py": [
+        "Platform.get_global_graph_pool",
+        "Platform.get_device_communicator_cls",
+        "Platform.is_cuda",
+    ],
+    "vllm/v1/worker/gpu_worker.py": ["Worker.sleep", "Worker.wake_up"],
+}
+
+
+@pytest.mark.parametrize("file", TAKEN)
+def test_what_the_plugin_takes_is_there(wheel: zipfile.ZipFile, file: str) -> None:
+    assert set(TAKEN[file]) - names(wheel.read(file).decode()) == set()
+
+
+def test_methods_that_are_replaced_are_called_as_ours_are(wheel: zipfile.ZipFile) -> None:
+    source = wheel.read(f"{COMMUNICATORS}/custom_all_reduce.py").decode()
+    assert parameters(source, "CustomAllreduce.__init__") == ["self", "group", "device", "max_size", "symm_mem_enabled"]
+    assert parameters(source, "CustomAllreduce.create_shared_buffer") == ["size_in_bytes", "group", "uncached"]
+    assert parameters(source, "CustomAllreduce.free_shared_buffer") == ["pointers", "group", "rank"]
+    assert parameters(source, "CustomAllreduce.all_reduce") == ["self", "inp", "out", "registered"]
+    assert "self.create_shared_buffer(" in source, "through the instance, which is ours"
+    wrapper = wheel.read(f"{COMMUNICATORS}/pynccl_wrapper.py").decode()
+    assert parameters(wrapper, "NCCLLibrary.ncclCommInitRank") == ["self", "world_size", "unique_id", "rank"]
+    assert parameters(wrapper, "NCCLLibrary.ncclAllReduce")[1:] == [
+        *("sendbuff", "recvbuff", "count", "datatype", "op", "comm", "stream"),
+    ]
+
+
+def test_the_communicator_looks_its_classes_up_when_it_is_made(wheel: zipfile.ZipFile) -> None:
+    """Ours are put in their modules' places just then."""
+    source = wheel.read(f"{COMMUNICATORS}/cuda_communicator.py").decode()
+    [made] = [
+        inner
+        for node in _tree(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "CudaCommunicator"
+        for inner in node.body
+        if isinstance(inner, ast.FunctionDef) and inner.name == "__init__"
+    ]
+    imported = {alias.name for node in ast.walk(made) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert {"CustomAllreduce", "PyNcclCommunicator"} <= imported
+
+
+def test_memory_without_a_tag_is_that_of_the_graphs(wheel: zipfile.ZipFile) -> None:
+    assert 'default_tag: str = "default"' in wheel.read("vllm/device_allocator/cumem.py").decode()
