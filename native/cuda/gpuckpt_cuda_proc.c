@@ -20,6 +20,18 @@ static FILE *open_proc_file(pid_t pid, const char *name)
 	return fopen(path, "re");
 }
 
+void gc_proc_title(pid_t pid, char *title, size_t title_size)
+{
+	FILE *words = open_proc_file(pid, "cmdline");
+	size_t length = words ? fread(title, 1, title_size - 1, words) : 0;
+
+	if (words)
+		fclose(words);
+	title[length] = '\0'; /* words end with a NUL: what stands first is the title */
+	if (!title[0])
+		snprintf(title, title_size, "?");
+}
+
 static DIR *open_proc_folder(pid_t pid, const char *name)
 {
 	char path[NAME_MAX + 64];

@@ -37,6 +37,12 @@ bool gc_proc_holds_gpu_device(pid_t pid, char *device, size_t device_size);
 /* A number from /proc/PID/status ("Tgid", "TracerPid"), the last one of several ("NSpid"), or -1. */
 long gc_proc_status_number(pid_t pid, const char *key);
 
+/*
+ * What pid calls itself: the first word of its command line, which tells the ranks of a server apart where they set it
+ * (VLLM::Worker_TP1). "?" where it cannot be read.
+ */
+void gc_proc_title(pid_t pid, char *title, size_t title_size);
+
 /* The private, writable, anonymous memory of pid. 0, or -1 with errno set. */
 int gc_proc_anonymous_ranges(pid_t pid, struct range_list *list);
 

@@ -71,7 +71,9 @@ static void resume_all(void)
 	gc_resume_threads(is_not_running);
 	gc_run_call(&restore_call, gc_is_checkpointed, NULL);
 	retry_without_pool();
-	gc_run_call(&unlock_call, gc_is_locked, NULL);
+	/* Ranks of a server wait for one another: none may run where one is missing. The restore fails as a whole. */
+	if (!gc_any_failed())
+		gc_run_call(&unlock_call, gc_is_locked, NULL);
 	gc_interrupt_threads();
 }
 

@@ -126,15 +126,18 @@ static void confirm_call(const struct driver_call *call, struct task *task)
 static void report_call(const struct driver_call *call, struct task *task)
 {
 	uint64_t bytes = call->bytes ? call->bytes(task) : 0;
+	char title[64];
 
+	gc_proc_title(task->pid, title, sizeof(title));
 	gc_span(call->span, task->pid, &task->job->start, &task->job->end, bytes, gc_result_name(task->result));
 	if (task->result != CUDA_SUCCESS) {
-		pr_err("CUDA %s of pid %d failed: %s\n", call->verb, task->pid, gc_result_name(task->result));
+		pr_err("CUDA %s of pid %d (%s) failed: %s\n", call->verb, task->pid, title,
+		       gc_result_name(task->result));
 		task->failed = true;
 		task->hung = task->result == CUDA_JOB_TIMED_OUT;
 	} else if (task->failed) {
-		pr_err("CUDA %s of pid %d succeeded, but its state is %s instead of %s\n", call->verb, task->pid,
-		       gc_state_name(task->state), gc_state_name(call->reaches));
+		pr_err("CUDA %s of pid %d (%s) succeeded, but its state is %s instead of %s\n", call->verb, task->pid,
+		       title, gc_state_name(task->state), gc_state_name(call->reaches));
 	}
 }
 

@@ -13,7 +13,8 @@
  *   GPUCKPT_FAKE_DIR         folder of the "GPU memory" (required in the target)
  *   GPUCKPT_FAKE_DEVICE      a file that the target holds open, as it would /dev/nvidia0, except while checkpointed
  *   GPUCKPT_FAKE_TOTAL_MB    size of the "GPU" (default 8192)
- *   GPUCKPT_FAKE_FAULTS      scripted faults, separated by spaces: CALL:PID:RESULT[:TIMES] or CALL:PID:delay=MS,
+ *   GPUCKPT_FAKE_FAULTS      scripted faults, separated by spaces: CALL:PID:RESULT[:TIMES], CALL:PID:delay=MS or
+ *                            CALL:PID:meet=COUNT, which waits until so many calls are under way and then goes on,
  *                            CALL one of init retain copy tid state lock checkpoint restore unlock, PID a number or *
  *   GPUCKPT_FAKE_NEEDS_INIT  if set, a restore fails with CUDA_ERROR_NOT_INITIALIZED unless the caller called cuInit
  *   GPUCKPT_FAKE_VERSION     what cuDriverGetVersion answers (default 13000)
@@ -43,6 +44,7 @@
 #define MAX_ALLOCATIONS 64
 #define CONTEXT_BYTES (512UL << 20)
 #define CALL_LIMIT_MS 60000
+#define MEET_LIMIT_MS 10000
 #define EXPORT __attribute__((visibility("default")))
 
 enum command { COMMAND_NONE, COMMAND_CHECKPOINT, COMMAND_RESTORE };
@@ -93,6 +95,20 @@ static bool names_pid(const char *word, pid_t pid)
 	return !strcmp(word, "*") || atoi(word) == pid;
 }
 
+/* As ranks that can only go on together. Calls that never meet are an error, so that a test ends. */
+static CUresult meet(int count)
+{
+	static int arrived;
+
+	__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL);
+	for (int waited_ms = 0; waited_ms < MEET_LIMIT_MS; waited_ms++) {
+		if (__atomic_load_n(&arrived, __ATOMIC_ACQUIRE) >= count)
+			return CUDA_SUCCESS;
+		sleep_ms(1);
+	}
+	return CUDA_ERROR_NOT_READY;
+}
+
 static CUresult one_fault(char *entry, int index, const char *call, pid_t pid)
 {
 	char *rest = entry, *name = strsep(&rest, ":"), *who = strsep(&rest, ":"), *what = strsep(&rest, ":");
@@ -103,6 +119,8 @@ static CUresult one_fault(char *entry, int index, const char *call, pid_t pid)
 		sleep_ms(atol(what + 6));
 		return CUDA_SUCCESS;
 	}
+	if (!strncmp(what, "meet=", 5))
+		return meet(atoi(what + 5));
 	if (rest && faults_used[index]++ >= atoi(rest))
 		return CUDA_SUCCESS;
 	return atoi(what);

@@ -221,7 +221,9 @@ def test_one_of_three_fails_at_the_dump(workload, criu, step, failing):
     digests = workload.digests()
     dump = criu.dump(GPUCKPT_FAKE_FAULTS=f"{step}:{workload.pids[failing]}:600")
     assert dump.returncode != 0
-    assert f"CUDA {step} of pid {workload.pids[failing]} failed: CUDA_ERROR_NOT_READY" in dump.log
+    pid = workload.pids[failing]
+    title = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+    assert f"CUDA {step} of pid {pid} ({title[:63]}) failed: CUDA_ERROR_NOT_READY" in dump.log
     assert_lives(workload, digests)
 
 
@@ -339,6 +341,8 @@ def test_one_of_three_fails_at_the_restore(workload, criu, backend, step, failin
     faults = f"{step}:{workload.pids[failing]}:304"
     restore = criu.restore(CRIU_CUDA_BACKEND=backend, GPUCKPT_FAKE_FAULTS=faults)
     assert restore.returncode != 0
+    if (backend, step) == ("driver-api", "restore"):
+        assert not restore.named("cuda-unlock"), "no process runs while another of its server is missing"
     workload.assert_gone()
 
 
@@ -349,6 +353,27 @@ def test_stock_criu_hides_the_same_failure(workload, stock_criu):
     restore = stock_criu.restore(GPUCKPT_FAKE_FAULTS="restore:*:304")
     assert restore.returncode == 0
     assert state(workload, workload.pids[0]) == "checkpointed"
+
+
+def test_processes_that_wait_for_each_other_are_restored(workload, criu):
+    workload.start(processes=3)
+    digests = workload.digests()
+    assert criu.dump(GPUCKPT_FAKE_FAULTS="checkpoint:*:meet=3").returncode == 0
+    restore = criu.restore(GPUCKPT_FAKE_FAULTS="restore:*:meet=3")
+    assert restore.returncode == 0, restore.log
+    assert_lives(workload, digests)
+
+
+def test_the_limit_is_one_for_all_processes(workload, criu):
+    workload.start(processes=3)
+    assert criu.dump().returncode == 0
+    restore = criu.restore(CRIU_CUDA_TIMEOUT_S="1", GPUCKPT_FAKE_FAULTS="restore:*:delay=30000")
+    assert restore.returncode != 0
+    spans = restore.named("cuda-restore")
+    assert [span.note for span in spans] == ["timeout"] * 3
+    assert overlap(spans), "they wait at the same time"
+    assert not restore.named("cuda-unlock")
+    workload.assert_gone()
 
 
 def test_a_restore_that_hangs_ends_with_the_limit(workload, criu):
