@@ -125,7 +125,8 @@ def judge_links(found: dict[tuple[int, int], str], count: int) -> Verdict:
     pairs = ", ".join(f"{one} and {other} ({link})" for (one, other), link in slow.items())
     return warn(
         f"no NVLink between GPU {pairs}",
-        "Give a server GPUs with NVLink. More than two without it reduce through NCCL, which graphs then hold: add --enforce-eager.",
+        "Give a server GPUs with NVLink. More than two without it reduce through NCCL, which graphs would hold: add "
+        "--enforce-eager.",
     )
 
 

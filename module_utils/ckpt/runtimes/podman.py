@@ -17,7 +17,7 @@ from ..criu import network_lock
 from ..errors import CkptError
 from ..parsing import FormatError, parse_json, pick
 from ..system import ending, mounts, private
-from ..system.commands import SYSTEM_PATH, Job, Result, tail
+from ..system.commands import SYSTEM_PATH, Job, Result, end_of_log, tail
 from ..system.files import read_json, remove
 from .base import DumpRequest, Evidence, Instance, OpenLog, RestoreRequest, Runtime, criu_traces, read_evidence
 
@@ -30,6 +30,8 @@ CHECKPOINT_TIMEOUT_S = 900.0
 PODMAN_LIMIT_S = 60.0
 # what the monitor has to do when its container ended: note how, and unmount
 MONITOR_LIMIT_S = 5.0
+# of a server's log: enough for what went wrong first
+LOG_LINES = 2000
 KEEP = "--keep"
 CLEAN_UP = ("container", "cleanup")
 # where a container's monitor leaves the exit status for podman, and how podman calls a container that has not ended for it
@@ -364,8 +366,8 @@ class PodmanRuntime(Runtime):
         return tail(result.stderr) if result.rc != 0 else None
 
     def log_tail(self) -> list[str]:
-        result = self._podman("logs", "--tail", "12", self._container_id or self.spec.name)
-        return tail(result.stdout + result.stderr)
+        result = self._podman("logs", "--tail", str(LOG_LINES), self._container_id or self.spec.name)
+        return end_of_log(result.stdout + result.stderr)
 
     def command_stats(self, result: Result) -> dict[str, Any]:
         """What --print-stats printed (times in microseconds); it comes with a failure too, then empty."""

@@ -20,7 +20,7 @@ from ..errors import CkptError
 from ..parsing import FormatError, pick
 from ..server.spec import ALL_CAPABILITIES
 from ..system import ending, private, procfs
-from ..system.commands import SYSTEM_PATH, Command, Job, Result, tail
+from ..system.commands import SYSTEM_PATH, Command, Job, Result, end_of_log
 from ..system.files import read_json, read_text, remove, write_json
 from .base import DumpRequest, Evidence, Instance, OpenLog, RestoreRequest, Runtime, criu_traces, read_evidence
 
@@ -207,7 +207,7 @@ class ProcessRuntime(Runtime):
         self.remove()
 
     def log_tail(self) -> list[str]:
-        return tail(read_text(self._log_path))
+        return end_of_log(read_text(self._log_path))
 
     def _criu(self, action: str, options: list[str], timeout_s: float) -> Job:
         argv = [self.criu.files.binary, action, *options]

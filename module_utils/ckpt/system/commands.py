@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import threading
@@ -19,6 +20,10 @@ DEFAULT_TIMEOUT_S = 300.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND = 127
 KILLED = -9
+
+# as exceptions of Python and faults of CUDA are named in a log
+NAMED_ERROR = re.compile(r"\b[A-Za-z_.]*(?:Error|Exception)\b: |\bCUDA error\b|\bFATAL\b")
+FIRST_ERRORS = 3
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,16 @@ def system_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]
 def tail(text: str, lines: int = 12) -> list[str]:
     """The last lines of a text that are not empty."""
     return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def end_of_log(text: str, lines: int = 12) -> list[str]:
+    """The last lines of a server's log, after those that named an error first.
+
+    A server with several processes ends with the complaint of the last one. What went wrong stands far above it.
+    """
+    every = [line for line in text.splitlines() if line.strip()]
+    first = [line for line in every[:-lines] if NAMED_ERROR.search(line)]
+    return [*first[:FIRST_ERRORS], *every[-lines:]]
 
 
 def _ends_within(pid: int, limit_s: float) -> bool:
