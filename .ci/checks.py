@@ -120,9 +120,14 @@ def all_checks() -> list[Check]:
     """Returns every check, those that share the machine first, since they take longest."""
     pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
     integration = (*pytest, "-p", "no:xdist", "-m", "integration")
-    bundled = ("tests/integration/test_bundled_podman.py", "tests/integration/test_fleet.py")
+    bundled = (
+        "tests/integration/test_bundled_podman.py",
+        "tests/integration/test_fleet.py",
+        "tests/integration/test_fleet_copies.py",
+    )
     driver, modules = "tests/integration/test_driver_install.py", "tests/integration/modules"
-    apart = [f"--ignore={path}" for path in (*bundled, driver, modules)]
+    copies = "tests/integration/copies"
+    apart = [f"--ignore={path}" for path in (*bundled, driver, modules, copies)]
     # It has this machine's network meanwhile, where `integration` has a server at the usual port.
     provision = "ansible-playbook provision.yml -e gpuckpt_weights_mib=64 -e inference_server_port=18079"
     # what is the same every time; moments drawn at random are tried by hand
@@ -143,6 +148,7 @@ def all_checks() -> list[Check]:
         *lint_checks(),
         # On nodes of their own, next to the others; the one of the modules takes the builds of CRIU that `integration` has made.
         Check("integration-modules", "integration", (*own_node, "bash", "-ec", in_node)),
+        Check("integration-copies", "integration", (*pytest, "-m", "integration", copies)),
         Check("integration-driver", "integration", (*integration, driver)),
         Check("integration-bundle", "integration", (*integration, *bundled), uses=frozenset({"bundle"})),
         *molecule_checks(),

@@ -2,7 +2,7 @@
 # System packages that the checks use, beyond what the roles install on a node. Says what it installs; instant when all is there.
 set -eu
 
-# CRIU's build, its own tests (zdtm wants the distribution's python3), allocators for ours, containers, and the images made for molecule
+# CRIU's build, its own tests (zdtm wants the distribution's python3), allocators for ours, containers, the images made for molecule, and copies elsewhere
 packages="
     git gcc make libc6-dev pkg-config xz-utils patch file ca-certificates
     libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler python3-protobuf
@@ -10,10 +10,11 @@ packages="
     libjemalloc-dev libtcmalloc-minimal4
     python3 python3-venv python3-yaml
     podman runc iptables nftables mmdebstrap gnupg openssh-client
+    rclone skopeo age casync
 "
 
-# Its package starts a server, which is CI's business; elsewhere the test of PostgreSQL is skipped, and says so.
-[ -z "${CI:-}" ] || packages="$packages postgresql"
+# Their packages start servers, which is CI's business; elsewhere the tests of PostgreSQL and of a registry are skipped, and say so.
+[ -z "${CI:-}" ] || packages="$packages postgresql docker-registry"
 
 missing=
 for package in $packages; do

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """`ckpt`: the server. `ckpt.measurement`: the build of CRIU. `ckpt.record`: the identity of what is measured."""
+    """`ckpt`: the server. `ckpt.measurement`: the build of CRIU. `ckpt.record`: the identity of what is measured.
+
+    `ckpt.golden`: a server that is served from a golden checkpoint. `ckpt.copies`: where copies of those lie.
+    """
 
     DOCUMENTATION = r"""
 options:
@@ -52,6 +55,93 @@ options:
         description: Folder of the builds.
         type: path
         default: /opt/gpuckpt/criu
+"""
+
+    GOLDEN = r"""
+options:
+  name:
+    description: The name under which it is served.
+    type: str
+    required: true
+  criu:
+    description: The build of CRIU and its switches, as for C(ckpt_start).
+    type: dict
+    suboptions:
+      build: {description: Which build., type: str, choices: [stock, patched, distro, current], default: current}
+      switches: {description: "Switches, on top of the node's own.", type: dict, default: {}}
+      home: {description: Folder of the builds., type: path, default: /opt/gpuckpt/criu}
+  folder:
+    description:
+      - Where the checkpoints of all servers lie; each has a folder of its own there. On a disk it outlives a reboot.
+      - It holds memory of processes, secrets included, and is for root alone.
+    type: path
+    default: /var/lib/gpuckpt/golden
+  slimming:
+    description: What is given back before the checkpoint, as for C(ckpt_checkpoint).
+    type: str
+    choices: [none, sleep1, sleep2, kv-drop, staged]
+    default: none
+  flags:
+    description: More options for restores, as for C(ckpt_restore).
+    type: list
+    elements: str
+    default: []
+  verify:
+    description: Which files each restore compares with their digests, as for C(ckpt_restore).
+    type: str
+    choices: [metadata, pages]
+    default: metadata
+  prefetch:
+    description: Start C(server.prefetch) together with each restore, as for C(ckpt_restore).
+    type: bool
+    default: false
+  warmup_requests:
+    description: Requests that the server answers before its checkpoint.
+    type: int
+    default: 5
+  listen:
+    description: Where clients connect, as C(HOST:PORT), if that is not the server's own port. No two servers of a node share one.
+    type: str
+    default: ""
+  source:
+    description: V(disk) leaves the images in place. V(tar) makes an archive of them, which takes longer to restore; a container's
+      checkpoint can be restored on other nodes only from one.
+    type: str
+    choices: [disk, tar]
+    default: disk
+"""
+
+    COPIES = r"""
+options:
+  rclone:
+    description:
+      - Where copies lie, as rclone has it, V(REMOTE:PATH) or a folder. The remote is described in the file O(credentials).
+      - Below it there is a folder for each O(name).
+    type: str
+  registry:
+    description:
+      - Where copies lie, a registry of container images with a path, such as V(registry.example.org/golden).
+      - It is reached through skopeo.
+      - Below it there is a repository for each O(name).
+    type: str
+  credentials:
+    description: Configuration of rclone, or the file of a registry's credentials, on the node, for root alone.
+    type: path
+  verify_tls:
+    description: Whether certificates of the remote must be good.
+    type: bool
+    default: true
+  age_identity:
+    description: File with this node's secret key of age, on the node, for root alone. It reads encrypted copies.
+    type: path
+  node:
+    description: What the inventory calls this node. Others read it where it says which publication it uses.
+    type: str
+    default: ""
+  transfers:
+    description: Parts that travel at once. Each takes as much memory as a part has.
+    type: int
+    default: 4
 """
 
     RECORD = r"""

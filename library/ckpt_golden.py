@@ -25,11 +25,9 @@ attributes:
   diff_mode:
     description: Nothing to compare.
     support: none
+extends_documentation_fragment:
+  - ckpt.golden
 options:
-  name:
-    description: The name under which it is served.
-    type: str
-    required: true
   runtime:
     description: What holds its processes, as for C(ckpt_start). Needed with O(state=present).
     type: str
@@ -37,50 +35,11 @@ options:
   server:
     description: The server, as for C(ckpt_start). Needed with O(state=present).
     type: dict
-  criu:
-    description: The build of CRIU and its switches, as for C(ckpt_start).
-    type: dict
-    suboptions:
-      build: {description: Which build., type: str, choices: [stock, patched, distro, current], default: current}
-      switches: {description: "Switches, on top of the node's own.", type: dict, default: {}}
-      home: {description: Folder of the builds., type: path, default: /opt/gpuckpt/criu}
   state:
     description: V(absent) removes the checkpoint and the description of this O(name). The server must not be served at that time.
     type: str
     choices: [present, absent]
     default: present
-  folder:
-    description: Where the checkpoints of all servers lie; each has a folder of its own there. It holds memory of processes, secrets
-      included, and is for root alone. On a disk it outlives a reboot.
-    type: path
-    default: /var/lib/gpuckpt/golden
-  slimming:
-    description: What is given back before the checkpoint, as for C(ckpt_checkpoint).
-    type: str
-    choices: [none, sleep1, sleep2, kv-drop, staged]
-    default: none
-  flags:
-    description: More options for restores, as for C(ckpt_restore).
-    type: list
-    elements: str
-    default: []
-  verify:
-    description: Which files each restore compares with their digests, as for C(ckpt_restore).
-    type: str
-    choices: [metadata, pages]
-    default: metadata
-  prefetch:
-    description: Start C(server.prefetch) together with each restore, as for C(ckpt_restore).
-    type: bool
-    default: false
-  warmup_requests:
-    description: Requests that the server answers before its checkpoint.
-    type: int
-    default: 5
-  listen:
-    description: Where clients connect, as C(HOST:PORT), if that is not the server's own port. No two servers of a node may share one.
-    type: str
-    default: ""
   force:
     description: Make it even if the one that is there fits.
     type: bool
@@ -123,49 +82,23 @@ log_lines:
 from dataclasses import asdict
 from typing import Any
 
-from ansible.module_utils.ckpt.errors import CkptError, os_errors_explained
+from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.golden import make, start, supervisor, wanted
-from ansible.module_utils.ckpt.module import SERVER_OPTIONS, ServerModule
-from ansible.module_utils.ckpt.safety.locks import EndedEarly, as_failure, supervise
-from ansible.module_utils.ckpt.vocabulary import LEVELS, SLIMMINGS
+from ansible.module_utils.ckpt.module import GOLDEN_OPTIONS, ServerModule, run_plain
+from ansible.module_utils.ckpt.safety.locks import supervise
 
 OPTIONS: dict[str, Any] = {
-    **SERVER_OPTIONS,
-    "runtime": {**SERVER_OPTIONS["runtime"], "required": False},
-    "server": {**SERVER_OPTIONS["server"], "required": False},
-    "name": {"type": "str", "required": True},
+    **GOLDEN_OPTIONS,
+    "runtime": {**GOLDEN_OPTIONS["runtime"], "required": False},
+    "server": {**GOLDEN_OPTIONS["server"], "required": False},
     "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
-    "folder": {"type": "path", "default": "/var/lib/gpuckpt/golden"},
-    "slimming": {"type": "str", "choices": list(SLIMMINGS), "default": "none"},
-    "flags": {"type": "list", "elements": "str", "default": []},
-    "verify": {"type": "str", "choices": list(LEVELS), "default": "metadata"},
-    "prefetch": {"type": "bool", "default": False},
-    "warmup_requests": {"type": "int", "default": 5},
-    "listen": {"type": "str", "default": ""},
     "force": {"type": "bool", "default": False},
 }
-DESCRIBING = (
-    "name",
-    "runtime",
-    "server",
-    "folder",
-    "slimming",
-    "flags",
-    "verify",
-    "prefetch",
-    "warmup_requests",
-    "listen",
-)
-
-
-def described(params: dict[str, Any]) -> wanted.Wanted:
-    """The server as its options describe it. Raises CkptError (bad_input)."""
-    return wanted.Wanted(**{key: params[key] for key in DESCRIBING}, criu=params["criu"] or {})
 
 
 def present(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
     """Describe the server, and make its checkpoint if none fits. Raises CkptError."""
-    server = described(params)
+    server = wanted.Wanted.of_options(params)
     server.require_apart()
     state = start.examine(server)
     because = ["it was asked for"] if params["force"] and not state.misfits else state.misfits
@@ -199,26 +132,17 @@ def _require_stopped(name: str) -> None:
         )
 
 
+def act(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What is asked for. Raises CkptError."""
+    return present(params, check_mode) if params["state"] == "present" else absent(params, check_mode)
+
+
 def main() -> None:
     """Entry point."""
     module = ServerModule(
         argument_spec=OPTIONS, required_if=[("state", "present", ("runtime", "server"))], supports_check_mode=True
     )
-    supervise(lambda: run(module))
-
-
-def run(module: ServerModule) -> None:
-    """The module itself."""
-    result: dict[str, Any] = {"changed": False, "reason": None, "log_lines": []}
-    try:
-        with os_errors_explained():
-            act = present if module.params["state"] == "present" else absent
-            result.update(act(module.params, module.check_mode))
-    except (CkptError, EndedEarly) as caught:
-        error = caught if isinstance(caught, CkptError) else as_failure("golden checkpoint", caught)
-        result.update(msg=error.message, reason=error.reason, log_lines=error.log_lines)
-        module.fail_json(**result)
-    module.exit_json(**result)
+    supervise(lambda: run_plain(module, "golden checkpoint", act))
 
 
 if __name__ == "__main__":

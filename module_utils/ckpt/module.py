@@ -16,7 +16,7 @@ from .measure.record import Record, outcome, write_record
 from .runtimes import RUNTIMES
 from .safety import claim, locks
 from .system.commands import Commands
-from .vocabulary import BUILDS, MEASURED_KINDS
+from .vocabulary import BUILDS, GOLDEN_SOURCES, LEVELS, MEASURED_KINDS, SLIMMINGS
 
 # kinds that are results even where they fail, and kinds that leave the node as it was
 RESULT_KINDS = (*MEASURED_KINDS, "floor")
@@ -47,6 +47,30 @@ SERVER_OPTIONS: dict[str, Any] = {
             "home": {"type": "path", "default": HOME},
         },
     },
+}
+# a server that is served from a golden checkpoint
+GOLDEN_OPTIONS: dict[str, Any] = {
+    **SERVER_OPTIONS,
+    "name": {"type": "str", "required": True},
+    "folder": {"type": "path", "default": "/var/lib/gpuckpt/golden"},
+    "slimming": {"type": "str", "choices": list(SLIMMINGS), "default": "none"},
+    "flags": {"type": "list", "elements": "str", "default": []},
+    "verify": {"type": "str", "choices": list(LEVELS), "default": "metadata"},
+    "prefetch": {"type": "bool", "default": False},
+    "warmup_requests": {"type": "int", "default": 5},
+    "listen": {"type": "str", "default": ""},
+    "source": {"type": "str", "choices": list(GOLDEN_SOURCES), "default": "disk"},
+}
+# where copies of golden checkpoints lie
+COPIES_OPTIONS: dict[str, Any] = {
+    "rclone": {"type": "str"},
+    "registry": {"type": "str"},
+    # paths of files: what is in them is secret
+    "credentials": {"type": "path", "no_log": False},
+    "verify_tls": {"type": "bool", "default": True},
+    "age_identity": {"type": "path", "no_log": False},
+    "node": {"type": "str", "default": ""},
+    "transfers": {"type": "int", "default": 4},
 }
 
 
@@ -111,6 +135,19 @@ def measure(
     # before the fork: what reads the options of modules without running them stops here
     module = ServerModule(argument_spec={**RECORDING_OPTIONS, **options}, supports_check_mode=True)
     locks.supervise(lambda: _measure(module, kind, begin, flow))
+
+
+def run_plain(module: AnsibleModule, what: str, act: Callable[[dict[str, Any], bool], dict[str, Any]]) -> None:
+    """Runs a module that measures nothing: what it does returns its result, or raises CkptError."""
+    result: dict[str, Any] = {"changed": False, "reason": None, "log_lines": []}
+    try:
+        with os_errors_explained():
+            result.update(act(module.params, module.check_mode))
+    except (CkptError, locks.EndedEarly) as caught:
+        error = caught if isinstance(caught, CkptError) else locks.as_failure(what, caught)
+        result.update(msg=error.message, reason=error.reason, log_lines=error.log_lines)
+        module.fail_json(**result)
+    module.exit_json(**result)
 
 
 def _measure(

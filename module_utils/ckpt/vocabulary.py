@@ -56,6 +56,10 @@ Reason = Literal[
     "pids_missing",
     "cuda_not_running",
     "gpu_bytes_missing",
+    "checkpoint_unfit",
+    "remote_unreachable",
+    "remote_refused",
+    "remote_failed",
     "wake_failed",
     "gpu_memory_short",
     "model_missing",
@@ -71,6 +75,8 @@ SLIMMINGS: tuple[Slimming, ...] = get_args(Slimming)
 ARCHIVES: tuple[Archive, ...] = get_args(Archive)
 SOURCES: tuple[Source, ...] = get_args(Source)
 PAGE_CACHE_STATES: tuple[PageCacheState, ...] = get_args(PageCacheState)
+# how a golden checkpoint lies: images in place, or one archive
+GOLDEN_SOURCES: tuple[Source, ...] = ("disk", "tar")
 LEVELS: tuple[Level, ...] = get_args(Level)
 MEASURED_KINDS: tuple[Start, ...] = get_args(Start)
 MOMENTS: tuple[Moment, ...] = get_args(Moment)

@@ -21,6 +21,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 from ansible.module_utils.ckpt.checkpoints import archive, manifest
+from ansible.module_utils.ckpt.copies import parts, publication
 from ansible.module_utils.ckpt.criu import images, remaps, settings
 from ansible.module_utils.ckpt.criu import log as criu_log
 from ansible.module_utils.ckpt.criu import stats as criu_stats
@@ -321,6 +322,17 @@ def _document_targets(folder: Folder, podman: Path) -> Iterator[Target]:
         json.dumps([sorted(proof.identities), proof.plain_processes])
         proof.write(manifest.Layout(str(folder.path / "written"), "store"))
 
+    def published(data: bytes) -> None:
+        with suppress(ValueError, RecursionError):
+            content = json.loads(data)
+            if isinstance(content, dict) and content.pop(manifest.DIGEST, None) is not None:
+                data = json.dumps(manifest.sealed(content)).encode()
+        found = publication.parse(data)
+        # what a fetch takes from it
+        pieces = parts.cut(found.files, found.part_bytes)
+        assert len(pieces) == len(found.parts)
+        json.dumps(found.document())
+
     def index_of_links(data: bytes) -> None:
         folder.put("kept/index.json", data)
         remaps._index(str(folder.path / "kept"))
@@ -348,6 +360,7 @@ def _document_targets(folder: Folder, podman: Path) -> Iterator[Target]:
     samples = SEEDS / "samples"
     make = mutate_document
     yield Target("manifest", checkpoint, (CkptError,), (samples / "checkpoint.json",), make)
+    yield Target("publication", published, (FormatError,), (samples / "publication.json",), make)
     yield Target("links-index", index_of_links, (CkptError,), (samples / "index.json",), make)
     yield Target("claim", claim_file, (CkptError,), (samples / "claim.json",), make)
     yield Target("build", build, (CkptError,), (samples / "BUILD.json",), make)

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -76,6 +76,16 @@ def require_intact(layout: Layout, manifest: Manifest, level: str) -> Effort:
             errors,
         )
     return Effort(time.monotonic() - began, sum(asked.values()))
+
+
+def covered(layout: Layout) -> list[str]:
+    """The files that a restore reads, relative to the checkpoint's folder."""
+    return sorted(_covered(layout))
+
+
+def of_files(folder: str, names: Iterable[str]) -> dict[str, str]:
+    """The digest (hexadecimal) of files below a folder."""
+    return _digests(folder, {name: os.path.getsize(os.path.join(folder, name)) for name in names})
 
 
 def _other_files(layout: Layout, manifest: Manifest) -> Iterator[str]:

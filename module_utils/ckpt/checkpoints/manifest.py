@@ -162,3 +162,12 @@ def is_complete(folder: str) -> bool:
 def is_checkpoint(folder: str) -> bool:
     """Whether the folder is one of ours, finished or not, and may be deleted."""
     return is_complete(folder) or set(os.listdir(folder)) <= OWN_NAMES
+
+
+def staged_weights(folder: str) -> list[str]:
+    """Weights that a checkpoint has next to it; empty where that cannot be read."""
+    try:
+        raw = read_json(os.path.join(folder, NAME)) or {}
+        return [path for path in map(str, raw.get("staged") or []) if os.path.basename(path).startswith("weights-")]
+    except (ValueError, AttributeError):
+        return []

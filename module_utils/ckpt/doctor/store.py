@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
+from ..copies import fetch, publish
 from ..golden import history, wanted
 from ..node.inspection import mount_at
 from ..safety import leftovers
@@ -95,3 +96,23 @@ def golden(context: CheckContext) -> Verdict:
     if any(one["misfits"] for one in found):
         return warn(said, "Make it anew, or stop that server: it is made then.", "ansible-playbook checkpoint.yml")
     return ok(said)
+
+
+@check(
+    "copies",
+    "store",
+    "copies of golden checkpoints",
+    "A publication that is not finished is fetched by nobody, and half of a fetch takes room.",
+)
+def copies(context: CheckContext) -> Verdict:
+    """No publication and no fetch of a described server was broken off."""
+    served = [wanted.load(name) for name in wanted.names()]
+    if not served:
+        return skip("no server is described (checkpoint.yml, fetch.yml)")
+    begun = [server.name for server in served if context.node.exists(publish.journal_path(server.name))]
+    halves = {server.name: size for server in served if (size := fetch.incoming_bytes(server))}
+    left = [f"{name} is published in part (publish.yml goes on)" for name in begun]
+    left += [f"{name} is fetched in part, {size >> 20} MiB (fetch.yml goes on)" for name, size in halves.items()]
+    if left:
+        return warn("; ".join(left), "Run it again, or give it up (forget.yml).", "ansible-playbook fetch.yml")
+    return ok("nothing was broken off")

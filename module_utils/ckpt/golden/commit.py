@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ..checkpoints import replacement
-from ..checkpoints.manifest import is_complete
+from ..checkpoints.manifest import is_complete, staged_weights
 from ..errors import CkptError
 from ..parsing import FormatError, build
 from ..system import private
@@ -83,8 +83,10 @@ def remove_others(wanted: Wanted, kept: str | None) -> None:
 
 
 def remove_one(folder: str) -> None:
-    """Removes one checkpoint, finished or not."""
+    """Removes one checkpoint, finished or not, with the weights that were staged for it."""
     for trace in {folder, *replacement.traces(folder)}:
+        for path in staged_weights(trace):
+            remove(path)
         shutil.rmtree(trace, ignore_errors=True)
 
 
@@ -93,6 +95,7 @@ def forget(wanted: Wanted) -> bool:
     root = home(wanted)
     there = os.path.isdir(root)
     remove(_mark(wanted))
+    remove_others(wanted, None)
     shutil.rmtree(root, ignore_errors=True)
     return there
 

@@ -45,6 +45,8 @@ def of(wanted: Wanted, node: Node | None = None) -> Identity:
         "server": digest(wanted.server),
         "slimming": wanted.slimming,
         "runtime": wanted.runtime,
+        # images in place are the rule, and older checkpoints do not say so
+        **({} if wanted.source == "disk" else {"source": wanted.source}),
         "files": {path: stamp for path in _paths(wanted.server) if (stamp := _stamp(node, path))},
     }
 

@@ -78,7 +78,7 @@ def _checkpoint(wanted: Wanted, instance: str, folder: str) -> None:
         "checkpoint",
         {
             **common(wanted, instance),
-            "checkpoint": {"dir": folder, "source": "disk", "name": wanted.name},
+            "checkpoint": {"dir": folder, "source": wanted.source, "name": wanted.name},
             "slimming": wanted.slimming,
             "leave_running": False,
             "tcp_established": False,

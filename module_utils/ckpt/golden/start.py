@@ -57,7 +57,7 @@ def restore_golden(wanted: Wanted, instance: str, folder: str, trial: bool = Fal
         "restore",
         {
             **common(wanted, instance),
-            "checkpoint": {"dir": folder, "source": "disk"},
+            "checkpoint": {"dir": folder, "source": wanted.source},
             "flags": wanted.flags,
             "slimming": wanted.slimming,
             "verify": wanted.verify,

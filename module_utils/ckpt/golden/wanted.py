@@ -17,7 +17,7 @@ from ..server.spec import NAME, parse_server
 from ..system import private
 from ..system.files import read_json, write_json
 from ..system.files import remove as remove_file
-from ..vocabulary import LEVELS, RUNTIMES, SLIMMINGS
+from ..vocabulary import GOLDEN_SOURCES, LEVELS, RUNTIMES, SLIMMINGS
 
 FOLDER = "/etc/gpuckpt/servers"
 SCHEMA_VERSION = 1
@@ -31,6 +31,7 @@ class Wanted:
 
     `criu` holds build, switches and home; `flags` are for restores; `verify` is the level of digests that a restore compares.
     `listen` is where clients connect, as systemd's ListenStream has it, if that is not the server's own port.
+    `source` is `disk`, images in place, or `tar`, one archive: a container's travels to other nodes only so.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Wanted:
     prefetch: bool = False
     warmup_requests: int = 5
     listen: str = ""
+    source: str = "disk"
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -55,6 +57,7 @@ class Wanted:
         problems = [] if NAME.fullmatch(self.name) else ["name must be letters, digits, `_`, `.` or `-`"]
         problems += [] if self.slimming in SLIMMINGS else [f"slimming must be one of {', '.join(SLIMMINGS)}"]
         problems += [] if self.verify in LEVELS else [f"verify must be one of {', '.join(LEVELS)}"]
+        problems += [] if self.source in GOLDEN_SOURCES else [f"source must be one of {', '.join(GOLDEN_SOURCES)}"]
         problems += [] if os.path.isabs(self.folder) else ["folder must be an absolute path"]
         problems += [] if self.warmup_requests >= 1 else ["warmup_requests must be 1 or more"]
         if problems:
@@ -76,6 +79,24 @@ class Wanted:
                     f"port {min(shared)} of {self.name} is taken by the server {other.name}, described on this node, too; "
                     "give one of them another port (inference_server_port, serve_listen), or forget one (forget.yml).",
                 )
+
+    @classmethod
+    def of_options(cls, params: Mapping[str, Any]) -> Wanted:
+        """A server as the options of a module describe it. Raises CkptError (bad_input)."""
+        keys = (
+            "name",
+            "runtime",
+            "server",
+            "folder",
+            "slimming",
+            "flags",
+            "verify",
+            "prefetch",
+            "warmup_requests",
+            "listen",
+            "source",
+        )
+        return cls(**{key: params[key] for key in keys}, criu=params["criu"] or {})
 
     def write(self) -> bool:
         """Keeps it on the node, for root alone: it holds the server's environment. Returns whether anything changed."""
@@ -102,6 +123,12 @@ def path_of(name: str) -> str:
     if not NAME.fullmatch(name):
         raise CkptError("bad_input", f"{name!r:.80} is no name of a server; it has letters, digits, `_`, `.` and `-`.")
     return f"{FOLDER}/{name}.json"
+
+
+def named(name: str) -> str:
+    """The name, if a server can have it. Raises CkptError (bad_input)."""
+    path_of(name)
+    return name
 
 
 def names() -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import replacement
-from ..checkpoints.manifest import NAME, is_checkpoint
+from ..checkpoints.manifest import is_checkpoint, staged_weights
 from ..criu.choice import Criu
 from ..errors import CkptError
 from ..runtimes import RUNTIMES, make_runtime
@@ -123,7 +123,7 @@ def clear(made: Made, commands: Commands) -> None:
     for folder in (trace for checkpoint in made.checkpoints for trace in replacement.traces(checkpoint)):
         # what else lies at that place by now is not ours
         if is_checkpoint(folder):
-            for path in _staged(folder):
+            for path in staged_weights(folder):
                 remove(path)
             shutil.rmtree(folder)
     remove(_path(made.run_id))
@@ -133,15 +133,6 @@ def _runtime(server: tuple[str, str], commands: Commands) -> Runtime:
     """The runtime of a server of which nothing but its name is needed any more."""
     runtime, name = server
     return make_runtime(runtime, ServerSpec(name, "reference", [], "", 0), Criu(), commands)
-
-
-def _staged(folder: str) -> list[str]:
-    """Weights that a checkpoint has next to it."""
-    try:
-        raw = read_json(os.path.join(folder, NAME)) or {}
-        return [path for path in map(str, raw.get("staged") or []) if os.path.basename(path).startswith("weights-")]
-    except (ValueError, AttributeError):
-        return []
 
 
 def _path(run_id: str) -> str:

@@ -77,7 +77,14 @@ class Command(Job):
     a pipe would be held open by whatever inherited it, and be waited for long after the command's end.
     """
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], timeout_s: float, stdin: str = "") -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        timeout_s: float,
+        stdin: str = "",
+        files: tuple[int | None, int | None] = (None, None),
+    ) -> None:
         super().__init__(argv)
         self._timeout_s = timeout_s
         self._timed_out = False
@@ -88,8 +95,8 @@ class Command(Job):
                 given.seek(0)
                 process = subprocess.Popen(
                     self.argv,
-                    stdin=given,
-                    stdout=out,
+                    stdin=given if files[0] is None else files[0],
+                    stdout=out if files[1] is None else files[1],
                     stderr=err,
                     env=dict(env),
                     close_fds=True,
@@ -134,10 +141,14 @@ class Commands:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         env: Mapping[str, str] | None = None,
         stdin: str = "",
+        files: tuple[int | None, int | None] = (None, None),
     ) -> Job:
-        """Starts a command without waiting for it. What it reads on standard input is remembered nowhere."""
+        """Starts a command without waiting for it. What it reads on standard input is remembered nowhere.
+
+        :param files: open files that it has as standard input and output, in place of `stdin` and of the result's text
+        """
         self.actions.append(list(argv))
-        return Command(argv, system_environment(env), timeout_s, stdin)
+        return Command(argv, system_environment(env), timeout_s, stdin, files)
 
     def run(
         self, argv: Sequence[str], timeout_s: float = DEFAULT_TIMEOUT_S, env: Mapping[str, str] | None = None

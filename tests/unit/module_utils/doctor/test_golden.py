@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ansible.module_utils.ckpt.copies import publish
 from ansible.module_utils.ckpt.doctor import CheckContext, store
 from ansible.module_utils.ckpt.golden import commit, identity, wanted
 from ansible.module_utils.ckpt.golden.commit import Golden
@@ -60,3 +61,17 @@ def test_one_of_another_kernel_is_named(served: Wanted) -> None:
     verdict = store.golden(CheckContext(Node()))
     assert verdict.state == "warn"
     assert "does not fit (kernel was 5.0, is " in verdict.detail
+
+
+def test_what_was_broken_off_is_told(served: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "JOURNALS", str(tmp_path / "journals"))
+    assert store.copies(CheckContext(Node())).state == "ok"
+    half = Path(commit.home(served)) / ".incoming" / "instance" / "images" / "pages-1.img"
+    half.parent.mkdir(parents=True)
+    half.write_bytes(b"x" * (3 << 20))
+    (tmp_path / "journals").mkdir()
+    (tmp_path / "journals" / "one.json").write_text("{}")
+    verdict = store.copies(CheckContext(Node()))
+    assert verdict.state == "warn"
+    assert "one is published in part" in verdict.detail
+    assert "one is fetched in part, 3 MiB" in verdict.detail

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files of a checkpoint as parts of one size: what is copied, resumed and verified one by one.
+
+A part holds what is data in the files, one after the other, and no holes. So sparse files stay sparse. No object of a remote is
+large, and a transfer that was broken off goes on with the part at which it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..errors import CkptError
+
+# holes smaller than this are copied as zeros: each costs an entry of the manifest
+SMALLEST_HOLE = 64 << 10
+MAX_PART_BYTES = 8 << 30
+CHUNK_BYTES = 8 << 20
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a checkpoint: path relative to its folder, size, and where its data lie ([offset, bytes], ascending).
+
+    Owner and mode matter for files that a restore gives back to the server.
+    """
+
+    path: str
+    bytes: int
+    data: list[list[int]] = field(default_factory=list)
+    mode: int = 0o600
+    owner: int = 0
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Data of one file."""
+
+    path: str
+    offset: int
+    bytes: int
+
+
+def cut(files: Iterable[File], part_bytes: int) -> list[list[Piece]]:
+    """The pieces of each part. All parts but the last hold `part_bytes`."""
+    parts: list[list[Piece]] = []
+    room = 0
+    for file in files:
+        for start, length in file.data:
+            offset, end = start, start + length
+            while offset < end:
+                if not room:
+                    parts.append([])
+                    room = part_bytes
+                taken = min(room, end - offset)
+                parts[-1].append(Piece(file.path, offset, taken))
+                offset, room = offset + taken, room - taken
+    return parts
+
+
+def data_of(descriptor: int, size: int) -> list[list[int]]:
+    """Where the data of an open file lie, small holes counted as data."""
+    found: list[list[int]] = []
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            # only a hole is left
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        if start >= size:
+            break
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if found and start - sum(found[-1]) < SMALLEST_HOLE:
+            found[-1][1] = end - found[-1][0]
+        else:
+            found.append([start, end - start])
+        offset = end
+    return found
+
+
+@contextmanager
+def in_memory() -> Iterator[int]:
+    """An empty file in memory, for a document; yields its descriptor."""
+    descriptor = os.memfd_create("document")
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def room_for_part() -> Iterator[int]:
+    """A file in memory for a part; yields its descriptor. It still holds the part before: who fills it sets its size.
+
+    Memory that is new must be zeroed by the kernel, which takes longer than all else that is done with a part.
+    """
+    with _IDLE_LOCK:
+        descriptor = _IDLE.pop() if _IDLE else os.memfd_create("part")
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        with _IDLE_LOCK:
+            _IDLE.append(descriptor)
+
+
+_IDLE: list[int] = []
+_IDLE_LOCK = threading.Lock()
+
+
+def ends_here(descriptor: int) -> None:
+    """Whoever wrote to the open file from its beginning has written all: what lies behind is of a part before."""
+    os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
+
+
+def gather(pieces: Sequence[Piece], opened: dict[str, int], into: int) -> None:
+    """Copies the data of one part from open files to another. Raises CkptError (images_damaged) for a file that shrank."""
+    size = sum(piece.bytes for piece in pieces)
+    if os.fstat(into).st_size != size:
+        os.ftruncate(into, size)
+    with _mapped(into, size) as content:
+        position = 0
+        for piece in pieces:
+            descriptor, end = opened[piece.path], piece.offset + piece.bytes
+            for offset in range(piece.offset, end, CHUNK_BYTES):
+                count = min(CHUNK_BYTES, end - offset)
+                with content[position : position + count] as target:
+                    if os.preadv(descriptor, [target], offset) < count:
+                        raise CkptError(
+                            "images_damaged", f"{piece.path} ended while it was copied; see who changed the checkpoint."
+                        )
+                position += count
+
+
+def scatter(pieces: Sequence[Piece], part: int, opened: dict[str, int]) -> None:
+    """Copies one part to where its data belong. Raises OSError."""
+    with _mapped(part, sum(piece.bytes for piece in pieces)) as content:
+        position = 0
+        for piece in pieces:
+            descriptor, offset, end = opened[piece.path], piece.offset, piece.offset + piece.bytes
+            while offset < end:
+                # a file system that is getting full takes less than it was given
+                with content[position : position + min(CHUNK_BYTES, end - offset)] as source:
+                    count = os.pwrite(descriptor, source, offset)
+                offset, position = offset + count, position + count
+
+
+def digest_of(descriptor: int) -> str:
+    """sha256 of a whole open file, hexadecimal."""
+    digest = hashlib.sha256()
+    with _mapped(descriptor, os.fstat(descriptor).st_size) as content:
+        # lets other threads run meanwhile
+        digest.update(content)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _mapped(descriptor: int, size: int) -> Iterator[memoryview]:
+    """Within, an open file in memory as bytes."""
+    if not size:
+        yield memoryview(b"")
+        return
+    with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE) as content, memoryview(content) as view:
+        yield view
