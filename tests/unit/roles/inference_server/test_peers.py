@@ -163,6 +163,17 @@ def test_nccl_that_does_not_connect_again_is_an_error_where_it_is_needed(vllm: S
     assert all("ncclCommInitRank failed" in told["error"] for told in vllm.tell("use-nccl"))
 
 
+def test_buffers_that_cannot_be_made_anew_are_an_error_of_all(vllm: Server) -> None:
+    vllm.tell("release")
+    vllm.tell("set GPUCKPT_FAKE_REFUSE", "set GPUCKPT_FAKE_REFUSE cuMemMap")
+    for told in vllm.tell("rebuild"):
+        assert "RankError: making buffers anew failed on 2 of 2 ranks" in told["error"]
+        assert "rank 1: CudaError: cuMemMap failed" in told["error"]
+        assert told["mapped"] == 0
+    vllm.tell("set GPUCKPT_FAKE_REFUSE")
+    assert [told["mapped"] for told in vllm.tell("rebuild")] == [BUFFERS, BUFFERS], "and it can be tried again"
+
+
 def test_a_rank_that_ends_during_a_release_is_an_error_of_the_other(vllm: Server) -> None:
     told = vllm.tell("release", "end")
     assert "RankError: a rank says nothing in time" in told[0]["error"]

@@ -71,11 +71,11 @@ class CheckpointBackend(CuMemBackend):
         problem: Exception | None = None
         try:
             self._release_memory(level)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             problem = error
         try:
             agree(self._shared.ranks, problem, f"sleep at level {level}")
-        except (OSError, RuntimeError):
+        except Exception:
             self.resume()
             raise
         free, total = torch.cuda.mem_get_info()
@@ -112,7 +112,7 @@ class CheckpointBackend(CuMemBackend):
         problem: Exception | None = None
         try:
             self._bring_back(tags)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:
             problem = error
         agree(self._shared.ranks, problem, "waking")
         self._state = "RUNNING"

@@ -59,13 +59,10 @@ class Groups:
         """Makes all of it anew, on all ranks. Raises RankError on every rank, when it fails on one."""
         if not self._is_released:
             return
-        self._release_buffers()  # what a release that failed has left
-        for communicator in self._communicators():
-            map_all(communicator.memories, GlooRanks(communicator.cpu_group))
-        for communicator in self._communicators():
-            if communicator.nccl is not None:
-                communicator.nccl.reconnect(GlooRanks(communicator.cpu_group))
-        self._remake_groups_of_pytorch()
+        # A group's own votes are within: one that fails in one group is an error of the ranks of all.
+        step(self.ranks, "making buffers anew", self._map_buffers)
+        step(self.ranks, "connecting NCCL anew", self._reconnect)
+        step(self.ranks, "making groups of PyTorch anew", self._remake_groups_of_pytorch)
         self._is_released = False
 
     def _communicators(self) -> list[CheckpointCommunicator]:
@@ -108,6 +105,16 @@ class Groups:
     def _release_buffers(self) -> None:
         for communicator in self._communicators():
             release_all(communicator.memories)
+
+    def _map_buffers(self) -> None:
+        self._release_buffers()  # what a release that failed has left
+        for communicator in self._communicators():
+            map_all(communicator.memories, GlooRanks(communicator.cpu_group))
+
+    def _reconnect(self) -> None:
+        for communicator in self._communicators():
+            if communicator.nccl is not None:
+                communicator.nccl.reconnect(GlooRanks(communicator.cpu_group))
 
     def _remake_groups_of_pytorch(self) -> None:
         while self._released_pytorch:

@@ -109,7 +109,7 @@ def step(ranks: Ranks, what: str, do: Callable[[], None]) -> None:
     problem: Exception | None = None
     try:
         do()
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         problem = error
     agree(ranks, problem, what)
 
