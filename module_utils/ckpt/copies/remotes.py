@@ -33,7 +33,28 @@ LIST_LIMIT_S = 600.0
 RCLONE_PATIENCE = ("--contimeout=15s", "--timeout=60s", "--retries=3", "--low-level-retries=3", "--retries-sleep=2s")
 FOLDER_MISSING, FILE_MISSING = 3, 4
 # keys of rclone's file whose values are no secrets; all others are taken out of what rclone said
-PUBLIC_KEYS = frozenset({"type", "vendor", "provider", "region", "endpoint", "url", "host", "port", "env_auth", "user"})
+PUBLIC_KEYS = frozenset(
+    [
+        "type",
+        "vendor",
+        "provider",
+        "region",
+        "endpoint",
+        "url",
+        "host",
+        "port",
+        "user",
+        "env_auth",
+        "shell_type",
+        "disable_hashcheck",
+        "force_path_style",
+        "acl",
+        "storage_class",
+        "location_constraint",
+        "known_hosts_file",
+        "no_check_bucket",
+    ]
+)
 SHORTEST_SECRET = 4
 # what programs say, and what it means
 SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
