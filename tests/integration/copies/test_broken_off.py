@@ -166,3 +166,17 @@ def test_a_checkpoint_that_is_made_anew_meanwhile_takes_nothing_away(scratch: Pa
         assert other.call("state")["instance"] == first
         assert maker.call("publish")["changed"]
         assert maker.call("state")["instance"] == second
+
+
+def test_credentials_that_only_read_are_enough_to_fetch(scratch: Path) -> None:
+    rclone = needs("rclone", "rclone")
+    with sftp(scratch) as place:
+        maker, other = Node(scratch / "maker", place.given), Node(scratch / "other", place.given)
+        maker.call("make", mib=1)
+        maker.call("publish")
+    words = ["serve", "sftp", scratch / "remote", f"--addr=127.0.0.1:{place.port}", "--read-only", *place.arguments]
+    with running([rclone, "--config=", *words], place.port, scratch / "again.log", HOME=str(scratch)):
+        fetched = other.call("fetch")
+        assert fetched["reason"] is None, fetched
+        assert "it cannot be noted there that this node uses" in fetched["notes"][0]
+        assert other.call("state")["instance"] is not None
