@@ -21,6 +21,7 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from select import poll
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
@@ -38,7 +39,11 @@ PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0"}
 
 @dataclass(frozen=True)
 class Check:
-    """One command; `uses` names what it must have to itself, `limit_s` ends it when it hangs."""
+    """One command.
+
+    `uses` names what it must have to itself, `after` the check whose result it takes, if that one runs, too.
+    `limit_s` ends it when it hangs.
+    """
 
     name: str
     group: str
@@ -46,6 +51,7 @@ class Check:
     uses: frozenset[str] = frozenset()
     cwd: Path = ROOT
     limit_s: int = 1800
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class Outcome:
     state: str
     seconds: float
     detail: str = ""
+    processor_s: float = 0.0  # of the command and of what it waited for
     notes: tuple[str, ...] = ()  # one line for each reason for which single tests were skipped
 
 
@@ -170,17 +177,29 @@ def run(check: Check) -> Outcome:
             stderr=output,
             start_new_session=True,
         )
-        try:
-            status = process.wait(timeout=check.limit_s)
-        except subprocess.TimeoutExpired:
+        hangs = not ends_within(process.pid, check.limit_s)
+        if hangs:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if hangs:
             output.write(f"\nchecks: ended after {check.limit_s} s without a result\n".encode())
-            status = -1
-    seconds = time.monotonic() - started
-    if status == SKIPPED:
-        return Outcome(check, "skipped", seconds, tail(log, 1).strip())
-    return Outcome(check, "ok" if status == 0 else "failed", seconds, notes=skipped_tests(log))
+    seconds, processor_s = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    if process.returncode == SKIPPED:
+        return Outcome(check, "skipped", seconds, tail(log, 1).strip(), processor_s)
+    state = "ok" if process.returncode == 0 else "failed"
+    return Outcome(check, state, seconds, processor_s=processor_s, notes=skipped_tests(log))
+
+
+def ends_within(pid: int, limit_s: float) -> bool:
+    """Tells whether a process ends in time. It is not collected, so that what it used can still be asked for."""
+    descriptor = os.pidfd_open(pid)
+    poller = poll()
+    poller.register(descriptor)
+    try:
+        return bool(poller.poll(limit_s * 1000))
+    finally:
+        os.close(descriptor)
 
 
 def skipped_tests(log: Path) -> tuple[str, ...]:
@@ -195,12 +214,16 @@ def tail(log: Path, lines: int) -> str:
 
 
 def run_all(checks: list[Check], workers: int) -> list[Outcome]:
-    """Runs the checks, as many at once as there are workers, never two that use the same thing."""
-    pending, running, outcomes = list(checks), dict[Future[Outcome], Check](), []
+    """Runs the checks, as many at once as there are workers, never two that use the same thing.
+
+    The first that may start does: the order is that of the checks, so those that take long come first.
+    """
+    pending, running, outcomes = list(checks), dict[Future[Outcome], Check](), list[Outcome]()
     with ThreadPoolExecutor(workers) as pool:
         while pending or running:
             taken = frozenset[str]().union(*(check.uses for check in running.values()))
-            free = [check for check in pending if not check.uses & taken]
+            unfinished = {check.name for check in (*pending, *running.values())}
+            free = [check for check in pending if not check.uses & taken and check.after not in unfinished]
             if free and len(running) < workers:
                 pending.remove(free[0])
                 say(free[0].name, "started")
@@ -220,7 +243,8 @@ def say(name: str, what: str) -> None:
 
 def report(outcome: Outcome) -> None:
     """Prints how a check ended, with the end of its log if it failed."""
-    say(outcome.check.name, f"{outcome.state} after {outcome.seconds:.0f} s {outcome.detail}".rstrip())
+    took = f"{outcome.seconds:.0f} s, {outcome.processor_s:.0f} s of a processor"
+    say(outcome.check.name, f"{outcome.state} after {took} {outcome.detail}".rstrip())
     if outcome.state == "failed":
         log = LOGS / f"{outcome.check.name}.log"
         print(f"--- end of {log.relative_to(ROOT)}\n{tail(log, TAIL_LINES)}\n---", flush=True)
@@ -236,10 +260,11 @@ def select(names: list[str]) -> list[Check]:
 
 
 def summary(outcomes: list[Outcome], seconds: float) -> None:
-    """Prints every check with its time, and the line that counts them."""
+    """Prints every check with the time it took and the time of a processor, and the line that counts them."""
     print("\nsummary")
     for outcome in sorted(outcomes, key=lambda o: o.check.name):
-        print(f"  {outcome.check.name:<32} {outcome.state:<8} {outcome.seconds:6.0f} s  {outcome.detail}".rstrip())
+        took = f"{outcome.seconds:6.0f} s {outcome.processor_s:6.0f} s"
+        print(f"  {outcome.check.name:<32} {outcome.state:<8} {took}  {outcome.detail}".rstrip())
         for note in outcome.notes:
             print(f"      {note}")
     count = {state: sum(o.state == state for o in outcomes) for state in ("ok", "failed", "skipped")}

@@ -54,6 +54,24 @@ def test_what_shares_a_resource_takes_turns_and_the_rest_runs_meanwhile(checks, 
     assert c[0] < a[1]
 
 
+def test_what_takes_the_result_of_another_waits_for_it_and_lets_the_rest_pass(checks, tmp_path):
+    make = checks.Check
+    names = [("taker", "maker"), ("maker", ""), ("other", ""), ("alone", "not chosen")]
+    checks.run_all([make(name, "g", note(tmp_path, name), after=after) for name, after in names], workers=2)
+    taker, maker, other = spans(tmp_path, "taker", "maker", "other")
+    assert taker[0] >= maker[1]
+    assert other[0] < maker[1]
+    assert (tmp_path / "alone").exists()
+
+
+def test_the_time_of_a_processor_is_told_with_that_of_children(checks, tmp_path, capsys):
+    busy = command("import subprocess, sys", "subprocess.run([sys.executable, '-c', 'sum(range(30_000_000))'])")
+    outcome = checks.run(checks.Check("x", "g", busy, cwd=tmp_path))
+    assert outcome.processor_s > 0.1
+    checks.summary([outcome], 1.0)
+    assert f"{outcome.seconds:6.0f} s {outcome.processor_s:6.0f} s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("argv", "state", "detail"),
     [
