@@ -430,7 +430,7 @@ def unlike(old: RunManifest, new: RunManifest, host: str, lane: str, allowed: Se
     return found
 
 
-def changed_beside(old: RunManifest, new: RunManifest, host: str, lane: str) -> list[str]:
+def changed_with_it(old: RunManifest, new: RunManifest, host: str, lane: str) -> list[str]:
     """What may explain a change of a lane between two runs on a host, in words: commit, build, driver, kernel, packages."""
     shas = [(manifest.git.sha or "unknown")[:12] for manifest in (old, new)]
     found = [f"commit: {shas[0]} → {shas[1]}"] if shas[0] != shas[1] else []

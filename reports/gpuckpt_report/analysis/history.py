@@ -274,7 +274,7 @@ def _clearness(estimate: stats.LogEstimate) -> float:
 def _changed(lane: str, former: Point, point: Point, before: Level, level: Level, values: Sequence[float]) -> Point:
     """The first run of a level, with how far it lies from the level before, and what else changed with it."""
     estimate = stats.change_of_means(values[before.start : before.end], values[level.start : level.end])
-    others = compare.changed_beside(former.manifest, point.manifest, point.host, lane)
+    others = compare.changed_with_it(former.manifest, point.manifest, point.host, lane)
     verdict = SLOWER if estimate.value > 0 else FASTER
     return replace(point, verdict=verdict, estimate=estimate, why="; ".join(others))
 
@@ -319,7 +319,7 @@ def sentences(history: History, accepted: Path) -> list[str]:
     for point in history.points:
         what = f"{history.host}, run {point.run_id}"
         if point.is_change:
-            lines.append(f"{what}: {point.change}. {_beside(point)} If that is meant to be, add to {accepted}:")
+            lines.append(f"{what}: {point.change}. {_with_it(point)} If that is meant to be, add to {accepted}:")
             lines.append(entry(history, point))
         elif point.verdict == ACCEPTED:
             lines.append(f"{what}: an accepted shift, a new level: {point.why}")
@@ -337,7 +337,7 @@ def entry(history: History, point: Point) -> str:
     return "\n".join(lines)
 
 
-def _beside(point: Point) -> str:
+def _with_it(point: Point) -> str:
     return f"With it changed: {point.why}." if point.why else "Nothing else that the runs note changed with it."
 
 
