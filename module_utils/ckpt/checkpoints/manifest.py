@@ -81,6 +81,8 @@ class Manifest:
     tasks: list[dict[str, Any]] = field(default_factory=list)
     cuda_nspids: list[int] = field(default_factory=list)
     gpu_bytes: int | None = None
+    # UUIDs of the GPUs that its processes use
+    gpus: list[str] = field(default_factory=list)
     counter: int | None = None
     # what one canary adds to it
     counter_step: int = 1

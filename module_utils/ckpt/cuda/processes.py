@@ -84,6 +84,26 @@ def process_bytes(commands: Commands, pids: Iterable[int]) -> int | None:
     return _sum(row[1] for row in rows if len(row) == 2 and row[0] in wanted)
 
 
+def gpu_uuids(commands: Commands) -> set[str]:
+    """The GPUs of the node, by uuid; none without a driver."""
+    return {row[0] for row in query(commands, "--query-gpu=uuid") if row}
+
+
+def missing_gpus(needed: Iterable[str], present: Iterable[str], device_map: str) -> list[str]:
+    """GPUs of a checkpoint that a restore finds no place for, by uuid.
+
+    :param device_map: `OLD=NEW,…` as CRIU_CUDA_DEVICE_MAP has it, with `GPU-` before a uuid or without; empty for none
+    """
+    there = {_bare(uuid) for uuid in present}
+    pairs = [pair.partition("=") for pair in device_map.split(",") if pair.strip()]
+    places = {_bare(old): _bare(new) for old, _, new in pairs}
+    return [uuid for uuid in needed if places.get(_bare(uuid), _bare(uuid)) not in there]
+
+
+def _bare(uuid: str) -> str:
+    return uuid.strip().lower().removeprefix("gpu-")
+
+
 def process_gpus(commands: Commands, pids: Iterable[int]) -> dict[int, set[str]]:
     """The GPUs, by uuid, that each of the processes uses; those that use none, and a node without a GPU, are left out."""
     found: dict[int, set[str]] = {}

@@ -151,6 +151,8 @@ def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
     if operation.spec.gpu:
         gpu_tasks = flows.cuda_tasks(operation, tasks)
         manifest.cuda_nspids = [task.nspid for task in gpu_tasks]
+        used = cuda.process_gpus(operation.commands, (task.pid for task in gpu_tasks))
+        manifest.gpus = sorted({gpu for gpus in used.values() for gpu in gpus})
         manifest.gpu_bytes = cuda.process_bytes(operation.commands, (task.pid for task in gpu_tasks))
         operation.record.bytes["gpu"] = manifest.gpu_bytes
 

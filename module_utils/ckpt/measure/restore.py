@@ -23,6 +23,8 @@ from ..vocabulary import REASONS, lane_problems
 from . import flows, prefetch, resident_pool
 from .options import RestoreOptions, Untaken
 
+DEVICE_MAP = "CRIU_CUDA_DEVICE_MAP"
+
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, RestoreOptions]:
     """Checks the options. Raises CkptError (bad_input)."""
@@ -66,6 +68,8 @@ def run(operation: flows.Operation, options: RestoreOptions) -> None:
         except BaseException as failure:
             with suppress(CkptError):
                 record.log_tail = record.log_tail or runtime.log_tail()
+            if isinstance(failure, CkptError):
+                failure.message += _missing_gpus(operation, proof)
             _end_failed(operation, layout, failure)
             raise
         if options.stop_after:
@@ -113,6 +117,20 @@ def _make_way(operation: flows.Operation, replace_running: bool) -> None:
             )
         operation.runtime.stop()
     flows.require_port_free(operation)
+
+
+def _missing_gpus(operation: flows.Operation, proof: Manifest) -> str:
+    """For a restore that failed: what it may have to do with GPUs that are not there. Empty if they are."""
+    present = sorted(cuda.gpu_uuids(operation.commands)) if proof.gpus else []
+    device_map = operation.criu.effective_switches().get(DEVICE_MAP, "")
+    missing = cuda.missing_gpus(proof.gpus, present, device_map)
+    if not missing:
+        return ""
+    return (
+        f" The checkpoint is of the GPU {', '.join(missing)}, which this node lacks; it has {', '.join(present) or 'none'}. "
+        f"Name the one of the same kind that takes its place ({DEVICE_MAP}: OLD=NEW, for every GPU of the server), or take "
+        "another checkpoint here."
+    )
 
 
 def _require_fit(operation: flows.Operation, options: RestoreOptions, proof: Manifest) -> None:

@@ -23,6 +23,22 @@ def test_the_gpus_of_the_servers_processes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
+    ("device_map", "missing"),
+    [
+        ("", [FIRST]),
+        (f"{FIRST}={SECOND}", []),
+        (f"{FIRST.removeprefix('GPU-')}={SECOND.upper()}", []),
+        (f"{SECOND}={FIRST}", [FIRST]),
+        (f"{FIRST}={FIRST}", [FIRST]),
+    ],
+)
+def test_a_gpu_that_a_checkpoint_needs_is_there_or_another_takes_its_place(device_map: str, missing: list[str]) -> None:
+    assert cuda.missing_gpus([FIRST], [SECOND], device_map) == missing
+    assert cuda.missing_gpus([FIRST], [FIRST, SECOND], "") == []
+    assert cuda.missing_gpus([], [], device_map) == []
+
+
+@pytest.mark.parametrize(
     ("gpus", "refused"),
     [
         ({}, False),
