@@ -139,9 +139,9 @@ options:
     type: str
     default: ""
   transfers:
-    description: Parts that travel at once. Each takes as much memory as a part has.
+    description: Parts that travel at once. Each takes the memory of a part. V(0) is as many as there are processors, at most 4.
     type: int
-    default: 4
+    default: 0
 """
 
     RECORD = r"""

@@ -54,7 +54,7 @@ options:
   part_mib:
     description: Size of a part in MiB, at most 8192.
     type: int
-    default: 256
+    default: 128
   age_recipients:
     description: Public keys of age that can read the copy. Without any it is not encrypted.
     type: list
@@ -125,7 +125,7 @@ OPTIONS: dict[str, Any] = {
     "state": {"type": "str", "choices": ["present", "absent", "listed"], "default": "present"},
     "published": {"type": "bool", "default": False},
     "keep": {"type": "int", "default": 3},
-    "part_mib": {"type": "int", "default": 256},
+    "part_mib": {"type": "int", "default": 128},
     "age_recipients": {"type": "list", "elements": "str", "default": []},
 }
 

@@ -70,7 +70,7 @@ COPIES_OPTIONS: dict[str, Any] = {
     "verify_tls": {"type": "bool", "default": True},
     "age_identity": {"type": "path", "no_log": False},
     "node": {"type": "str", "default": ""},
-    "transfers": {"type": "int", "default": 4},
+    "transfers": {"type": "int", "default": 0},
 }
 
 

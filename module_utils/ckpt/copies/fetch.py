@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 from ..checkpoints import digests, manifest
@@ -135,7 +136,7 @@ def _fetch(
     """Brings all parts into the folder of what is not finished yet."""
     folder = _prepare(wanted, published)
     pieces = parts.cut(published.files, published.part_bytes)
-    with ExitStack() as stack:
+    with ExitStack() as stack, ThreadPoolExecutor(1) as disk:
         opened, fresh = {}, set()
         for file in published.files:
             path = _place(wanted, folder, file.path)
@@ -158,15 +159,16 @@ def _fetch(
                         f"{key} is damaged where it was published ({remote.where}); nothing of it was used. Publish it again.",
                     )
                 parts.scatter(pieces, content, opened)
+                disk.submit(parts.begin_to_write, pieces, opened)
                 outcome.moved += part.bytes
 
-        each(bring, zip(range(1, len(pieces) + 1), pieces, published.parts, strict=True), options.transfers)
+        each(bring, zip(range(1, len(pieces) + 1), pieces, published.parts, strict=True), options.threads)
         for file in published.files:
             descriptor = opened[file.path]
             os.fchmod(descriptor, file.mode & 0o777)
             os.fchown(descriptor, file.owner, file.group)
         # the commit must not reach the disk before what it commits
-        each(os.fsync, opened.values(), options.transfers)
+        each(os.fsync, opened.values(), options.threads)
 
 
 def _prepare(wanted: Wanted, published: Publication) -> str:

@@ -119,6 +119,7 @@ def room_for_part() -> Iterator[int]:
 _LIBC = ctypes.CDLL(None)
 _IDLE: list[int] = []
 _IDLE_LOCK = threading.Lock()
+_WRITING = threading.Lock()
 
 
 def ends_here(descriptor: int) -> None:
@@ -146,8 +147,11 @@ def gather(pieces: Sequence[Piece], opened: dict[str, int], into: int) -> None:
 
 
 def scatter(pieces: Sequence[Piece], part: int, opened: dict[str, int]) -> None:
-    """Copies one part to where its data belong. Raises OSError."""
-    with _mapped(part, sum(piece.bytes for piece in pieces)) as content:
+    """Copies one part to where its data belong, one part at a time: threads that write to one file hold each other up.
+
+    Raises OSError.
+    """
+    with _mapped(part, sum(piece.bytes for piece in pieces)) as content, _WRITING:
         position = 0
         for piece in pieces:
             descriptor, offset, end = opened[piece.path], piece.offset, piece.offset + piece.bytes
@@ -156,13 +160,18 @@ def scatter(pieces: Sequence[Piece], part: int, opened: dict[str, int]) -> None:
                 with content[position : position + min(CHUNK_BYTES, end - offset)] as source:
                     count = os.pwrite(descriptor, source, offset)
                 offset, position = offset + count, position + count
-            _begin_to_write(descriptor, piece.offset, piece.bytes)
 
 
-def _begin_to_write(descriptor: int, offset: int, length: int) -> None:
-    """Lets the disk begin with what was written, while the next parts arrive; who waits for it has less to wait for."""
-    # a file system that cannot (one in memory) has nothing to begin with
-    _LIBC.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), SYNC_FILE_RANGE_WRITE)
+def begin_to_write(pieces: Sequence[Piece], opened: dict[str, int]) -> None:
+    """Lets the disk begin with what was written, while the next parts arrive; who waits for it has less to wait for.
+
+    It may take as long as the disk does.
+    """
+    for path, descriptor in {piece.path: opened[piece.path] for piece in pieces}.items():
+        offsets = [end for piece in pieces if piece.path == path for end in (piece.offset, piece.offset + piece.bytes)]
+        first, length = ctypes.c_int64(offsets[0]), ctypes.c_int64(offsets[-1] - offsets[0])
+        # a file system that cannot (one in memory) has nothing to begin with
+        _LIBC.sync_file_range(descriptor, first, length, SYNC_FILE_RANGE_WRITE)
 
 
 def digest_of(descriptor: int) -> str:

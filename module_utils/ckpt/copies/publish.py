@@ -150,7 +150,7 @@ def _publish(
         pieces = parts.cut(files, options.part_bytes)
         sender = _Sender(remote, options, journal, wanted.name, opened)
         try:
-            each(sender.send, list(enumerate(pieces, 1)), options.transfers)
+            each(sender.send, list(enumerate(pieces, 1)), options.threads)
             # another node may have taken them for those of a publication that nobody finishes
             sender.require_all_there(len(pieces))
         finally:

@@ -24,8 +24,9 @@ from .secrecy import Keys
 
 LOCKS = f"{locks.FOLDER}/copies"
 LOCK_LIMIT_S = 5.0
-DEFAULT_PART_BYTES = 256 << 20
+DEFAULT_PART_BYTES = 128 << 20
 MOST_TRANSFERS = 64
+MOST_BY_ITSELF = 4
 
 ItemT = TypeVar("ItemT")
 
@@ -56,22 +57,30 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Options:
-    """How copies travel. `node` is what the play calls this node; `part_bytes` and `transfers` bound the memory that it takes."""
+    """How copies travel. `node` is what the play calls this node; `part_bytes` and `transfers` bound the memory that it takes.
+
+    With 0 `transfers` as many go on at once as there are processors, at most MOST_BY_ITSELF.
+    """
 
     access: Access
     keys: Keys = field(default_factory=Keys)
     node: str = ""
     part_bytes: int = DEFAULT_PART_BYTES
-    transfers: int = 4
+    transfers: int = 0
     keep: int = 3
 
     def __post_init__(self) -> None:
         """Raises CkptError (bad_input) that names all that is wrong."""
         problems = [] if 1 << 20 <= self.part_bytes <= MAX_PART_BYTES else ["parts have 1 MiB to 8 GiB"]
-        problems += [] if 1 <= self.transfers <= MOST_TRANSFERS else [f"1 to {MOST_TRANSFERS} transfers go on at once"]
+        problems += [] if 0 <= self.transfers <= MOST_TRANSFERS else [f"0 to {MOST_TRANSFERS} transfers go on at once"]
         problems += [] if self.keep >= 0 else ["keep is 0 (all), or how many"]
         if problems:
             raise CkptError("bad_input", f"copies cannot be made like this: {'; '.join(problems)}.")
+
+    @property
+    def threads(self) -> int:
+        """How many parts travel at once."""
+        return self.transfers or min(MOST_BY_ITSELF, len(os.sched_getaffinity(0)))
 
 
 def node_id(called: str, node: Node | None = None) -> str:

@@ -144,7 +144,7 @@ def test_a_secret_key_in_place_of_a_public_one_is_not_repeated() -> None:
 
 def test_all_that_is_wrong_is_named() -> None:
     with pytest.raises(CkptError) as caught:
-        transfer.Options(Access(rclone="/x"), part_bytes=9 << 30, transfers=0, keep=-1)
+        transfer.Options(Access(rclone="/x"), part_bytes=9 << 30, transfers=-1, keep=-1)
     for word in ("8 GiB", "transfers", "keep"):
         assert word in caught.value.message
 
