@@ -78,7 +78,7 @@ def test_a_service_that_is_restored_again_after_a_restart_and_a_reboot(vm: Machi
 
 
 def test_a_server_that_ends_is_started_again(vm: Machine) -> None:
-    vm.run("pkill -KILL -f gpuckpt_reference_server")
+    vm.run("pkill -KILL -f [g]puckpt_reference_server")
     until(vm, f"systemctl show -p NRestarts --value {SERVICE}", "1")
     until(vm, f"systemctl is-active {SERVICE}", "active")
     assert answer(vm, 18080)

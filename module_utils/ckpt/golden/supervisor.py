@@ -210,7 +210,7 @@ def _in_words(serving: Serving) -> str:
     if serving.mode == "restored":
         return f"{serving.name} was restored and answered after {serving.answered_s:.2f} s."
     later = " A new checkpoint is made when it is stopped." if serving.renew else ""
-    return f"{serving.name} was started cold in {serving.answered_s:.1f} s: {'; '.join(serving.why)}.{later}"
+    return f"{serving.name} was started cold in {serving.answered_s:.1f} s: {'; '.join(serving.why).removesuffix('.')}.{later}"
 
 
 def _take_down(wanted: Wanted, serving: Serving) -> None:
