@@ -80,9 +80,14 @@ def speed(options: argparse.Namespace) -> None:
         data = options.mib << 20
         # the first round warms up
         for number in range(options.rounds + 1):
-            shutil.rmtree(scratch / "other", ignore_errors=True)
-            for folder in (scratch / "remote" / "plain", scratch / "plain", *scratch.glob(f"remote/**/{NAME}")):
+            for folder in (scratch / "other", scratch / "plain"):
                 shutil.rmtree(folder, ignore_errors=True)
+            # through the server, which remembers what it has
+            for folder in ("there:plain", f"there:golden/{NAME}") if options.sftp else (scratch / "remote" / NAME,):
+                subprocess.run(
+                    ["rclone", f"--config={place.given.get('credentials', '')}", "purge", folder],
+                    stderr=subprocess.DEVNULL,
+                )
             run("sync", "-f", scratch)
             for way, work in ways.items():
                 seconds = timed(work, scratch)
