@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,11 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 PYTHON = str(BIN / "python")
 LOGS = ROOT / "build" / "checks"
+# A provisioned node of own_node.sh, and where such a node has its store
+NODE = ROOT / "build" / "provisioned-node"
+STORE = "/mnt/checkpoint-ram"
 SKIPPED = 77
 TAIL_LINES = 60
 # What the scenarios of a role must have to themselves; all others change this machine ("host").
 SCENARIOS_USE = {
     "bundle": frozenset({"bundle"}),  # folders of its own
+    "model_cache": frozenset[str](),  # a folder of its own
     "nvidia_driver": frozenset[str](),  # only looks
 }
 PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0"}
@@ -123,41 +128,54 @@ def molecule_checks() -> list[Check]:
     return checks
 
 
-def all_checks() -> list[Check]:
-    """Returns every check, those that share the machine first, since they take longest."""
-    pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
-    integration = (*pytest, "-p", "no:xdist", "-m", "integration")
-    bundled = (
-        "tests/integration/test_bundled_podman.py",
-        "tests/integration/test_fleet.py",
-        "tests/integration/test_fleet_copies.py",
-    )
-    driver, modules = "tests/integration/test_driver_install.py", "tests/integration/modules"
-    copies = "tests/integration/copies"
-    apart = [f"--ignore={path}" for path in (*bundled, driver, modules, copies)]
-    # It has this machine's network meanwhile, where `integration` has a server at the usual port.
-    provision = "ansible-playbook provision.yml -e gpuckpt_weights_mib=64 -e inference_server_port=18079"
+def integration_checks() -> list[Check]:
+    """Returns the checks of plays and modules: one on this machine, the others on nodes of their own, next to it."""
+    pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15", "-p", "no:xdist", "-m", "integration")
+    folder = "tests/integration"
+    bundled = tuple(f"{folder}/test_{name}.py" for name in ("bundled_podman", "fleet", "fleet_copies"))
+    measured = tuple(f"{folder}/test_{name}.py" for name in ("bench", "one_at_a_time", "serve"))
+    driver, modules, copies = f"{folder}/test_driver_install.py", f"{folder}/modules", f"{folder}/copies"
+    apart = [f"--ignore={path}" for path in (*bundled, *measured, driver, modules, copies)]
     # what is the same every time; moments drawn at random are tried by hand
     certain = "^(damage|generations|full|traced|serving|two)"
     faults = (PYTHON, "tests/faults/run.py", "--seed", "1", "--kinds", certain, "--trials", "30", "--seconds", "150")
-    in_node = f"{shlex.join([*integration, modules])}; {shlex.join(faults)}"
-    own_node = ("tests/integration/own_node.sh", "build/node", provision)
+    on_modules = ("bash", "-ec", f"{shlex.join([*pytest, modules])}; {shlex.join(faults)}")
+    node, kept = ("tests/integration/own_node.sh", "build/node"), NODE.relative_to(ROOT)
+
+    def provision(port: int) -> str:
+        """Of a node that has this machine's network meanwhile, so it needs a port of its own."""
+        others = "-e gpuckpt_weights_mib=64 -e gpuckpt_llama_cpp=false -e criu_distro=false"
+        return f"ansible-playbook provision.yml -e inference_server_port={port} {others}"
+
+    def on_copy(port: int, *command: str) -> tuple[str, ...]:
+        """On a copy of the provisioned node, or on another one where the check that makes it was not chosen."""
+        prepare = f"if [ -d {kept} ]; then mount {STORE}; else {provision(port)}; fi"
+        return ("env", f"FROM_NODE={kept}", *node, prepare, *command)
+
     return [
-        Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), uses=frozenset({"native"})),
-        Check(
-            "integration",
-            "integration",
-            (*integration, *apart, "tests/integration"),
-            uses=frozenset({"host"}),
-        ),
+        # Archives of its builds of CRIU are the controller's: nobody else builds them.
+        Check("node", "integration", ("env", f"KEEP_NODE={kept}", *node, provision(18079), "true")),
+        Check("integration-bench", "integration", on_copy(18076, *pytest, *measured), after="node"),
+        Check("integration", "integration", (*pytest, *apart, folder), uses=frozenset({"host"}), after="node"),
+        Check("integration-modules", "integration", on_copy(18077, *on_modules), after="node"),
+        Check("integration-copies", "integration", (*pytest, copies)),
+        Check("integration-driver", "integration", (*pytest, driver)),
+        Check("integration-bundle", "integration", (*pytest, *bundled), uses=frozenset({"bundle"}), after="node"),
+    ]
+
+
+def all_checks() -> list[Check]:
+    """Returns every check: those first that others wait for, then those that take longest."""
+    pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
+    native = Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), after="node")
+    node, *integration = integration_checks()
+    return [
+        node,
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
+        *integration,
+        native,
         Check("fuzz", "unit", (PYTHON, "tests/fuzz/run.py", "--seconds", "40")),
         *lint_checks(),
-        # On nodes of their own, next to the others; the one of the modules takes the builds of CRIU that `integration` has made.
-        Check("integration-modules", "integration", (*own_node, "bash", "-ec", in_node)),
-        Check("integration-copies", "integration", (*pytest, "-m", "integration", copies)),
-        Check("integration-driver", "integration", (*integration, driver)),
-        Check("integration-bundle", "integration", (*integration, *bundled), uses=frozenset({"bundle"})),
         *molecule_checks(),
     ]
 
@@ -288,6 +306,8 @@ def main() -> int:
         print("\n".join(f"{check.group:<12} {check.name}" for check in checks))
         return 0
     LOGS.mkdir(parents=True, exist_ok=True)
+    # what an older run has left there may be another revision's
+    shutil.rmtree(NODE, ignore_errors=True)
     started = time.monotonic()
     outcomes = run_all(checks, options.workers)
     summary(outcomes, time.monotonic() - started)

@@ -6,25 +6,31 @@
 # loopback alone.
 # What provisioning puts on this machine is not seen there, whether it is there now or later.
 # What was written lies in a new folder below SCRATCH, a real filesystem, and is removed at the end.
+# With KEEP_NODE it goes to that folder instead, if the command succeeds. FROM_NODE begins with what lies in such a folder, if it is there.
+# That is the same node after a reboot: nothing is mounted, nothing runs.
 #
-#   own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]
+#   [KEEP_NODE=FOLDER] [FROM_NODE=FOLDER] own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]
 set -euo pipefail
 
 usage="usage: own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]"
-base=${1:?$usage} prepare=${2:?$usage} project=$PWD
+base=${1:?$usage} prepare=${2:?$usage} project=$PWD from=${FROM_NODE:-} keep=${KEEP_NODE:-}
 shift 2
 : "${1:?$usage}"
 mkdir -p "$base"
 scratch=$(mktemp -d "$base/node.XXXXXX")
 trap 'rm -rf -- "$scratch"' EXIT
-export scratch prepare project
+export scratch prepare project from
 
 # No exec of the command: the shell is process number 1 there and collects orphans.
 # shellcheck disable=SC2016 # the names belong to the inner shell
 unshare --mount --pid --ipc --fork --kill-child --propagation private bash -ec '
 node=$scratch/node
 mkdir -p "$node" "$scratch"/{upper,work,containers}
-python3 - "$scratch/upper" <<"END"
+if [ -d "$from" ]; then
+    cp -a "$from/upper/." "$scratch/upper/"
+    cp -a "$from/containers/." "$scratch/containers/"
+else
+    python3 - "$scratch/upper" <<"END"
 import os, stat, sys
 for folder in ("etc/criu", "etc/gpuckpt", "etc/containers/containers.conf.d", "opt/gpuckpt", "var/lib/gpuckpt"):
     os.makedirs(f"{sys.argv[1]}/{folder}")
@@ -33,6 +39,7 @@ os.makedirs(f"{sys.argv[1]}/usr/local/sbin")
 for name in ("criu", "gpuckpt-runc"):
     os.mknod(f"{sys.argv[1]}/usr/local/sbin/{name}", stat.S_IFCHR, os.makedev(0, 0))
 END
+fi
 mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" node "$node"
 mkdir -p "$node/before" "$node/var/lib/containers" "$node$project"
 mount -t proc proc "$node/proc"
@@ -52,3 +59,8 @@ bash -euo pipefail -c "$prepare"
 export GPUCKPT_OWN_NODE=1
 unshare --net bash -ec "ip link set lo up; \"\$@\"; exit" bash "$@"
 exit' bash "$@"
+if [ -n "$keep" ]; then
+    rm -rf -- "$keep"
+    mkdir -p "$keep"
+    mv "$scratch"/{upper,containers} "$keep/"
+fi

@@ -202,7 +202,7 @@ class Build:
 
 
 def build(variant: str, *, with_tree: bool) -> Build:
-    """The build of a variant: the one that GPUCKPT_CRIU_<VARIANT> names, or one made here once, named by its inputs."""
+    """The build that GPUCKPT_CRIU_<VARIANT> names, else the one of these inputs: role criu's, or made here once."""
     named = os.environ.get(f"GPUCKPT_CRIU_{variant.upper()}")
     if named:
         return Build(Path(named), Path(f"{named}-tree"))
@@ -213,8 +213,13 @@ def build(variant: str, *, with_tree: bool) -> Build:
     tree = home.with_name(home.name + "-tree")
     if not (home / "BUILD.json").exists() or (with_tree and not tree.exists()):
         subprocess.run(["rm", "-rf", home, tree], check=True)
-        keep = ["--tree", str(tree)] if with_tree else []
-        subprocess.run([script, "build", *arguments, "--out", home, *keep], check=True)
+        archive = ROOT / ".cache/builds" / f"criu-{variant}-{digest}.tar.gz"
+        if archive.exists() and not with_tree:
+            home.mkdir(parents=True)
+            subprocess.run(["tar", "-xzf", archive, "-C", home, "--strip-components=1"], check=True)
+        else:
+            keep = ["--tree", str(tree)] if with_tree else []
+            subprocess.run([script, "build", *arguments, "--out", home, *keep], check=True)
     return Build(home, tree if tree.exists() else None)
 
 
