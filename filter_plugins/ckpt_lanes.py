@@ -38,6 +38,14 @@ def ckpt_lanes(lanes: Any, lane_filter: str = "") -> list[Lane]:
     return _with_baseline([_complete(lane) for lane in _select(lanes, lane_filter)])
 
 
+def ckpt_restore_options(lane: Lane) -> dict[str, Any]:
+    """Returns what a lane says of its restore, as options of the module ``ckpt_restore``.
+
+    :param lane: a lane as returned by ``ckpt_lanes``
+    """
+    return {key: lane[key] for key in vocabulary.RESTORE_KEYS}
+
+
 def _lane_errors(lane: Any, position: int) -> list[str]:
     if not isinstance(lane, dict):
         return [f"lanes[{position}] must be a dictionary, not {lane!r}"]
@@ -91,4 +99,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Returns the filters by name."""
-        return {"ckpt_lanes": ckpt_lanes}
+        return {"ckpt_lanes": ckpt_lanes, "ckpt_restore_options": ckpt_restore_options}

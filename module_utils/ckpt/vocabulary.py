@@ -135,6 +135,9 @@ class Rule:
         return missed + [name for name in lane if self.only and name not in self.only]
 
 
+# keys of a lane that are options of ckpt_restore under the same name
+RESTORE_KEYS = ("flags", "slimming", "page_cache", "resident_pool", "prefetch")
+
 RULES = (
     Rule(
         when=("start", "cold"),

@@ -64,7 +64,6 @@ def restore_golden(wanted: Wanted, instance: str, folder: str, trial: bool = Fal
             # both read all memory: part of the proof, and not of a start that somebody waits for
             "memory_digest": trial,
             "page_cache": "warm" if trial else None,
-            "resident_pool": False,
             "prefetch": wanted.prefetch,
             "replace_running": False,
             "stop_after": False,

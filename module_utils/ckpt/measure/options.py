@@ -13,6 +13,7 @@ from typing import Any
 
 from ..checkpoints.manifest import Layout
 from ..errors import CkptError
+from ..vocabulary import RESTORE_KEYS
 
 Params = Mapping[str, Any]
 
@@ -70,32 +71,31 @@ class RestoreOptions:
 
     layout: Layout
     untaken: Untaken | None
-    flags: tuple[str, ...]
-    slimming: str
     verify: str
     memory_digest: bool
-    page_cache: str | None
-    resident_pool: bool
-    prefetch: bool
     replace_running: bool
     stop_after: bool
+    # what a lane says of it: RESTORE_KEYS
+    flags: tuple[str, ...] = ()
+    slimming: str = "none"
+    page_cache: str | None = "warm"
+    resident_pool: bool = False
+    prefetch: bool = False
 
     @classmethod
     def from_params(cls, params: Params) -> RestoreOptions:
-        """From the module's params, which Ansible has checked."""
+        """From the module's params, which Ansible has checked. What a lane may say and does not has its default."""
         untaken = params["checkpoint"].get("untaken")
+        chosen: dict[str, Any] = {key: params[key] for key in RESTORE_KEYS if key in params}
+        chosen["flags"] = tuple(chosen.get("flags", ()))
         return cls(
             layout=_layout(params["checkpoint"]),
             untaken=Untaken(untaken["reason"], untaken["cause"]) if untaken else None,
-            flags=tuple(params["flags"]),
-            slimming=params["slimming"],
             verify=params["verify"],
             memory_digest=params["memory_digest"],
-            page_cache=params["page_cache"],
-            resident_pool=params["resident_pool"],
-            prefetch=params["prefetch"],
             replace_running=params["replace_running"],
             stop_after=params["stop_after"],
+            **chosen,
         )
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ckpt_lanes import ckpt_lanes
+from ckpt_lanes import ckpt_lanes, ckpt_restore_options
 from ckpt_plan import ckpt_plan
+from ckpt_restore import OPTIONS
+
+from gpuckpt_report.records import schema, vocabulary
 
 COLD = {"name": "cold", "start": "cold", "runtime": "podman"}
 STOCK = {"name": "podman-stock", "start": "restore", "runtime": "podman", "build": "stock", "flags": ["--keep"]}
@@ -193,3 +196,16 @@ def test_a_lane_without_a_name_is_named():
 def test_a_key_that_is_no_text_of_unicode_is_named():
     with pytest.raises(AnsibleFilterError, match=r"1 error\(s\) in the lanes: lane 'a': .*'\\ud800'"):
         ckpt_lanes([{"name": "a", "start": "cold", "runtime": "process", "\ud800": 1}])
+
+
+def test_a_lane_goes_to_the_restore_with_every_key_that_is_an_option_of_it() -> None:
+    lane = {**STOCK, "build": "patched", "slimming": "staged", "prefetch": True, "resident_pool": True}
+    assert ckpt_restore_options(ckpt_lanes([lane])[0]) == {
+        "flags": ["--keep"],
+        "slimming": "staged",
+        "page_cache": "warm",
+        "resident_pool": True,
+        "prefetch": True,
+    }
+    # what took the checkpoint is another thing than where it lies
+    assert set(schema.Lane.model_fields) & set(OPTIONS) - {"checkpoint"} == set(vocabulary.RESTORE_KEYS)
