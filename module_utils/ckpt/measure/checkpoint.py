@@ -23,6 +23,7 @@ from ..system import procfs
 from ..system.commands import Result
 from . import flows, prefetch
 from .options import CheckpointOptions
+from .results import Checks, Counter, ImageSizes, Sizes
 
 # what CRIU writes in addition to the pages: images of kinds that are small, and its log
 OVERHEAD_BYTES = 16 << 20
@@ -91,8 +92,7 @@ def _describe(operation: flows.Operation, options: CheckpointOptions) -> Manifes
     client.wait_healthy(lambda: _require_going(operation), ANSWER_LIMIT_S, option=None)
     before = client.counter()
     completion = client.complete(operation.spec.canary)
-    record.canary_tokens = completion.tokens
-    record.requests.append(completion.as_request())
+    record.take(completion)
     counter = client.counter_reaches(before + 1) if before is not None else None
     step = 1 if before is None or counter is None else counter - before
     if step < 1:
@@ -101,7 +101,7 @@ def _describe(operation: flows.Operation, options: CheckpointOptions) -> Manifes
             f"the counter {operation.spec.counter_metric} did not grow with a request, so it cannot prove that a restored server "
             "is the same one: name another one (server.counter_metric), or none.",
         )
-    record.counter["before"] = counter
+    record.take(Counter(before=counter))
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     return Manifest(
         name=options.name,
@@ -154,7 +154,7 @@ def _describe_tasks(operation: flows.Operation, manifest: Manifest) -> None:
         used = cuda.process_gpus(operation.commands, (task.pid for task in gpu_tasks))
         manifest.gpus = sorted({gpu for gpus in used.values() for gpu in gpus})
         manifest.gpu_bytes = cuda.process_bytes(operation.commands, (task.pid for task in gpu_tasks))
-        operation.record.bytes["gpu"] = manifest.gpu_bytes
+        operation.record.take(Sizes(gpu=manifest.gpu_bytes))
 
 
 def _preflight(operation: flows.Operation, options: CheckpointOptions, manifest: Manifest) -> None:
@@ -207,10 +207,14 @@ def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Mani
         record.mark("T0", result.started)
         record.mark("T1", result.ended)
         _judge_dump(operation, new, manifest, result)
-        _measure_images(operation, new, manifest)
+        sizes = _measure_images(operation, new, manifest)
+        record.take(sizes)
+        if manifest.gpu_bytes is not None:
+            record.take(Checks(image_bytes=sizes.total >= manifest.gpu_bytes))
+            _require_gpu_bytes(sizes, manifest.gpu_bytes)
         manifest.instance = runtime.finish_checkpoint(request)
-        record.bytes["archive"] = os.path.getsize(new.archive) if new.archive else None
-        record.stats["digests"] = digests.take(new, manifest, options.digests).as_record()
+        record.take(Sizes(archive=os.path.getsize(new.archive) if new.archive else None))
+        record.take(digests.take(new, manifest, options.digests))
         manifest.write(new)
         replacement.finish(layout.folder)
     except BaseException:
@@ -222,9 +226,8 @@ def _dump(operation: flows.Operation, options: CheckpointOptions, manifest: Mani
 def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, result: Result) -> None:
     record, runtime = operation.record, operation.runtime
     evidence = runtime.evidence("dump", layout)
-    flows.add_stats(operation, evidence, result)
-    flows.add_phases(operation, evidence, result, criu_log.DUMP_PHASES)
-    record.checks["exit_zero"] = result.rc == 0
+    record.take(flows.read_run(runtime, evidence, result, criu_log.DUMP_PHASES))
+    record.take(Checks(exit_zero=result.rc == 0))
     if result.rc != 0:
         error = flows.explain(evidence, result.stderr, "criu_failed", f"the checkpoint of {operation.spec.name} failed")
         # a complete dump ends the server itself, and podman may fail to pack it
@@ -236,28 +239,30 @@ def _judge_dump(operation: flows.Operation, layout: Layout, manifest: Manifest, 
             )
         raise error
     failures = criu_log.silent_failures(evidence.log, manifest.plain_processes)
-    record.checks["no_error_line"] = not failures
+    record.take(Checks(no_error_line=not failures))
     if failures:
         raise CkptError("criu_failed", "CRIU exited 0, but its log shows that a plugin or hook failed.", failures)
 
 
-def _measure_images(operation: flows.Operation, layout: Layout, manifest: Manifest) -> None:
-    record = operation.record
+def _measure_images(operation: flows.Operation, layout: Layout, manifest: Manifest) -> ImageSizes:
     if not layout.archive or not operation.runtime.traits.reads_archives:
         report = images.require_whole(layout.images)
-        record.images, record.images_total = report.bytes_by_kind, report.total_bytes
+        sizes = ImageSizes(report.bytes_by_kind, report.total_bytes)
     else:
-        record.images, record.images_total = images.inspect_archive(operation.commands, layout.archive)
-    manifest.images, manifest.images_total = record.images, record.images_total
-    if manifest.gpu_bytes is not None:
-        record.checks["image_bytes"] = record.images_total >= manifest.gpu_bytes
-        if not record.checks["image_bytes"]:
-            raise CkptError(
-                "gpu_bytes_missing",
-                f"the images hold {record.images_total >> 20} MiB, less than the {manifest.gpu_bytes >> 20} MiB that "
-                "were in use on the GPU: the CUDA plugin did not save it; see that plugin and cuda-checkpoint are of "
-                "one build.",
-            )
+        sizes = ImageSizes(*images.inspect_archive(operation.commands, layout.archive))
+    manifest.images, manifest.images_total = dict(sizes.by_kind), sizes.total
+    return sizes
+
+
+def _require_gpu_bytes(sizes: ImageSizes, gpu_bytes: int) -> None:
+    """Raises CkptError (gpu_bytes_missing) if the images cannot hold what was in use on the GPU."""
+    if sizes.total < gpu_bytes:
+        raise CkptError(
+            "gpu_bytes_missing",
+            f"the images hold {sizes.total >> 20} MiB, less than the {gpu_bytes >> 20} MiB that "
+            "were in use on the GPU: the CUDA plugin did not save it; see that plugin and cuda-checkpoint are of "
+            "one build.",
+        )
 
 
 def _leave_serving(operation: flows.Operation, mode: str) -> str:

@@ -28,6 +28,7 @@ from ..node import inspection
 from ..system.commands import Commands
 from .options import FloorOptions
 from .record import Record
+from .results import Figure, Phases
 
 # names in the record; gpuckpt_report.analysis makes the floor line of the first two
 CONTEXT_COST, COPY_CEILING = "context", "copy_h2d"
@@ -83,7 +84,7 @@ def run(measurement: Measurement, options: FloorOptions) -> None:
             found |= _rates(_in_child(lambda: store_rates(store, size), limit_s))
     if not found:
         raise CkptError("store_full", f"{store} has no room for a file of {options.size_mib} MiB.")
-    record.floor = {name: {"value": value, "unit": unit} for name, (value, unit) in found.items()}
+    record.floor = {name: Figure(value, unit) for name, (value, unit) in found.items()}
     record.mark("T1", time.monotonic())
 
 
@@ -193,7 +194,7 @@ class _Phase:
         self._started = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self._record.phases[self._name] = (self._started, time.monotonic())
+        self._record.take(Phases({self._name: (self._started, time.monotonic())}))
 
 
 class _Driver:

@@ -22,6 +22,7 @@ from ..system.commands import Commands, Job, Result
 from ..vocabulary import MEASURED_KINDS
 from .conditions import Watch
 from .record import Record
+from .results import CriuRun, Span
 
 ALIVE_CHECK_INTERVAL_S = 1.0
 STATE_POLL_INTERVAL_S = 0.005
@@ -151,8 +152,7 @@ def send_canary(operation: Operation) -> Completion:
     completion = operation.client.complete(operation.spec.canary)
     operation.record.mark("T4", completion.first_token)
     operation.record.mark("T5", completion.last_token)
-    operation.record.canary_tokens = completion.tokens
-    operation.record.requests.append(completion.as_request())
+    operation.record.take(completion)
     return completion
 
 
@@ -161,32 +161,36 @@ def same_answer(before: Sequence[str], after: Sequence[str]) -> bool:
     return "".join(before) == "".join(after)
 
 
-def add_stats(operation: Operation, evidence: Evidence, result: Result) -> None:
-    """What CRIU said of a checkpoint or restore, and what the runtime did, if it is one that does."""
-    stats = operation.record.stats
-    stats["criu"] = {**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)}
-    printed = operation.runtime.command_stats(result)
-    if printed is not None:
-        stats[operation.runtime.name] = printed
+def read_run(runtime: Runtime, evidence: Evidence, result: Result, plan: Sequence[criu_log.Phase]) -> CriuRun:
+    """What a checkpoint or restore left behind: figures of CRIU and of the runtime, if it is one that tells some, and phases."""
+    printed = runtime.command_stats(result)
+    spans = criu_log.spans(evidence.log)
+    sizes = {name: size for name, (_, _, size) in spans.items()}
+    return CriuRun(
+        stats={**evidence.stats, "kernel_cache": criu_log.kernel_cache(evidence.log)},
+        runtime_stats={} if printed is None else {runtime.name: printed},
+        phases={
+            **({} if runtime.unpacked is None else {"unpack": runtime.unpacked}),
+            **_phases(evidence, result, plan),
+            **{name: (start, end) for name, (start, end, _) in spans.items()},
+        },
+        read_bytes=sizes.get("read"),
+        mapped_bytes=sizes.get("mapped"),
+    )
 
 
-def add_phases(operation: Operation, evidence: Evidence, result: Result, plan: Sequence[criu_log.Phase]) -> None:
-    """Phases of a checkpoint or restore: of CRIU's log, of our spans, and what the runtime does around CRIU."""
-    record = operation.record
+def _phases(evidence: Evidence, result: Result, plan: Sequence[criu_log.Phase]) -> dict[str, Span]:
+    """Phases of CRIU's log, and what the runtime does around CRIU."""
+    if evidence.started is None:
+        return {}
     lines = criu_log.parse(evidence.log)
-    if operation.runtime.unpacked is not None:
-        record.phases["unpack"] = operation.runtime.unpacked
-    if evidence.started is not None:
-        found = {**criu_log.phases(lines, plan), **criu_log.script_phases(lines)}
-        for name, (start, end) in found.items():
-            record.phases[name] = (evidence.started + start, evidence.started + end)
-        criu_ended = min(evidence.started + lines[-1].seconds, result.ended)
-        record.phases["before_criu"] = (result.started, max(result.started, evidence.started))
-        record.phases["after_criu"] = (criu_ended, result.ended)
-    for name, (start, end, size) in criu_log.spans(evidence.log).items():
-        record.phases[name] = (start, end)
-        if name in ("read", "mapped"):
-            record.bytes[name] = (record.bytes[name] or 0) + size
+    found = {**criu_log.phases(lines, plan), **criu_log.script_phases(lines)}
+    criu_ended = min(evidence.started + lines[-1].seconds, result.ended)
+    return {
+        **{name: (evidence.started + start, evidence.started + end) for name, (start, end) in found.items()},
+        "before_criu": (result.started, max(result.started, evidence.started)),
+        "after_criu": (criu_ended, result.ended),
+    }
 
 
 def explain(evidence: Evidence, stderr: str, fallback: str, message: str) -> CkptError:

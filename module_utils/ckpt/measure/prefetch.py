@@ -16,6 +16,7 @@ from ..errors import CkptError
 from ..server.spec import ServerSpec
 from ..system.commands import Commands, system_environment, tail
 from .companion import READY_LIMIT_S, Companion
+from .results import Phases
 
 # with it the program makes its context before the clock starts, and says `standby` then
 STANDBY = "--standby"
@@ -39,7 +40,7 @@ class Prefetch:
             self.program.tell(self.weights)
         return began
 
-    def finish(self) -> dict[str, tuple[float, float]]:
+    def finish(self) -> Phases:
         """Ends it; returns its spans on the monotonic clock.
 
         :raises CkptError: runtime_failed, where the server did not take what was brought: the measurement did not include
@@ -58,7 +59,7 @@ class Prefetch:
             )
         moments = dict(word.split("=", 1) for word in words["ready"])
         start, context, end = (float(moments[name]) for name in ("start", "context", "end"))
-        return {"prefetch-context": (start, context), "prefetch-copy": (context, end)}
+        return Phases({"prefetch-context": (start, context), "prefetch-copy": (context, end)})
 
 
 def staged_files(spec: ServerSpec) -> set[str]:
@@ -101,12 +102,15 @@ def _standby(weights: str) -> list[str]:
         return [STANDBY]
 
 
-def together(spans: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
-    """Spans of several programs at a time: from the first one's start to the last one's end."""
-    return {
-        name: (min(one[name][0] for one in spans), max(one[name][1] for one in spans))
-        for name in (spans[0] if spans else ())
-    }
+def together(found: Sequence[Phases]) -> Phases:
+    """Phases of several programs at a time: from the first one's start to the last one's end."""
+    spans = [one.spans for one in found]
+    return Phases(
+        {
+            name: (min(one[name][0] for one in spans), max(one[name][1] for one in spans))
+            for name in (spans[0] if spans else ())
+        }
+    )
 
 
 def _program(spec: ServerSpec, environment: dict[str, str], arguments: list[str]) -> Companion:

@@ -12,6 +12,7 @@ from ..errors import CkptError
 from ..server.client import Client, Completion
 from . import flows
 from .options import ProbeOptions
+from .results import BillOfLoad, Counter, Load
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, ProbeOptions]:
@@ -19,13 +20,12 @@ def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, ProbeO
     options = ProbeOptions.from_params(params)
     operation = flows.open_operation(kind, params)
     if options.bill is not None:
-        operation.record.bill = {
-            "started": options.bill.started,
-            "asked_s": options.bill.at_s,
-            "at_s": None,
-            "concurrency": options.concurrency,
-            "max_tokens": options.max_tokens or operation.spec.canary.max_tokens,
-        }
+        operation.record.bill = BillOfLoad(
+            started=options.bill.started,
+            asked_s=options.bill.at_s,
+            concurrency=options.concurrency,
+            max_tokens=options.max_tokens or operation.spec.canary.max_tokens,
+        )
     return operation, options
 
 
@@ -38,30 +38,30 @@ def run(operation: flows.Operation, options: ProbeOptions) -> None:
     record.mark("T0", time.monotonic())
     option = "server.health_timeout_s" if options.timeout_s is None else "timeout_s"
     record.mark("T3", client.wait_healthy(lambda: None, options.timeout_s, option))
-    record.counter["before"] = client.counter()
+    before = client.counter()
+    record.take(Counter(before=before))
     if options.is_load:
-        _send_load(operation, options)
+        record.take(_send_load(operation, options))
     else:
         for _ in range(options.requests):
             flows.send_canary(operation)
-    expected = (record.counter["before"] or 0) + options.requests
-    record.counter["after"] = client.counter_reaches(expected)
+    record.take(Counter(after=client.counter_reaches((before or 0) + options.requests)))
 
 
-def _send_load(operation: flows.Operation, options: ProbeOptions) -> None:
-    """Several requests at a time, with the first and the last token of all in the record. Raises CkptError."""
-    record = operation.record
-    load = _Load(operation.client, options.requests, options.max_tokens)
-    completions = load.run(options.concurrency)
-    record.mark("T4", min(one.first_token for one in completions))
-    record.mark("T5", max(one.last_token for one in completions))
-    record.requests = [one.as_request(record.marks["T0"]) for one in completions]
-    if record.bill is not None and options.bill is not None:
-        first = min(one.requested for one in completions)
-        record.bill["at_s"] = round(max(0.0, first - options.bill.up_at_s), 6)
+def _send_load(operation: flows.Operation, options: ProbeOptions) -> Load:
+    """Several requests at a time. Raises CkptError."""
+    senders = _Senders(operation.client, options.requests, options.max_tokens)
+    completions = senders.run(options.concurrency)
+    first = min(one.requested for one in completions)
+    return Load(
+        requests=[one.as_request(operation.record.marks["T0"]) for one in completions],
+        first_token=min(one.first_token for one in completions),
+        last_token=max(one.last_token for one in completions),
+        after_s=None if options.bill is None else round(max(0.0, first - options.bill.up_at_s), 6),
+    )
 
 
-class _Load:
+class _Senders:
     """Requests that threads take one after another, each on a connection of its own."""
 
     def __init__(self, client: Client, requests: int, max_tokens: int | None) -> None:

@@ -5,14 +5,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from ..checkpoints.digests import Effort
 from ..errors import CkptError
+from ..server.client import Completion
 from ..system import private
 from ..system.files import write_json
 from ..vocabulary import MOMENTS
 from .conditions import Watch
+from .results import (
+    BillOfLoad,
+    BillOfStart,
+    Checks,
+    Counter,
+    CriuRun,
+    Figure,
+    ImageSizes,
+    Load,
+    PageCache,
+    Phases,
+    Result,
+    Sizes,
+    Span,
+)
 
 SCHEMA_VERSION = 1
 MARKS = ("T0", *MOMENTS)
@@ -50,34 +68,36 @@ GATES: dict[str, tuple[str, str]] = {
 
 
 class Record:
-    """Builds one record. Times are monotonic seconds until `offsets` makes them seconds since T0."""
+    """Builds one record of what the steps of a measurement return; `take` is where that comes together.
+
+    Times are monotonic seconds until `as_dict` makes them seconds since T0.
+    """
 
     def __init__(self, kind: str, identity: Mapping[str, Any]) -> None:
         self.kind = kind
         self.identity = dict(identity)
         self.started_at = datetime.now(UTC).isoformat(timespec="microseconds")
         self.marks: dict[str, float | None] = dict.fromkeys(MARKS)
-        self.phases: dict[str, tuple[float, float]] = {}
-        self.images: dict[str, int] = {}
-        self.images_total = 0
-        self.bytes: dict[str, int | None] = dict.fromkeys(("gpu", "read", "mapped", "archive"))
+        self.phases: dict[str, Span] = {}
+        self.images = ImageSizes({}, 0)
+        self.sizes = Sizes()
+        self.criu = CriuRun({})
+        self.digests: Effort | None = None
         self.gpu_mem_before: int | None = None
         self.gpu_mem_after: int | None = None
-        self.stats: dict[str, dict[str, Any]] = {"criu": {}}
         self.canary_tokens: list[str] = []
-        self.canary_equal: bool | None = None
-        self.counter: dict[str, int | None] = {"before": None, "after": None}
+        self.counter = Counter()
         self.requests: list[dict[str, Any]] = []
         # the start of the bill that this is or belongs to
-        self.bill: dict[str, Any] | None = {"started": kind} if self.identity.get("bill") else None
+        self.bill: BillOfStart | BillOfLoad | None = BillOfStart(kind) if self.identity.get("bill") else None
         self.build: dict[str, Any] | None = {"name": "current", "digest": None, "version": None}
         self.switches: dict[str, str] = {}
         self.slimming = "none"
         self.source: str | None = "store"
-        self.page_cache: dict[str, Any] = {"asked": "warm", "resident_fraction": None}
-        self.checks: dict[str, bool | None] = dict.fromkeys(GATES)
+        self.page_cache = PageCache("warm", None)
+        self.checks = Checks()
         self.log_tail: list[str] = []
-        self.floor: dict[str, dict[str, Any]] = {}
+        self.floor: dict[str, Figure] = {}
         self.failure: CkptError | None = None
         self.conditions: Watch | None = None
 
@@ -96,10 +116,44 @@ class Record:
         """Sets T0 … T5, on the monotonic clock in seconds."""
         self.marks[name] = when
 
+    def take(self, *found: Result | Completion | Effort) -> None:
+        """Puts in what steps have found; of what they leave open, what was known stays."""
+        for one in found:
+            match one:
+                case Checks():
+                    self.checks = replace(self.checks, **_told(one))
+                case Sizes():
+                    self.sizes = replace(self.sizes, **_told(one))
+                case Counter():
+                    self.counter = replace(self.counter, **_told(one))
+                case Phases():
+                    self.phases |= one.spans
+                case CriuRun():
+                    self.criu = one
+                    self.phases |= one.phases
+                case ImageSizes():
+                    self.images = one
+                case PageCache():
+                    self.page_cache = one
+                case Effort():
+                    self.digests = one
+                case Completion():
+                    self.canary_tokens = one.tokens
+                    self.requests.append(one.as_request())
+                case Load():
+                    self._take_load(one)
+
+    def _take_load(self, load: Load) -> None:
+        self.mark("T4", load.first_token)
+        self.mark("T5", load.last_token)
+        self.requests = list(load.requests)
+        if isinstance(self.bill, BillOfLoad):
+            self.bill = replace(self.bill, at_s=load.after_s)
+
     def judge(self) -> None:
         """Turns the first check that failed into the record's failure, unless a plainer cause is known."""
         for gate, (reason, message) in GATES.items():
-            if self.checks[gate] is False and self.failure is None:
+            if getattr(self.checks, gate) is False and self.failure is None:
                 self.failure = CkptError(reason, f"{message}.")
 
     def as_dict(self, actions: list[list[str]]) -> dict[str, Any]:
@@ -122,25 +176,36 @@ class Record:
             "clock": "monotonic",
             "t": {name: _offset(when, start) for name, when in self.marks.items()} | {"T0": 0.0},
             "phases": self._phases(start),
-            "bytes": {"images": self.images, "images_total": self.images_total, **self.bytes},
+            "bytes": {
+                "images": dict(self.images.by_kind),
+                "images_total": self.images.total,
+                "gpu": self.sizes.gpu,
+                "read": self.criu.read_bytes,
+                "mapped": self.criu.mapped_bytes,
+                "archive": self.sizes.archive,
+            },
             "gpu_mem_before": self.gpu_mem_before,
             "gpu_mem_after": self.gpu_mem_after,
-            "stats": self.stats,
-            "canary": {"tokens": self.canary_tokens, "equal": self.canary_equal},
-            "counter": self.counter,
+            "stats": self._stats(),
+            "canary": {"tokens": self.canary_tokens, "equal": self.checks.canary_equal},
+            "counter": asdict(self.counter),
             "requests": self.requests,
-            "bill": self.bill,
+            "bill": None if self.bill is None else self.bill.as_record(),
             "build": self.build,
             "switches": self.switches,
             "slimming": self.slimming,
             "source": self.source,
-            "page_cache": self.page_cache,
-            "checks": self.checks,
+            "page_cache": asdict(self.page_cache),
+            "checks": asdict(self.checks),
             "actions": actions,
             "log_tail": self.log_tail,
-            "floor": {} if failure else self.floor,
+            "floor": {} if failure else {name: asdict(figure) for name, figure in self.floor.items()},
             "conditions": None if self.conditions is None else self.conditions.as_dict(),
         }
+
+    def _stats(self) -> dict[str, Any]:
+        digests = {} if self.digests is None else {"digests": self.digests.as_record()}
+        return {"criu": dict(self.criu.stats), **self.criu.runtime_stats, **digests}
 
     def _phases(self, start: float | None) -> dict[str, dict[str, float]]:
         if start is None:
@@ -194,6 +259,10 @@ def write_record(path: str | None, record: Mapping[str, Any]) -> None:
     if path:
         private.make_folders(os.path.dirname(path))
         write_json(path, record)
+
+
+def _told(found: Checks | Sizes | Counter) -> dict[str, Any]:
+    return {name: value for name, value in asdict(found).items() if value is not None}
 
 
 def _offset(when: float | None, start: float | None) -> float | None:

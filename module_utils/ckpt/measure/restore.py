@@ -22,6 +22,7 @@ from ..system.commands import Job, Result
 from ..vocabulary import REASONS, lane_problems
 from . import flows, prefetch, resident_pool
 from .options import RestoreOptions, Untaken
+from .results import Checks, Counter, ImageSizes, PageCache, Phases, Sizes
 
 DEVICE_MAP = "CRIU_CUDA_DEVICE_MAP"
 
@@ -61,7 +62,7 @@ def run(operation: flows.Operation, options: RestoreOptions) -> None:
         _require_fit(operation, options, proof)
         if not layout.archive:
             images.require_whole(layout.images)
-        record.stats["digests"] = digests.require_intact(layout, proof, options.verify).as_record()
+        record.take(digests.require_intact(layout, proof, options.verify))
         _make_way(operation, options.replace_running)
         try:
             _restore(operation, options, RestoreRequest(layout, proof, options.flags))
@@ -151,14 +152,10 @@ def _require_fit(operation: flows.Operation, options: RestoreOptions, proof: Man
 def _restore(operation: flows.Operation, options: RestoreOptions, request: RestoreRequest) -> None:
     record, runtime = operation.record, operation.runtime
     proof = request.manifest
-    record.images, record.images_total = proof.images, proof.images_total
-    record.bytes["gpu"] = proof.gpu_bytes
-    record.counter["before"] = proof.counter
+    record.take(ImageSizes(proof.images, proof.images_total), Sizes(gpu=proof.gpu_bytes), Counter(before=proof.counter))
     files = runtime.prepare_restore(request)
-    record.page_cache = {
-        "asked": options.page_cache,
-        "resident_fraction": None if options.page_cache is None else pagecache.prepare(options.page_cache, files),
-    }
+    asked = options.page_cache
+    record.take(PageCache(asked, None if asked is None else pagecache.prepare(asked, files)))
     record.gpu_mem_before = cuda.memory_used_bytes(operation.commands)
     if options.page_cache is not None:
         operation.client.ready()
@@ -174,7 +171,7 @@ def _restore(operation: flows.Operation, options: RestoreOptions, request: Resto
             result = job.wait()
         fetched = [one.finish() for one in fetching] if result.rc == 0 else []
     _add_result(operation, request, result)
-    record.phases.update(prefetch.together(fetched))
+    record.take(prefetch.together(fetched))
     _prove(operation, options, proof, cuda_ran)
 
 
@@ -208,9 +205,9 @@ def _serve(operation: flows.Operation, options: RestoreOptions, job: Job, proof:
         if slimming.wakes(operation.client, options.slimming):
             begin = time.monotonic()
             slimming.wake(operation.client, options.slimming)
-            record.phases["wake"] = (begin, time.monotonic())
+            record.take(Phases({"wake": (begin, time.monotonic())}))
         completion = flows.send_canary(operation)
-        record.phases["first_token"] = (completion.requested, completion.first_token)
+        record.take(Phases({"first_token": (completion.requested, completion.first_token)}))
     except _RestoreFailedError:
         return None
     finally:
@@ -234,14 +231,13 @@ def _add_result(operation: flows.Operation, request: RestoreRequest, result: Res
     record, runtime = operation.record, operation.runtime
     record.mark("T1", result.ended)
     evidence = runtime.evidence("restore", request.layout)
-    flows.add_stats(operation, evidence, result)
-    flows.add_phases(operation, evidence, result, criu_log.RESTORE_PHASES)
-    record.checks["exit_zero"] = result.rc == 0
+    record.take(flows.read_run(runtime, evidence, result, criu_log.RESTORE_PHASES))
+    record.take(Checks(exit_zero=result.rc == 0))
     if result.rc != 0:
         raise flows.explain(evidence, result.stderr, "criu_failed", f"the restore of {request.manifest.name} failed")
     failures = criu_log.silent_failures(evidence.log, request.manifest.plain_processes)
     # without a log there is no proof that no hook failed
-    record.checks["no_error_line"] = bool(evidence.log) and not failures
+    record.take(Checks(no_error_line=bool(evidence.log) and not failures))
     record.log_tail = failures
     operation.log_lines += failures
 
@@ -250,15 +246,18 @@ def _prove(operation: flows.Operation, options: RestoreOptions, proof: Manifest,
     """The truth gate: every check that applies, and the first that fails becomes the failure."""
     record = operation.record
     alive = {task.identity for task in operation.runtime.tasks()}
-    record.checks["pids_alive"] = proof.identities <= alive
-    record.checks["cuda_running"] = cuda_ran
-    if proof.gpu_bytes is not None:
-        record.checks["image_bytes"] = record.images_total >= proof.gpu_bytes
+    record.take(
+        Checks(
+            pids_alive=proof.identities <= alive,
+            cuda_running=cuda_ran,
+            image_bytes=None if proof.gpu_bytes is None else record.images.total >= proof.gpu_bytes,
+        )
+    )
     unanswered = _compare_counter(operation, proof)
-    record.canary_equal = flows.same_answer(proof.canary_tokens, record.canary_tokens)
-    record.checks["canary_equal"] = record.canary_equal
-    if options.memory_digest and proof.memory_digest is not None and record.canary_equal:
-        record.checks["memory_equal"] = operation.client.memory_digest() == proof.memory_digest
+    same = flows.same_answer(proof.canary_tokens, record.canary_tokens)
+    record.take(Checks(canary_equal=same))
+    if options.memory_digest and proof.memory_digest is not None and same:
+        record.take(Checks(memory_equal=operation.client.memory_digest() == proof.memory_digest))
     record.judge()
     if failure := record.failure or unanswered:
         raise failure
@@ -269,15 +268,16 @@ def _compare_counter(operation: flows.Operation, proof: Manifest) -> CkptError |
     if proof.counter is None:
         return None
     record, spec = operation.record, operation.spec
+    expected = proof.counter + proof.counter_step
     try:
-        record.counter["after"] = operation.client.counter_reaches(proof.counter + proof.counter_step)
+        after = operation.client.counter_reaches(expected)
     except CkptError as error:
         return error
-    if record.counter["after"] is None:
+    if after is None:
         return CkptError(
             "server_unhealthy",
             f"{spec.counter_path} told {spec.counter_metric} before the checkpoint, and does not after the restore; "
             "see the server's log lines.",
         )
-    record.checks["counter_survived"] = record.counter["after"] == proof.counter + proof.counter_step
+    record.take(Counter(after=after), Checks(counter_survived=after == expected))
     return None

@@ -9,9 +9,10 @@ from typing import Any
 from ..cuda import processes as cuda
 from ..safety import leftovers
 from ..safety.locks import exclusive
-from ..system.commands import Job
 from . import flows
 from .options import StartOptions
+from .record import Record
+from .results import Checks, Counter, Phases, Span
 
 
 def begin(kind: str, params: Mapping[str, Any]) -> tuple[flows.Operation, StartOptions]:
@@ -56,17 +57,13 @@ def _measure(operation: flows.Operation) -> None:
     flows.send_canary(operation)
     result = job.wait()
     record.mark("T1", result.ended)
-    record.phases["start_command"] = (result.started, result.ended)
-    _add_serving_phase(operation, job)
-    record.checks["exit_zero"] = True
-    record.checks["pids_alive"] = bool(runtime.tasks())
-    record.counter["after"] = operation.client.counter()
+    record.take(Phases({"start_command": (result.started, result.ended), **_serving_phases(record, result.ended)}))
+    record.take(Checks(exit_zero=True, pids_alive=bool(runtime.tasks())))
+    record.take(Counter(after=operation.client.counter()))
 
 
-def _add_serving_phase(operation: flows.Operation, job: Job) -> None:
-    marks = operation.record.marks
-    ready, first_token = marks["T3"], marks["T4"]
+def _serving_phases(record: Record, command_ended: float) -> dict[str, Span]:
+    ready, first_token = record.marks["T3"], record.marks["T4"]
     if ready is None or first_token is None:
-        return
-    operation.record.phases["load"] = (min(job.wait().ended, ready), ready)
-    operation.record.phases["first_token"] = (ready, first_token)
+        return {}
+    return {"load": (min(command_ended, ready), ready), "first_token": (ready, first_token)}

@@ -7,7 +7,7 @@ import json
 
 import pytest
 from ansible.module_utils.ckpt import errors
-from ansible.module_utils.ckpt.measure import record
+from ansible.module_utils.ckpt.measure import record, results
 from ansible.module_utils.ckpt.server import client as http
 
 from gpuckpt_report.records import schema
@@ -21,10 +21,9 @@ def built():
     made = record.Record("restore", IDENTITY)
     for number, name in enumerate(record.MARKS):
         made.mark(name, 100.0 + number)
-    made.phases = {"criu": (100.0, 101.0), "health": (101.0, 103.0)}
-    made.images, made.images_total = {"pages": 5, "mm": 1}, 6
-    made.requests = [{"ttft_s": 0.1, "duration_s": 0.2, "tokens": 3}]
-    made.checks |= {"exit_zero": True, "cuda_running": None}
+    made.take(results.Phases({"criu": (100.0, 101.0), "health": (101.0, 103.0)}))
+    made.take(results.ImageSizes({"pages": 5, "mm": 1}, 6), http.Completion(["a"], 100.5, 100.6, 100.7))
+    made.take(results.Checks(exit_zero=True))
     return made
 
 
@@ -41,14 +40,14 @@ def test_a_record_of_the_modules_is_valid_and_keeps_its_figures(built):
 
 @pytest.mark.parametrize("gate", record.GATES)
 def test_every_gate_that_fails_makes_a_valid_failed_record(built, gate):
-    built.checks[gate] = False
+    built.take(results.Checks(**{gate: False}))
     built.judge()
     parsed = parse(built)
     assert (parsed.status, parsed.reason) == ("failed", record.GATES[gate][0])
 
 
 def test_a_record_with_a_failed_gate_that_nobody_judged_is_refused(built):
-    built.checks["canary_equal"] = False
+    built.take(results.Checks(canary_equal=False))
     with pytest.raises(schema.ValidationError, match="truth gate"):
         parse(built)
 
@@ -66,9 +65,10 @@ def test_a_probe_and_a_start_of_the_bill_are_valid(built):
     start.marks = built.marks
     assert (start.up_at, parse(start).bill.started) == (105.0, "restore")
     probe = record.Record("probe", IDENTITY)
-    probe.bill = {"started": "restore", "asked_s": 60.0, "at_s": 60.01, "concurrency": 2, "max_tokens": 3}
+    probe.bill = results.BillOfLoad("restore", asked_s=60.0, concurrency=2, max_tokens=3)
     completion = http.Completion(["a", "b", "c"], 100.5, 100.6, 100.8)
-    probe.requests = [completion.as_request(100.0)] * 2
+    probe.mark("T0", 100.0)
+    probe.take(results.Load([completion.as_request(100.0)] * 2, 100.6, 100.8, after_s=60.01))
     parsed = parse(probe)
     assert parsed.requests[0].requested_s == 0.5
     said = record.outcome(probe.as_dict([]))

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 from ansible.module_utils.ckpt.errors import CkptError
 from ansible.module_utils.ckpt.measure.record import GATES, Record, outcome, uncovered, write_record
+from ansible.module_utils.ckpt.measure.results import Checks, Counter, CriuRun, ImageSizes, PageCache, Phases, Sizes
 from ansible.module_utils.ckpt.vocabulary import REASONS
 
 from gpuckpt_report.records import schema
@@ -24,8 +26,8 @@ def complete() -> Record:
     record.mark("T3", 100.4)
     record.mark("T4", 100.6)
     record.mark("T5", 100.7)
-    record.phases = {"before_criu": (100.0, 100.2), "memory": (100.2, 100.4)}
-    record.checks = dict.fromkeys(GATES, True)
+    record.take(Phases({"before_criu": (100.0, 100.2), "memory": (100.2, 100.4)}))
+    record.checks = Checks(**dict.fromkeys(GATES, True))
     return record
 
 
@@ -43,7 +45,7 @@ def test_a_record_is_what_the_controller_accepts() -> None:
 @pytest.mark.parametrize("gate", GATES)
 def test_each_gate_fails_alone(gate: str) -> None:
     record = complete()
-    record.checks[gate] = False
+    record.take(Checks(**{gate: False}))
     record.judge()
     found = record.as_dict([])
     schema.Record.model_validate_json(json.dumps(found))
@@ -52,9 +54,34 @@ def test_each_gate_fails_alone(gate: str) -> None:
     assert found["message"]
 
 
+def test_each_check_is_a_gate_in_its_order() -> None:
+    assert [field.name for field in fields(Checks)] == list(GATES)
+
+
+def test_what_steps_leave_open_stays_as_it_was() -> None:
+    record = Record("restore", IDENTITY)
+    record.take(Checks(exit_zero=True), Checks(pids_alive=False), Counter(before=3), Counter(after=4), Sizes(gpu=5))
+    record.take(Sizes(archive=6), Phases({"wake": (1.0, 2.0)}), PageCache("dropped", 0.0), ImageSizes({"pages": 7}, 8))
+    record.take(CriuRun({"dumped": 1}, {"podman": {"x": 2}}, {"memory": (2.0, 3.0)}, mapped_bytes=9))
+    found = record.as_dict([])
+    assert (found["checks"]["exit_zero"], found["checks"]["pids_alive"]) == (True, False)
+    assert found["counter"] == {"before": 3, "after": 4}
+    assert found["bytes"] == {
+        "images": {"pages": 7},
+        "images_total": 8,
+        "gpu": 5,
+        "read": None,
+        "mapped": 9,
+        "archive": 6,
+    }
+    assert found["stats"] == {"criu": {"dumped": 1}, "podman": {"x": 2}}
+    assert found["page_cache"] == {"asked": "dropped", "resident_fraction": 0.0}
+    assert record.phases == {"wake": (1.0, 2.0), "memory": (2.0, 3.0)}
+
+
 def test_a_gate_that_does_not_apply_does_not_fail() -> None:
     record = complete()
-    record.checks["cuda_running"] = None
+    record.checks = replace(record.checks, cuda_running=None)
     record.judge()
     assert record.failure is None
 
@@ -62,7 +89,7 @@ def test_a_gate_that_does_not_apply_does_not_fail() -> None:
 def test_a_known_cause_is_not_replaced_by_a_gate() -> None:
     record = complete()
     record.failure = CkptError("store_full", "the store is full.")
-    record.checks["exit_zero"] = False
+    record.take(Checks(exit_zero=False))
     record.judge()
     assert record.failure.reason == "store_full"
 
@@ -106,7 +133,7 @@ def test_records_are_written_whole_and_private(tmp_path: Path) -> None:
 def test_the_outcome_is_one_line() -> None:
     record = complete()
     assert outcome(record.as_dict([])) == "podman, iteration 2: first token after 0.600 s"
-    record.checks["canary_equal"] = False
+    record.take(Checks(canary_equal=False))
     record.judge()
     record.identity["warmup"] = True
     failed = outcome(record.as_dict([]))

@@ -411,7 +411,7 @@ def fetched(spec: Any, weights: Path, standby: bool, take: Callable[[], None]) -
     with prefetch_module.ready(spec, parse_criu({}), [str(weights)], Commands(), standby=standby) as [one]:
         began = one.begin()
         take()
-        spans = one.finish()
+        spans = dict(one.finish().spans)
     assert began <= spans["prefetch-context"][0]
     return dict(spans)
 
