@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Filters of the role inference_server: which settings cannot work, and what several GPUs need."""
+"""Filters of the role inference_server: which settings cannot work, and what follows from runtime and GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if OURS not in ansible.module_utils.__path__:
     ansible.module_utils.__path__.append(OURS)
 
 from ansible.module_utils.ckpt.server import parallel
-from ansible.module_utils.ckpt.vocabulary import RUNTIMES
+from ansible.module_utils.ckpt.vocabulary import RUNTIME_TRAITS, RUNTIMES
 
 Data = dict[str, Any]
 
@@ -67,6 +67,11 @@ def inference_server_parallel(gpus: int) -> Data:
     return {"args": parallel.arguments(gpus), "env": parallel.environment() if gpus > 1 else {}}
 
 
+def inference_server_in_container(runtime: str) -> bool:
+    """Tells whether a runtime starts the server from an image or a root of its own. An unknown one is refused elsewhere."""
+    return runtime in RUNTIME_TRAITS and RUNTIME_TRAITS[runtime].in_container
+
+
 class FilterModule:
     """Register the filters with Ansible."""
 
@@ -75,4 +80,5 @@ class FilterModule:
         return {
             "inference_server_problems": inference_server_problems,
             "inference_server_parallel": inference_server_parallel,
+            "inference_server_in_container": inference_server_in_container,
         }

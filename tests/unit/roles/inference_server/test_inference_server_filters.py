@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.ckpt.server import parallel
-from ansible.module_utils.ckpt.vocabulary import RUNTIMES
+from ansible.module_utils.ckpt.vocabulary import RUNTIME_TRAITS, RUNTIMES
 from project import ROOT, filters_of
 
 ROLE = filters_of("inference_server")
@@ -79,3 +79,10 @@ def test_phases_and_runtimes_are_those_that_the_role_documents() -> None:
     phases = specs["argument_specs"]["main"]["options"]["inference_server_phases"]["choices"]
     for runtime in RUNTIMES:
         assert ROLE.inference_server_problems({**ASKED, "phases": phases, "runtime": runtime}) == []
+
+
+def test_what_is_in_a_container_is_said_by_the_runtimes_traits() -> None:
+    told = {name: ROLE.inference_server_in_container(name) for name in RUNTIMES}
+    assert told == {name: RUNTIME_TRAITS[name].in_container for name in RUNTIMES}
+    assert (told["podman"], told["process"]) == (True, False)
+    assert ROLE.inference_server_in_container("docker") is False
