@@ -268,14 +268,17 @@ class Splitter(io.RawIOBase):
 
 
 def compress(folder: Path, sink: IO[bytes]) -> None:
-    """Writes `folder` as tar.xz to `sink`, on all cores where the xz command exists."""
+    """Writes `folder` as tar.xz to `sink`, on all cores where the xz command exists.
+
+    That command's own level is 6, too; its variable XZ_OPT names another.
+    """
     xz = shutil.which("xz")
     if xz is None:
         with lzma.open(sink, "wb", preset=6) as packed:
             add_all(folder, packed)
         return
     with tempfile.TemporaryFile() as scratch:
-        with subprocess.Popen([xz, "-6", "-T0", "-c"], stdin=subprocess.PIPE, stdout=scratch) as child:
+        with subprocess.Popen([xz, "-T0", "-c"], stdin=subprocess.PIPE, stdout=scratch) as child:
             assert child.stdin is not None
             add_all(folder, child.stdin)
             child.stdin.close()
