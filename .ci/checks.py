@@ -306,8 +306,9 @@ def main() -> int:
         print("\n".join(f"{check.group:<12} {check.name}" for check in checks))
         return 0
     LOGS.mkdir(parents=True, exist_ok=True)
-    # what an older run has left there may be another revision's
-    shutil.rmtree(NODE, ignore_errors=True)
+    if any(check.after == "node" for check in checks):
+        # what an older run has left there may be another revision's
+        shutil.rmtree(NODE, ignore_errors=True)
     started = time.monotonic()
     outcomes = run_all(checks, options.workers)
     summary(outcomes, time.monotonic() - started)
