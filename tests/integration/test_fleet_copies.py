@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Three nodes over ssh: a golden checkpoint is made on one, fetched and served on all that it fits, and told of by the one that it does not fit.
+"""Three nodes over ssh: a golden checkpoint is made on one, and served on all that it fits. The other one says why not.
 
 The nodes are those of test_fleet.py. Each has a loopback of its own, and there an SFTP server for the one folder of copies. The
 third node says that it has another driver.

@@ -36,7 +36,7 @@ class Node:
     def begin(self, verb: str, **given: Any) -> subprocess.Popen[str]:
         """Starts a call."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # settings of this machine's own clients are none of a node's
+        # a node does not have the settings of this machine's own clients
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "RCLONE_"))}
         command = [*self.before, sys.executable, PROGRAM, self.root, verb, json.dumps({**self.options, **given})]
         pipe = subprocess.PIPE
