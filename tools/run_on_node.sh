@@ -19,7 +19,7 @@
 #   BUNDLE                the bundle (.bundle)
 #   WORK                  where the steps work (/var/tmp/gpuckpt)
 #   OUT                   what is to be brought home (WORK/out)
-#   GPUCKPT_NODE_PYTHON   an interpreter, 3.12 with PyTorch and httpx (python3)
+#   GPUCKPT_NODE_PYTHON   an interpreter, 3.12 with PyTorch (python3)
 #   MODEL                 gpuckpt_model of every play (the inventory's)
 #   EXTRA                 further arguments of every ansible-playbook
 #   BUDGET_S              seconds after which bench begins no further entry, 0 for no end
