@@ -42,13 +42,18 @@ def test_rollback_puts_the_machine_back(provisioned: object, was_bare: dict[str,
 
 
 def traces(state: dict[str, Any]) -> list[str]:
-    """What bears the project's name, but for the builds of CRIU, of which an older machine may have more."""
+    """What bears the project's name.
+
+    But for the builds of CRIU, of which an older machine may have more, and what Python compiled when a server ran.
+    """
     named = [*state["mounts"], *state["images"], *state["files"]]
     links = [path for path, content in state["files"].items() if content.startswith("link to /opt/gpuckpt/")]
     return sorted(
         name
         for name in {*named, *links}
-        if (name == STORE or "gpuckpt" in name or name in links) and not name.startswith("/opt/gpuckpt/criu/")
+        if (name == STORE or "gpuckpt" in name or name in links)
+        and not name.startswith("/opt/gpuckpt/criu/")
+        and "__pycache__" not in name
     )
 
 

@@ -99,10 +99,10 @@ def test_no_command_has_a_secret_in_its_words(node: Nodes, place: Place) -> None
     seen = set()
     with maker.begin("publish") as process:
         while process.poll() is None:
-            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            for pid in filter(str.isdigit, os.listdir("/proc")):
                 try:
-                    words = entry.read_bytes().decode(errors="replace")
-                except OSError:
+                    words = Path("/proc", pid, "cmdline").read_bytes().decode(errors="replace")
+                except OSError:  # it has ended
                     continue
                 if words.startswith(("rclone\0", "skopeo\0")) and "serve" not in words:
                     seen.add(words)
