@@ -53,6 +53,7 @@ def run(operation: flows.Operation, options: CheckpointOptions) -> Manifest:
         replacement.heal(layout.folder)
         replacement.require_replaceable(layout.folder)
         _require_running(operation)
+        slimming.require_known(operation.client, options.slimming)
         leftovers.note(record.run_id, checkpoint=layout.folder)
         with _end_as_the_cause(operation):
             manifest = _describe(operation, options)

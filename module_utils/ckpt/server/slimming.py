@@ -32,6 +32,11 @@ AFTER: dict[str, tuple[Request, ...]] = {
 }
 
 
+def require_known(client: Client, mode: str) -> None:
+    """Raises CkptError (bad_input) for a mode that the server does not know: waking it would fail as well."""
+    _requests(client, mode, "before", BEFORE)
+
+
 def slim(client: Client, mode: str) -> None:
     """Makes the server small. Raises CkptError if it refuses."""
     _send(client, _requests(client, mode, "before", BEFORE), "server_unhealthy", "slimming")

@@ -156,6 +156,22 @@ def test_open_connection_fails_clearly_and_leaves_it_serving(call: Call, server:
     assert call("ckpt_checkpoint", **server, criu=STOCK, checkpoint={"dir": str(folder)})["record"]["status"] == "ok"
 
 
+@pytest.mark.parametrize(
+    ("known", "reason"),
+    [({}, "bad_input"), ({"staged": {"before": [["/no-such-path", None]], "after": []}}, "server_unhealthy")],
+)
+def test_a_slimming_that_is_unknown_or_fails_leaves_it_serving(
+    call: Call, process_server: Result, store: Path, known: dict[str, object], reason: str
+) -> None:
+    call("ckpt_start", **process_server)
+    before = pid_of(process_server)
+    slimmed = {**process_server, "server": {**process_server["server"], "sleep": known}}
+    failed = call("ckpt_checkpoint", **slimmed, criu=STOCK, checkpoint={"dir": str(store / "slim")}, slimming="staged")
+    assert failed["reason"] == reason
+    assert answers(process_server)
+    assert pid_of(process_server) == before
+
+
 def test_io_uring_holder_is_named_before_the_dump(call: Call, process_server: Result, store: Path) -> None:
     command = [sys.executable, "-c", OPEN_IO_URING, *process_server["server"]["command"]]
     server = {"runtime": "process", "server": {**process_server["server"], "command": command}}
