@@ -32,10 +32,13 @@ if [ -d "$from" ]; then
 else
     python3 - "$scratch/upper" <<"END"
 import os, stat, sys
-for folder in ("etc/criu", "etc/gpuckpt", "etc/containers/containers.conf.d", "opt/gpuckpt", "var/lib/gpuckpt"):
+hidden = ("criu", "gpuckpt", "containers/containers.conf.d", "containers/seccomp.d")
+for folder in (*(f"etc/{name}" for name in hidden), "opt/gpuckpt", "var/lib/gpuckpt"):
     os.makedirs(f"{sys.argv[1]}/{folder}")
     os.setxattr(f"{sys.argv[1]}/{folder}", "trusted.overlay.opaque", b"y")
 os.makedirs(f"{sys.argv[1]}/usr/local/sbin")
+with open("/etc/fstab") as lines, open(f"{sys.argv[1]}/etc/fstab", "w") as own:
+    own.writelines(line for line in lines if "gpuckpt" not in line)
 for name in ("criu", "gpuckpt-runc"):
     os.mknod(f"{sys.argv[1]}/usr/local/sbin/{name}", stat.S_IFCHR, os.makedev(0, 0))
 END
