@@ -97,6 +97,16 @@ class Fleet:
         )
 
 
+def ssh_variables(key: Path) -> dict[str, object]:
+    """What an inventory says of nodes that are reached by ssh."""
+    return {
+        "ansible_user": "ops",
+        "ansible_become": True,
+        "ansible_ssh_private_key_file": str(key),
+        "ansible_ssh_common_args": SSH_ARGUMENTS,
+    }
+
+
 def start_node(root: Path, scratch: Path, public_key: str) -> Node:
     """Starts a node and waits until it can be reached."""
     scratch.mkdir()
@@ -126,12 +136,7 @@ def fleet(bundle: Path, bare_root: Path, tmp_path_factory: pytest.TempPathFactor
             nodes[name] = start_node(bare_root, folder / name, public_key)
         inventory = {
             "all": {
-                "vars": {
-                    "ansible_user": "ops",
-                    "ansible_become": True,
-                    "ansible_ssh_private_key_file": str(key),
-                    "ansible_ssh_common_args": SSH_ARGUMENTS,
-                },
+                "vars": ssh_variables(key),
                 "children": {
                     "gpu-nodes": {"hosts": {name: {"node_init": node.init} for name, node in nodes.items()}},
                     "elsewhere": {"hosts": {"node-c": {"node_init": 0}}},

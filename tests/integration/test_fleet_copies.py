@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from conftest import NODE_PACKAGES
 from plays import WEIGHTS_MIB, minimal_root, play
-from test_fleet import SSH_ARGUMENTS, Fleet, Node, start_node
+from test_fleet import Fleet, Node, ssh_variables, start_node
 
 sys.path.insert(0, str(Path(__file__).parent / "copies"))
 
@@ -78,12 +78,7 @@ def fleet(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         subprocess.run(inside(nodes["node-c"], "sh", "-c", driver), check=True)
         inventory = {
             "all": {
-                "vars": {
-                    "ansible_user": "ops",
-                    "ansible_become": True,
-                    "ansible_ssh_private_key_file": str(key),
-                    "ansible_ssh_common_args": SSH_ARGUMENTS,
-                },
+                "vars": ssh_variables(key),
                 "hosts": {name: {"node_init": node.init} for name, node in nodes.items()},
             }
         }

@@ -109,7 +109,7 @@ def names(source: str) -> set[str]:
     for node in _tree(source).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             found.add(node.name)
-        found |= {f"{target.id}" for target in _targets(node) if isinstance(target, ast.Name)}
+        found |= {target.id for target in _targets(node) if isinstance(target, ast.Name)}
         if isinstance(node, ast.ClassDef):
             for inner in ast.walk(node):
                 if isinstance(inner, ast.FunctionDef):

@@ -24,7 +24,7 @@ def wanted() -> bool:
 
 def install(platform: Any) -> None:
     """Has the graphs of this process captured into a pool of the sleep allocator."""
-    platform.get_global_graph_pool = lambda: _pool_id()
+    platform.get_global_graph_pool = _pool_id
 
 
 def _pool_id() -> Any:
