@@ -61,9 +61,14 @@ def test_all_off_dumps_the_same_images(stock_build, patched_build, programs, sto
             dumps[name].append(image_pages(store / f"{name}-{turn}"))
     pages = dumps["stock"][0].keys()
     assert all(dump.keys() == pages for dumped in dumps.values() for dump in dumped)
-    # A page or two of the stack changes now and then, whoever dumps: what differs on purpose differs every time.
     contents = {page: {name: {dump[page] for dump in dumped} for name, dumped in dumps.items()} for page in pages}
-    assert not {page for page, found in contents.items() if found["stock"].isdisjoint(found["patched"])}
+    # A page or two of the stack changes now and then, whoever dumps, and may do so at every dump.
+    # What differs on purpose is the same in all dumps of one build, and never the same in both.
+    assert not {
+        page
+        for page, found in contents.items()
+        if len(found["stock"]) == len(found["patched"]) == 1 and found["stock"] != found["patched"]
+    }
     assert sum(len(found["stock"] | found["patched"]) > 1 for found in contents.values()) < 8
 
 
