@@ -140,6 +140,17 @@ def test_a_release_that_fails_on_one_rank_leaves_a_server_that_serves(vllm: Serv
     assert [told["live"] for told in vllm.tell("release")] == [0, 0], "and it can be tried again"
 
 
+def test_a_release_that_fails_before_nccl_was_needed_again_leaves_one_communicator(vllm: Server) -> None:
+    for step in ("release", "rebuild"):
+        assert all("error" not in told for told in vllm.tell(step))
+    vllm.tell("set FAKE_NCCL_REFUSES ncclCommDestroy", "set FAKE_NCCL_REFUSES")
+    assert all("rank 0: RuntimeError" in told["error"] for told in vllm.tell("release"))
+    vllm.tell("set FAKE_NCCL_REFUSES")
+    used = vllm.tell("use-nccl")
+    assert used[0]["comms"] == used[1]["comms"]
+    assert [told["live"] for told in used] == [2, 2]
+
+
 def test_what_cannot_be_released_is_refused_before_anything_is(vllm: Server) -> None:
     vllm.tell("set FAKE_SYMMETRIC", "set FAKE_SYMMETRIC 1")
     for told in vllm.tell("release"):

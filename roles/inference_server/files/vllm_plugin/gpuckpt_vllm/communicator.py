@@ -121,10 +121,11 @@ class LatePynccl(pynccl.PyNcclCommunicator):
     def reconnect(self, ranks: Ranks) -> None:
         """Connects again, in the background. Every rank must. Raises RankError.
 
-        A communicator that this rank still has, after a release that failed on another one, is given up.
+        A communicator that this rank still has, after a release that failed on another one, is given up. One that
+        is still being made is waited for: its thread would go on with the identifier of the next one.
         """
         with suppress(Exception):
-            left = self._connection.get(0)
+            left = self._connection.get(NCCL_LIMIT_S)
             if left is not None:
                 self.nccl.ncclCommAbort(left)
         offered = bytes(self.nccl.ncclGetUniqueId().internal) if self.rank == 0 else b""
@@ -155,7 +156,7 @@ class LatePynccl(pynccl.PyNcclCommunicator):
 
 
 class CheckpointCommunicator(CudaCommunicator):
-    """vLLM's communicator of one group; `release` and `rebuild` go around a checkpoint."""
+    """vLLM's communicator of one group; groups.py lets go of its parts and makes them anew."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """As the base class, which makes its all-reduce and its NCCL from the classes above."""
