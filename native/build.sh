@@ -66,10 +66,10 @@ sources() {
 	done | sort
 }
 
-# Every file that decides what is built. native/cuda belongs to both variants: cuda-checkpoint is built from it.
+# Every file that decides what is built. native/cuda and staging belong to both variants: cuda-checkpoint is built from them.
 inputs() {
 	printf '%s\n' "$native/build.sh" "$native/front/criu"
-	sources cuda
+	sources cuda staging
 	if [ "$variant" = patched ]; then
 		sources criu
 		printf '%s\n' "$native/patches/series"
@@ -137,8 +137,7 @@ compile() {
 
 compile_commands() {
 	mkdir "$scratch/commands"
-	[ -f "$native/cuda/commands.mk" ] || return 0
-	say "compiling the commands next to CRIU"
+	say "compiling the commands and the library next to CRIU"
 	make -C "$native/cuda" -f commands.mk O="$scratch/commands" all >"$scratch/commands.log" 2>&1 || {
 		tail -n 40 "$scratch/commands.log" >&2
 		die "compiling native/cuda/commands.mk failed (last lines above)"
@@ -163,7 +162,8 @@ install_files() {
 	install -D -m 755 "$tree/criu/criu" "$stage/libexec/criu"
 	install -D -m 755 "$tree/plugins/cuda/cuda_plugin.so" "$stage/lib/criu/cuda_plugin.so"
 	install -D -m 755 "$native/front/criu" "$stage/bin/criu"
-	find "$scratch/commands" -maxdepth 1 -type f -perm -u+x -exec install -m 755 -t "$stage/bin" {} +
+	find "$scratch/commands" -maxdepth 1 -type f -perm -u+x ! -name '*.so' -exec install -m 755 -t "$stage/bin" {} +
+	install -D -m 755 -t "$stage/lib" "$scratch/commands/libgpuckpt_staging.so"
 }
 
 # A JSON list of {"name", "sha256"} of the files named on standard input.
@@ -180,10 +180,10 @@ digests_json() {
 write_build_json() {
 	local version patches='[]' source_digests
 	version=$(sed -n 's/^CRIU_VERSION_[A-Z]*[[:space:]]*:=[[:space:]]*\([0-9][0-9]*\)$/\1/p' "$tree/Makefile.versions" | paste -sd.)
-	source_digests=$(sources cuda | digests_json)
+	source_digests=$(sources cuda staging | digests_json)
 	if [ "$variant" = patched ]; then
 		patches=$(series | digests_json)
-		source_digests=$(sources criu cuda | digests_json)
+		source_digests=$(sources criu cuda staging | digests_json)
 	fi
 	cat >"$stage/BUILD.json" <<JSON
 {

@@ -10,6 +10,7 @@
 #include "gpuckpt_cuda_options.h"
 #include "gpuckpt_cuda_plugin.h"
 #include "gpuckpt_cuda_ranges.h"
+#include "gpuckpt_cuda_staging.h"
 #include "gpuckpt_cuda_tasks.h"
 
 #undef LOG_PREFIX
@@ -106,6 +107,7 @@ int gc_pause(pid_t pid)
 	if (ret)
 		return ret;
 
+	gc_staging_put_aside();
 	gc_run_call(&lock, gc_is_running, NULL);
 	if (gc_any_failed() || announce_plugin())
 		return -1;

@@ -49,7 +49,7 @@ static int read_backend(void)
 	return 0;
 }
 
-static int read_on_off(const char *name, bool *on)
+static int read_on_off(const char *name, bool *on, bool otherwise)
 {
 	const char *text = getenv(name);
 
@@ -57,7 +57,7 @@ static int read_on_off(const char *name, bool *on)
 		pr_err("%s=%s is neither 0 nor 1\n", name, text);
 		return -1;
 	}
-	*on = text && *text == '1';
+	*on = text && *text ? *text == '1' : otherwise;
 	return 0;
 }
 
@@ -82,8 +82,9 @@ static int read_device_map(void)
 
 int gc_options_read(void)
 {
-	return read_backend() || read_on_off("CRIU_CUDA_CONTEXT_POOL", &gc_options.pool) ||
-			       read_on_off("CRIU_CUDA_POOL_CONTEXTS", &gc_options.pool_contexts) || read_device_map() ||
+	return read_backend() || read_on_off("CRIU_CUDA_CONTEXT_POOL", &gc_options.pool, false) ||
+			       read_on_off("CRIU_CUDA_POOL_CONTEXTS", &gc_options.pool_contexts, false) ||
+			       read_on_off("CRIU_CUDA_STAGING", &gc_options.staging, true) || read_device_map() ||
 			       read_seconds("CRIU_CUDA_TIMEOUT_S", &gc_options.timeout_s, DEFAULT_TIMEOUT_S) ||
 			       read_seconds("CRIU_CUDA_POOL_WAIT_S", &gc_options.pool_wait_s, DEFAULT_POOL_WAIT_S)
 		       ? -1

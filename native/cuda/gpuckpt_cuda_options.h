@@ -15,6 +15,7 @@ struct gc_options {
 	unsigned int pool_wait_s;
 	bool pool;
 	bool pool_contexts;
+	bool staging; /* by programs that have libgpuckpt_staging.so */
 	struct gc_device_map map;
 };
 

@@ -9,6 +9,7 @@
 #include "gpuckpt_cuda_plugin.h"
 #include "gpuckpt_cuda_pool.h"
 #include "gpuckpt_cuda_ranges.h"
+#include "gpuckpt_cuda_staging.h"
 #include "gpuckpt_cuda_tasks.h"
 
 #undef LOG_PREFIX
@@ -185,6 +186,7 @@ void gc_put_back(void)
 	gc_run_call(&restore_call, has_to_be_restored, NULL);
 	gc_run_call(&unlock_call, has_to_be_unlocked, NULL);
 	gc_interrupt_threads();
+	gc_staging_put_back();
 
 	for (n = 0; n < gc_nr_tasks; n++)
 		if (gc_tasks[n].hung || gc_tasks[n].failed || has_to_go_back(&gc_tasks[n]))

@@ -22,6 +22,8 @@ struct task {
 	bool failed;            /* a call failed: ask nothing more of it in this hook */
 	bool hung;              /* a call did not come back: ask nothing more at all */
 	bool thread_resumed;
+	bool staging_asked; /* to put its GPU memory aside */
+	bool staged;        /* it did: the memory is in a file */
 	k_rtsigset_t sigset;
 	struct range_list memory; /* before the checkpoint */
 	struct gc_job *job;

@@ -15,12 +15,16 @@
  *   GPUCKPT_FAKE_TOTAL_MB    size of the "GPU" (default 8192)
  *   GPUCKPT_FAKE_FAULTS      scripted faults, separated by spaces: CALL:PID:RESULT[:TIMES], CALL:PID:delay=MS or
  *                            CALL:PID:meet=COUNT, which waits until so many calls are under way and then goes on,
- *                            CALL one of init retain copy tid state lock checkpoint restore unlock, PID a number or *
+ *                            CALL one of init retain copy tid state lock checkpoint restore unlock, or the name of a
+ *                            call of memory (cuMemCreate), PID a number or *
  *   GPUCKPT_FAKE_NEEDS_INIT  if set, a restore fails with CUDA_ERROR_NOT_INITIALIZED unless the caller called cuInit
  *   GPUCKPT_FAKE_VERSION     what cuDriverGetVersion answers (default 13000)
+ *   GPUCKPT_FAKE_GPUS        how many GPUs there are (default 1); their UUIDs are all 0x11, all 0x22, …
+ *   GPUCKPT_FAKE_WORK_MS     how long each piece of asynchronous work takes (default 0)
  */
 #define _GNU_SOURCE
 #include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -37,11 +41,15 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "cuda_types.h"
 #include "gpuckpt_cuda_abi.h"
 
 #define BLOCK_ADDRESS 0x7e5700000000UL
 #define BLOCK_MAGIC 0x66616b6563756461UL
-#define MAX_ALLOCATIONS 64
+#define MAX_ALLOCATIONS 4096
+#define MAX_RESERVATIONS 4096
+#define GRANULARITY (2UL << 20)
+#define OFFSET_BITS 40
 #define CONTEXT_BYTES (512UL << 20)
 #define CALL_LIMIT_MS 60000
 #define MEET_LIMIT_MS 10000
@@ -49,9 +57,19 @@
 
 enum command { COMMAND_NONE, COMMAND_CHECKPOINT, COMMAND_RESTORE };
 
+/* Physical memory: a file, or what a checkpoint made of it. */
 struct allocation {
 	uint64_t bytes; /* 0: free */
 	void *parked;
+	uint32_t users; /* one that holds it, and one for each mapping */
+	int32_t device;
+};
+
+/* Addresses of the virtual memory interface. */
+struct reservation {
+	uint64_t bytes; /* 0: free */
+	int32_t index;  /* of the allocation that is mapped, or -1 */
+	bool is_accessible;
 };
 
 /* Lives in the target; the caller reads and writes it from outside. */
@@ -69,6 +87,7 @@ struct block {
 	char device[128];
 	uint64_t total_bytes;
 	struct allocation allocations[MAX_ALLOCATIONS];
+	struct reservation reservations[MAX_RESERVATIONS];
 };
 
 static struct block *block;
@@ -344,7 +363,9 @@ EXPORT CUresult cuGetErrorName(CUresult result, const char **name)
 	return CUDA_ERROR_INVALID_VALUE;
 }
 
-/* --- devices, contexts and memory, as far as the pool and the workload use them --- */
+/* --- devices and contexts --- */
+
+static CUresult sticky; /* after an access to what is not mapped, as the real driver has it */
 
 /* CUDA calls of a locked process block until it is unlocked. */
 static CUresult enter(void)
@@ -353,19 +374,58 @@ static CUresult enter(void)
 		return CUDA_ERROR_NOT_INITIALIZED;
 	while (__atomic_load_n(&block->state, __ATOMIC_ACQUIRE) != CU_PROCESS_STATE_RUNNING)
 		sleep_ms(1);
-	return CUDA_SUCCESS;
+	return __atomic_load_n(&sticky, __ATOMIC_ACQUIRE);
+}
+
+static CUresult enter_call(const char *name)
+{
+	return enter() ?: fault(name, getpid());
+}
+
+static int gpu_count(void)
+{
+	const char *text = getenv("GPUCKPT_FAKE_GPUS");
+
+	return text ? atoi(text) : 1;
 }
 
 EXPORT CUresult cuDeviceGetCount(int *count)
 {
-	*count = 1;
+	*count = gpu_count();
 	return enter();
 }
 
 EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal)
 {
-	*device = 0;
-	return ordinal ? CUDA_ERROR_INVALID_VALUE : enter();
+	*device = ordinal;
+	return ordinal < 0 || ordinal >= gpu_count() ? CUDA_ERROR_INVALID_VALUE : enter();
+}
+
+EXPORT CUresult cuDeviceGetUuid_v2(CUuuid *uuid, CUdevice device)
+{
+	memset(uuid->bytes, 0x11 * (device + 1), sizeof(uuid->bytes));
+	return enter();
+}
+
+EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device)
+{
+	(void)device;
+	*value = attribute == CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED;
+	return enter();
+}
+
+/* The contexts of GPUs 0, 1, … are the addresses block + 1, block + 2, … */
+static _Thread_local CUcontext current_contexts[8];
+static _Thread_local int nr_current;
+
+static int device_of(CUcontext context)
+{
+	return context ? (char *)context - (char *)block - 1 : -1;
+}
+
+static CUcontext current_context(void)
+{
+	return nr_current ? current_contexts[nr_current - 1] : NULL;
 }
 
 static void context_path(char *path, size_t size)
@@ -373,20 +433,23 @@ static void context_path(char *path, size_t size)
 	snprintf(path, size, "%s/context.%d", fake_folder(), getpid());
 }
 
+static int context_users[64];
+
 EXPORT CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device)
 {
 	CUresult result = enter() ?: fault("retain", getpid());
 	char path[700];
 	int fd;
 
-	if (result != CUDA_SUCCESS || device)
+	if (result != CUDA_SUCCESS || device < 0 || device >= gpu_count())
 		return result ?: CUDA_ERROR_INVALID_VALUE;
 	context_path(path, sizeof(path));
 	fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return CUDA_ERROR_OPERATING_SYSTEM;
 	close(fd);
-	*context = (CUcontext)block;
+	context_users[device]++;
+	*context = (CUcontext)((char *)block + 1 + device);
 	return CUDA_SUCCESS;
 }
 
@@ -394,15 +457,54 @@ EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device)
 {
 	char path[700];
 
+	if (device < 0 || device >= gpu_count())
+		return CUDA_ERROR_INVALID_VALUE;
 	context_path(path, sizeof(path));
-	unlink(path);
-	return device ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
+	if (!--context_users[device])
+		unlink(path);
+	return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned int *flags, int *active)
+{
+	*flags = 0;
+	*active = device >= 0 && device < gpu_count() && context_users[device] > 0;
+	return enter();
 }
 
 EXPORT CUresult cuCtxSetCurrent(CUcontext context)
 {
-	(void)context;
+	nr_current = nr_current ?: 1;
+	current_contexts[nr_current - 1] = context;
 	return enter();
+}
+
+EXPORT CUresult cuCtxGetCurrent(CUcontext *context)
+{
+	*context = current_context();
+	return enter();
+}
+
+EXPORT CUresult cuCtxPushCurrent_v2(CUcontext context)
+{
+	if (nr_current == 8)
+		return CUDA_ERROR_INVALID_VALUE;
+	current_contexts[nr_current++] = context;
+	return enter();
+}
+
+EXPORT CUresult cuCtxPopCurrent_v2(CUcontext *context)
+{
+	if (!nr_current)
+		return CUDA_ERROR_INVALID_CONTEXT;
+	*context = current_contexts[--nr_current];
+	return enter();
+}
+
+EXPORT CUresult cuCtxGetDevice(CUdevice *device)
+{
+	*device = device_of(current_context());
+	return *device < 0 ? CUDA_ERROR_INVALID_CONTEXT : enter();
 }
 
 EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
@@ -415,64 +517,315 @@ EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
 	return result;
 }
 
-/* A device pointer is an index and an offset: (index + 1) << 40 | offset. */
-EXPORT CUresult cuMemAlloc_v2(uint64_t *pointer, size_t bytes)
+/* --- physical memory and addresses --- */
+
+static pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Of cuMemAlloc: index + 1. Of cuMemAddressReserve: those behind. The offset is below. */
+static uint64_t address_of(int index)
 {
-	CUresult result = enter();
+	return (uint64_t)(index + 1) << OFFSET_BITS;
+}
+
+static int index_of(uint64_t address)
+{
+	return (int)(address >> OFFSET_BITS) - 1;
+}
+
+static uint64_t offset_of(uint64_t address)
+{
+	return address & ((1UL << OFFSET_BITS) - 1);
+}
+
+static struct reservation *reservation_at(uint64_t address)
+{
+	int index = index_of(address) - MAX_ALLOCATIONS;
+
+	return index >= 0 && index < MAX_RESERVATIONS && block->reservations[index].bytes ? &block->reservations[index]
+											     : NULL;
+}
+
+/* The allocation behind some addresses, or -1 where there is none that may be used. */
+static int behind(uint64_t address, uint64_t bytes)
+{
+	struct reservation *reservation = reservation_at(address);
+	int index = reservation ? (reservation->is_accessible ? reservation->index : -1) : index_of(address);
+	bool is_there = index >= 0 && index < MAX_ALLOCATIONS && block->allocations[index].bytes &&
+			offset_of(address) + bytes <= block->allocations[index].bytes;
+
+	return is_there ? index : -1;
+}
+
+static CUresult make_allocation(uint64_t bytes, int device, int *index)
+{
 	char path[700];
 	int n = 0, fd;
 
-	if (result != CUDA_SUCCESS)
-		return result;
 	while (n < MAX_ALLOCATIONS && block->allocations[n].bytes)
 		n++;
 	if (n == MAX_ALLOCATIONS || used_bytes() + bytes > block->total_bytes)
 		return CUDA_ERROR_OUT_OF_MEMORY;
 	allocation_path(path, sizeof(path), n);
 	fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (fd < 0 || ftruncate(fd, bytes))
+	if (fd < 0)
 		return CUDA_ERROR_OPERATING_SYSTEM;
+	if (ftruncate(fd, bytes)) {
+		close(fd);
+		return CUDA_ERROR_OPERATING_SYSTEM;
+	}
 	close(fd);
-	block->allocations[n].bytes = bytes;
-	*pointer = (uint64_t)(n + 1) << 40;
+	block->allocations[n] = (struct allocation){.bytes = bytes, .users = 1, .device = device};
+	*index = n;
 	return CUDA_SUCCESS;
 }
 
-EXPORT CUresult cuMemcpyHtoD_v2(uint64_t pointer, const void *memory, size_t bytes)
+static void drop_user(int index)
 {
-	CUresult result = enter();
+	char path[700];
 
-	if (result == CUDA_SUCCESS &&
-	    transfer((pointer >> 40) - 1, (void *)memory, pointer & ((1UL << 40) - 1), bytes, true))
-		result = CUDA_ERROR_INVALID_VALUE;
+	if (--block->allocations[index].users)
+		return;
+	allocation_path(path, sizeof(path), index);
+	unlink(path);
+	block->allocations[index].bytes = 0;
+}
+
+EXPORT CUresult cuMemAlloc_v2(uint64_t *pointer, size_t bytes)
+{
+	CUresult result = enter_call("cuMemAlloc");
+	int index;
+
+	if (result != CUDA_SUCCESS || !bytes)
+		return result ?: CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&memory_lock);
+	result = make_allocation(bytes, device_of(current_context()), &index);
+	pthread_mutex_unlock(&memory_lock);
+	if (result == CUDA_SUCCESS)
+		*pointer = address_of(index);
 	return result;
 }
 
-/* A copy is over when its call returns, so a stream has nothing to wait for. */
-EXPORT CUresult cuMemcpyHtoDAsync_v2(uint64_t pointer, const void *memory, size_t bytes, void *stream)
+EXPORT CUresult cuMemAllocPitch_v2(uint64_t *pointer, size_t *pitch, size_t width, size_t height, unsigned int element)
 {
-	return stream == block ? fault("copy", getpid()) ?: cuMemcpyHtoD_v2(pointer, memory, bytes)
-			       : CUDA_ERROR_INVALID_VALUE;
+	(void)element;
+	*pitch = (width + 511) / 512 * 512;
+	return cuMemAlloc_v2(pointer, *pitch * height);
 }
 
-EXPORT CUresult cuStreamCreate(void **stream, unsigned int flags)
+/* The index of an allocation that begins at an address of cuMemAlloc, or -1. */
+static int own_allocation_at(uint64_t pointer)
 {
-	*stream = block;
-	return flags ? CUDA_ERROR_INVALID_VALUE : enter();
+	int index = index_of(pointer);
+
+	return offset_of(pointer) || index < 0 || index >= MAX_ALLOCATIONS || !block->allocations[index].bytes ? -1
+													       : index;
 }
 
-EXPORT CUresult cuStreamSynchronize(void *stream)
+static void drain(void);
+
+EXPORT CUresult cuMemFree_v2(uint64_t pointer)
 {
-	return stream == block ? enter() : CUDA_ERROR_INVALID_VALUE;
+	CUresult result = enter_call("cuMemFree");
+	int index;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	drain();
+	pthread_mutex_lock(&memory_lock);
+	index = own_allocation_at(pointer);
+	if (index >= 0)
+		drop_user(index);
+	pthread_mutex_unlock(&memory_lock);
+	return index < 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
-EXPORT CUresult cuMemcpyDtoH_v2(void *memory, uint64_t pointer, size_t bytes)
+static bool is_aligned(uint64_t number)
+{
+	return number && number % GRANULARITY == 0;
+}
+
+EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const void *properties, int option)
+{
+	(void)properties;
+	(void)option;
+	*bytes = GRANULARITY;
+	return enter();
+}
+
+EXPORT CUresult cuMemAddressReserve(uint64_t *pointer, size_t bytes, size_t alignment, uint64_t wish, uint64_t flags)
+{
+	CUresult result = enter_call("cuMemAddressReserve");
+	int n = 0;
+
+	(void)wish;
+	if (result != CUDA_SUCCESS || !is_aligned(bytes) || flags || (alignment & (alignment - 1)))
+		return result ?: CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&memory_lock);
+	while (n < MAX_RESERVATIONS && block->reservations[n].bytes)
+		n++;
+	if (n < MAX_RESERVATIONS)
+		block->reservations[n] = (struct reservation){.bytes = bytes, .index = -1};
+	pthread_mutex_unlock(&memory_lock);
+	*pointer = address_of(MAX_ALLOCATIONS + n);
+	return n < MAX_RESERVATIONS ? CUDA_SUCCESS : CUDA_ERROR_OUT_OF_MEMORY;
+}
+
+EXPORT CUresult cuMemAddressFree(uint64_t pointer, size_t bytes)
+{
+	CUresult result = enter_call("cuMemAddressFree");
+	struct reservation *reservation;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	pthread_mutex_lock(&memory_lock);
+	reservation = reservation_at(pointer);
+	if (!reservation || reservation->bytes != bytes || offset_of(pointer) || reservation->index >= 0)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else
+		reservation->bytes = 0;
+	pthread_mutex_unlock(&memory_lock);
+	return result;
+}
+
+/* As CUmemAllocationProp begins: type, handle types, type and number of the place. */
+EXPORT CUresult cuMemCreate(uint64_t *handle, size_t bytes, const int *properties, uint64_t flags)
+{
+	CUresult result = enter_call("cuMemCreate");
+	int index;
+
+	if (result != CUDA_SUCCESS || !is_aligned(bytes) || flags || properties[3] < 0 || properties[3] >= gpu_count())
+		return result ?: CUDA_ERROR_INVALID_VALUE;
+	pthread_mutex_lock(&memory_lock);
+	result = make_allocation(bytes, properties[3], &index);
+	pthread_mutex_unlock(&memory_lock);
+	if (result == CUDA_SUCCESS)
+		*handle = index + 1;
+	return result;
+}
+
+EXPORT CUresult cuMemRelease(uint64_t handle)
+{
+	CUresult result = enter_call("cuMemRelease");
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	pthread_mutex_lock(&memory_lock);
+	if (!handle || handle > MAX_ALLOCATIONS || !block->allocations[handle - 1].bytes)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else
+		drop_user(handle - 1);
+	pthread_mutex_unlock(&memory_lock);
+	return result;
+}
+
+EXPORT CUresult cuMemMap(uint64_t pointer, size_t bytes, size_t offset, uint64_t handle, uint64_t flags)
+{
+	CUresult result = enter_call("cuMemMap");
+	struct reservation *reservation;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	pthread_mutex_lock(&memory_lock);
+	reservation = reservation_at(pointer);
+	if (!reservation || reservation->bytes != bytes || offset || flags || reservation->index >= 0 || !handle ||
+	    handle > MAX_ALLOCATIONS || block->allocations[handle - 1].bytes != bytes) {
+		result = CUDA_ERROR_INVALID_VALUE;
+	} else {
+		reservation->index = handle - 1;
+		reservation->is_accessible = false;
+		block->allocations[handle - 1].users++;
+	}
+	pthread_mutex_unlock(&memory_lock);
+	return result;
+}
+
+EXPORT CUresult cuMemSetAccess(uint64_t pointer, size_t bytes, const int *access, size_t count)
+{
+	CUresult result = enter_call("cuMemSetAccess");
+	struct reservation *reservation;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	pthread_mutex_lock(&memory_lock);
+	reservation = reservation_at(pointer);
+	if (!reservation || reservation->bytes != bytes || reservation->index < 0 || !count || access[2] != 3)
+		result = CUDA_ERROR_INVALID_VALUE;
+	else
+		reservation->is_accessible = true;
+	pthread_mutex_unlock(&memory_lock);
+	return result;
+}
+
+EXPORT CUresult cuMemUnmap(uint64_t pointer, size_t bytes)
+{
+	CUresult result = enter_call("cuMemUnmap");
+	struct reservation *reservation;
+
+	if (result != CUDA_SUCCESS)
+		return result;
+	pthread_mutex_lock(&memory_lock);
+	reservation = reservation_at(pointer);
+	if (!reservation || reservation->bytes != bytes || reservation->index < 0) {
+		result = CUDA_ERROR_INVALID_VALUE;
+	} else {
+		drop_user(reservation->index);
+		reservation->index = -1;
+		reservation->is_accessible = false;
+	}
+	pthread_mutex_unlock(&memory_lock);
+	return result;
+}
+
+EXPORT CUresult cuMemGetAddressRange_v2(uint64_t *base, size_t *bytes, uint64_t pointer)
+{
+	CUresult result = enter();
+	int index = behind(pointer, 1);
+
+	if (result != CUDA_SUCCESS || index < 0)
+		return result ?: CUDA_ERROR_INVALID_VALUE;
+	*base = pointer - offset_of(pointer);
+	*bytes = block->allocations[index].bytes;
+	return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuPointerGetAttribute(void *value, int attribute, uint64_t pointer)
+{
+	CUresult result = enter();
+	int index = behind(pointer, 1);
+
+	if (result != CUDA_SUCCESS || index < 0)
+		return result ?: CUDA_ERROR_INVALID_VALUE;
+	switch (attribute) {
+	case CU_POINTER_ATTRIBUTE_CONTEXT:
+		*(void **)value = reservation_at(pointer) ? NULL : block;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_RANGE_START_ADDR:
+		*(uint64_t *)value = pointer - offset_of(pointer);
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_RANGE_SIZE:
+		*(size_t *)value = block->allocations[index].bytes;
+		return CUDA_SUCCESS;
+	case CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL:
+		*(int *)value = block->allocations[index].device;
+		return CUDA_SUCCESS;
+	default:
+		return CUDA_ERROR_INVALID_VALUE;
+	}
+}
+
+EXPORT CUresult cuPointerGetAttributes(unsigned int count, const int *attributes, void **values, uint64_t pointer)
 {
 	CUresult result = enter();
 
-	if (result == CUDA_SUCCESS && transfer((pointer >> 40) - 1, memory, pointer & ((1UL << 40) - 1), bytes, false))
-		result = CUDA_ERROR_INVALID_VALUE;
+	for (unsigned int n = 0; n < count && result == CUDA_SUCCESS; n++)
+		result = cuPointerGetAttribute(values[n], attributes[n], pointer);
 	return result;
+}
+
+EXPORT CUresult cuIpcGetMemHandle(void *handle, uint64_t pointer)
+{
+	memset(handle, 0, 64);
+	return enter() ?: (own_allocation_at(pointer) < 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS);
 }
 
 EXPORT CUresult cuMemAllocHost_v2(void **memory, size_t bytes)
@@ -485,6 +838,254 @@ EXPORT CUresult cuMemFreeHost(void *memory)
 {
 	free(memory);
 	return CUDA_SUCCESS;
+}
+
+EXPORT CUresult cuMemHostRegister_v2(void *memory, size_t bytes, unsigned int flags)
+{
+	(void)flags;
+	return enter_call("cuMemHostRegister") ?: (memory && bytes ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE);
+}
+
+EXPORT CUresult cuMemHostUnregister(void *memory)
+{
+	return enter() ?: (memory ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE);
+}
+
+/* --- work: one queue for all streams, worked off by a thread --- */
+
+enum work_kind { WORK_TO_GPU, WORK_TO_HOST, WORK_SET, WORK_ADD };
+
+struct work {
+	struct work *next;
+	enum work_kind kind;
+	uint64_t pointer;
+	void *memory;
+	size_t bytes;
+	unsigned char byte;
+};
+
+static pthread_mutex_t queue_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t queue_changed = PTHREAD_COND_INITIALIZER;
+static struct work *first_work, **last_work = &first_work;
+static int nr_work; /* waiting or under way */
+
+static bool do_work(const struct work *work)
+{
+	unsigned char *copy = NULL;
+	int index;
+	bool done;
+
+	pthread_mutex_lock(&memory_lock);
+	index = behind(work->pointer, work->bytes);
+	if (work->kind == WORK_SET || work->kind == WORK_ADD)
+		copy = malloc(work->bytes);
+	if (copy && work->kind == WORK_SET)
+		memset(copy, work->byte, work->bytes);
+	done = index >= 0;
+	if (done && work->kind == WORK_ADD) {
+		done = !transfer(index, copy, offset_of(work->pointer), work->bytes, false);
+		for (size_t n = 0; n < work->bytes; n++)
+			copy[n] += work->byte;
+	}
+	done = done && !transfer(index, copy ?: work->memory, offset_of(work->pointer), work->bytes,
+				 work->kind != WORK_TO_HOST);
+	free(copy);
+	pthread_mutex_unlock(&memory_lock);
+	return done;
+}
+
+static void *work_off(void *unused)
+{
+	const char *text = getenv("GPUCKPT_FAKE_WORK_MS");
+	long delay_ms = text ? atol(text) : 0;
+
+	for (;;) {
+		struct work *work;
+
+		pthread_mutex_lock(&queue_lock);
+		while (!first_work)
+			pthread_cond_wait(&queue_changed, &queue_lock);
+		work = first_work;
+		first_work = work->next;
+		if (!first_work)
+			last_work = &first_work;
+		pthread_mutex_unlock(&queue_lock);
+
+		if (delay_ms)
+			sleep_ms(delay_ms);
+		if (!do_work(work))
+			__atomic_store_n(&sticky, CUDA_ERROR_ILLEGAL_ADDRESS, __ATOMIC_RELEASE);
+		free(work);
+
+		pthread_mutex_lock(&queue_lock);
+		nr_work--;
+		pthread_cond_broadcast(&queue_changed);
+		pthread_mutex_unlock(&queue_lock);
+	}
+	return unused;
+}
+
+static void start_working(void)
+{
+	pthread_t thread;
+
+	pthread_create(&thread, NULL, work_off, NULL);
+}
+
+static CUresult submit(enum work_kind kind, uint64_t pointer, void *memory, size_t bytes, unsigned char byte)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct work *work = malloc(sizeof(*work));
+
+	if (!work)
+		return CUDA_ERROR_OUT_OF_MEMORY;
+	pthread_once(&once, start_working);
+	*work = (struct work){NULL, kind, pointer, memory, bytes, byte};
+	pthread_mutex_lock(&queue_lock);
+	*last_work = work;
+	last_work = &work->next;
+	nr_work++;
+	pthread_cond_broadcast(&queue_changed);
+	pthread_mutex_unlock(&queue_lock);
+	return CUDA_SUCCESS;
+}
+
+static void drain(void)
+{
+	pthread_mutex_lock(&queue_lock);
+	while (nr_work)
+		pthread_cond_wait(&queue_changed, &queue_lock);
+	pthread_mutex_unlock(&queue_lock);
+}
+
+static CUresult finish(CUresult result)
+{
+	if (result == CUDA_SUCCESS)
+		drain();
+	return result ?: __atomic_load_n(&sticky, __ATOMIC_ACQUIRE);
+}
+
+EXPORT CUresult cuStreamCreate(void **stream, unsigned int flags)
+{
+	static int streams;
+
+	*stream = (char *)block + ++streams;
+	return flags > 1 ? CUDA_ERROR_INVALID_VALUE : enter_call("cuStreamCreate");
+}
+
+EXPORT CUresult cuStreamDestroy_v2(void *stream)
+{
+	return finish(enter() ?: (stream ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE));
+}
+
+EXPORT CUresult cuStreamSynchronize(void *stream)
+{
+	(void)stream;
+	return finish(enter_call("cuStreamSynchronize"));
+}
+
+EXPORT CUresult cuCtxSynchronize(void)
+{
+	return finish(enter_call("cuCtxSynchronize") ?: (current_context() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT));
+}
+
+static CUresult need_context(const char *name)
+{
+	return enter_call(name) ?: (current_context() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT);
+}
+
+EXPORT CUresult cuMemcpyHtoDAsync_v2(uint64_t pointer, const void *memory, size_t bytes, void *stream)
+{
+	(void)stream;
+	return need_context("copy") ?: fault("cuMemcpyHtoDAsync", getpid()) ?:
+	       submit(WORK_TO_GPU, pointer, (void *)memory, bytes, 0);
+}
+
+EXPORT CUresult cuMemcpyDtoHAsync_v2(void *memory, uint64_t pointer, size_t bytes, void *stream)
+{
+	(void)stream;
+	return need_context("cuMemcpyDtoHAsync") ?: submit(WORK_TO_HOST, pointer, memory, bytes, 0);
+}
+
+EXPORT CUresult cuMemsetD8Async(uint64_t pointer, unsigned char byte, size_t bytes, void *stream)
+{
+	(void)stream;
+	return need_context("cuMemsetD8Async") ?: submit(WORK_SET, pointer, NULL, bytes, byte);
+}
+
+EXPORT CUresult cuMemcpyHtoD_v2(uint64_t pointer, const void *memory, size_t bytes)
+{
+	return finish(need_context("cuMemcpyHtoD") ?: submit(WORK_TO_GPU, pointer, (void *)memory, bytes, 0));
+}
+
+EXPORT CUresult cuMemcpyDtoH_v2(void *memory, uint64_t pointer, size_t bytes)
+{
+	return finish(need_context("cuMemcpyDtoH") ?: submit(WORK_TO_HOST, pointer, memory, bytes, 0));
+}
+
+EXPORT CUresult cuMemsetD8_v2(uint64_t pointer, unsigned char byte, size_t bytes)
+{
+	return need_context("cuMemsetD8") ?: submit(WORK_SET, pointer, NULL, bytes, byte);
+}
+
+/* The only kernel there is adds a number to bytes: its parameters are where, how many, and which number. */
+EXPORT CUresult cuLaunchKernel(void *function, unsigned int grid_x, unsigned int grid_y, unsigned int grid_z,
+			       unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared,
+			       void *stream, void **parameters, void **extra)
+{
+	bool is_known = grid_x && grid_y && grid_z && block_x && block_y && block_z && !shared && !extra;
+
+	(void)function;
+	(void)stream;
+	return need_context("cuLaunchKernel") ?:
+	       (is_known ? submit(WORK_ADD, *(uint64_t *)parameters[0], NULL, *(size_t *)parameters[1],
+				  *(unsigned char *)parameters[2])
+			 : CUDA_ERROR_INVALID_VALUE);
+}
+
+/* --- captures: nothing is recorded, but nobody may wait for the GPU meanwhile --- */
+
+static int captures;
+
+EXPORT CUresult cuStreamBeginCapture_v2(void *stream, int mode)
+{
+	(void)stream;
+	(void)mode;
+	__atomic_add_fetch(&captures, 1, __ATOMIC_ACQ_REL);
+	return enter();
+}
+
+EXPORT CUresult cuStreamEndCapture(void *stream, void **graph)
+{
+	(void)stream;
+	*graph = NULL;
+	__atomic_sub_fetch(&captures, 1, __ATOMIC_ACQ_REL);
+	return enter();
+}
+
+/* --- functions by name, as the CUDA runtime looks them up --- */
+
+EXPORT CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status)
+{
+	static const char *const endings[] = {"_v2", ""};
+	char whole[96];
+
+	(void)version;
+	(void)flags;
+	*function = NULL;
+	for (size_t n = 0; n < sizeof(endings) / sizeof(endings[0]) && !*function; n++) {
+		Dl_info found;
+		void *self;
+
+		snprintf(whole, sizeof(whole), "%s%s", name, endings[n]);
+		self = dladdr((void *)cuGetProcAddress_v2, &found) ? dlopen(found.dli_fname, RTLD_NOW | RTLD_NOLOAD) : NULL;
+		*function = self ? dlsym(self, whole) : NULL;
+		if (self)
+			dlclose(self);
+	}
+	if (status)
+		*status = *function ? 0 : 1;
+	return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 
 /* --- the checkpoint API, as called from outside --- */

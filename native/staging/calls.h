@@ -1,0 +1,8 @@
+CALL(cuLaunchKernel, 11)
+CALL(cuMemcpyHtoD_v2, 3)
+CALL(cuMemcpyDtoH_v2, 3)
+CALL(cuMemcpyDtoD_v2, 3)
+CALL(cuMemcpyHtoDAsync_v2, 4)
+CALL(cuMemcpyDtoHAsync_v2, 4)
+CALL(cuMemsetD8_v2, 3)
+CALL(cuMemsetD8Async, 4)

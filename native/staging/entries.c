@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#define _GNU_SOURCE
+#include "entries.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "gate.h"
+#include "stage.h"
+
+enum call {
+#define CALL(_name, _count) CALL_##_name,
+#include "calls.h"
+#undef CALL
+	NR_CALLS
+};
+
+/* The driver's functions behind ours, NULL where it lacks one */
+static void *real_calls[NR_CALLS];
+
+static void resolve_calls(void)
+{
+#define CALL(_name, _count) real_calls[CALL_##_name] = gs_real_dlsym(gs_driver()->handle, #_name);
+#include "calls.h"
+#undef CALL
+}
+
+static void *real_call(enum call call)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, resolve_calls);
+	return real_calls[call];
+}
+
+/* --- calls that only pass the gate --- */
+
+/* Their parameters are integers and pointers, so each travels as a word of 64 bits, whatever its type. */
+#define PARAMETERS_1 uint64_t a
+#define PARAMETERS_2 uint64_t a, uint64_t b
+#define PARAMETERS_3 uint64_t a, uint64_t b, uint64_t c
+#define PARAMETERS_4 uint64_t a, uint64_t b, uint64_t c, uint64_t d
+#define PARAMETERS_5 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e
+#define PARAMETERS_6 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f
+#define PARAMETERS_7 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g
+#define PARAMETERS_8 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h
+#define PARAMETERS_9 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i
+#define PARAMETERS_10 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j
+#define PARAMETERS_11 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k
+#define PARAMETERS_12 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k, uint64_t l
+#define PARAMETERS_13 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k, uint64_t l, uint64_t m
+#define PARAMETERS_14 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k, uint64_t l, uint64_t m, uint64_t n
+#define ARGUMENTS_1 a
+#define ARGUMENTS_2 a, b
+#define ARGUMENTS_3 a, b, c
+#define ARGUMENTS_4 a, b, c, d
+#define ARGUMENTS_5 a, b, c, d, e
+#define ARGUMENTS_6 a, b, c, d, e, f
+#define ARGUMENTS_7 a, b, c, d, e, f, g
+#define ARGUMENTS_8 a, b, c, d, e, f, g, h
+#define ARGUMENTS_9 a, b, c, d, e, f, g, h, i
+#define ARGUMENTS_10 a, b, c, d, e, f, g, h, i, j
+#define ARGUMENTS_11 a, b, c, d, e, f, g, h, i, j, k
+#define ARGUMENTS_12 a, b, c, d, e, f, g, h, i, j, k, l
+#define ARGUMENTS_13 a, b, c, d, e, f, g, h, i, j, k, l, m
+#define ARGUMENTS_14 a, b, c, d, e, f, g, h, i, j, k, l, m, n
+
+#define CALL(_name, _count)                                                                                            \
+	GS_EXPORT CUresult _name(PARAMETERS_##_count);                                                                 \
+	CUresult _name(PARAMETERS_##_count)                                                                            \
+	{                                                                                                              \
+		CUresult (*real)(PARAMETERS_##_count) = real_call(CALL_##_name);                                       \
+		CUresult result;                                                                                       \
+                                                                                                                       \
+		if (!real)                                                                                             \
+			return CUDA_ERROR_NOT_SUPPORTED;                                                               \
+		gs_gate_enter();                                                                                       \
+		result = real(ARGUMENTS_##_count);                                                                     \
+		gs_gate_leave();                                                                                       \
+		return result;                                                                                         \
+	}
+#include "calls.h"
+#undef CALL
+
+/* --- who looks functions up --- */
+
+struct entry {
+	const char *name;
+	void *ours;
+};
+
+static const struct entry entries[] = {
+#define CALL(_name, _count) {#_name, _name},
+#include "calls.h"
+#undef CALL
+#define OWN(_name) {#_name, _name},
+	GS_OWN_FUNCTIONS(OWN)
+#undef OWN
+};
+
+#define NR_ENTRIES (sizeof(entries) / sizeof(entries[0]))
+
+static void *real_entries[NR_ENTRIES];
+
+static void resolve_entries(void)
+{
+	for (size_t n = 0; n < NR_ENTRIES; n++)
+		real_entries[n] = gs_real_dlsym(gs_driver()->handle, entries[n].name);
+}
+
+/* Ours in the place of a function of the driver, else NULL. By address: which variant a name means is its matter. */
+static void *ours_for(const void *real)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, resolve_entries);
+	for (size_t n = 0; n < NR_ENTRIES && real; n++)
+		if (real_entries[n] == real)
+			return entries[n].ours;
+	return NULL;
+}
+
+/* Whether one of our functions has this name, or this name and a variant's ending (_v2, _ptsz). */
+static bool is_name_of_ours(const char *name, bool whole)
+{
+	size_t length = strlen(name);
+
+	for (size_t n = 0; n < NR_ENTRIES; n++)
+		if (!strncmp(entries[n].name, name, length) &&
+		    (!entries[n].name[length] || (!whole && entries[n].name[length] == '_')))
+			return true;
+	return false;
+}
+
+GS_EXPORT void *dlsym(void *handle, const char *name);
+void *dlsym(void *handle, const char *name)
+{
+	void *found;
+
+	/* A call in tail position: what RTLD_NEXT means depends on who calls. */
+	if (strncmp(name, "cu", 2) || !is_name_of_ours(name, true))
+		return gs_real_dlsym(handle, name);
+	found = gs_real_dlsym(handle, name);
+	return ours_for(found) ?: found;
+}
+
+/* Puts ours in the place of what the driver found. What we know by name, but not this variant of it, we cannot guard. */
+static void replace(const char *name, void **found)
+{
+	void *ours = found ? ours_for(*found) : NULL;
+
+	if (ours)
+		*found = ours;
+	else if (found && *found && is_name_of_ours(name, false))
+		gs_stage_forbid("the program uses a variant of %s that this library does not know", name);
+}
+
+CUresult cuGetProcAddress(const char *name, void **found, int version, uint64_t flags)
+{
+	CUresult result = gs_driver()->cuGetProcAddress(name, found, version, flags);
+
+	if (result == CUDA_SUCCESS)
+		replace(name, found);
+	return result;
+}
+
+CUresult cuGetProcAddress_v2(const char *name, void **found, int version, uint64_t flags, int *status)
+{
+	CUresult result = gs_driver()->cuGetProcAddress_v2(name, found, version, flags, status);
+
+	if (result == CUDA_SUCCESS)
+		replace(name, found);
+	return result;
+}
