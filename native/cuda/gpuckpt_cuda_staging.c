@@ -200,8 +200,7 @@ static int bring_all_back(void)
 	size_t count = 0;
 	int asked, ret = 0;
 
-	for_each_pstree_item(item)
-		count++;
+	for_each_pstree_item(item) count++;
 	questions = calloc(count + 1, sizeof(*questions));
 	if (!questions) {
 		pr_err("No memory to ask %zu processes for their GPU memory\n", count);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* GPU memory that the programs themselves put aside, with libgpuckpt_staging.so, so that the driver need not carry it. */
+/* GPU memory that the programs themselves put aside, with libgpuckpt_staging.so, so that the driver need not carry it.
+ */
 #ifndef GPUCKPT_CUDA_STAGING_H
 #define GPUCKPT_CUDA_STAGING_H
 

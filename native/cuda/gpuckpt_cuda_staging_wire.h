@@ -3,8 +3,8 @@
  * What the CUDA plugin, or gpuckpt-park, and the staging library in a program say to each other.
  *
  * The library's thread is called GS_THREAD_NAME and a number: the descriptor, in the program, of one end of a pair of
- * sockets (SOCK_SEQPACKET). Who may trace the program takes a copy of it with pidfd_getfd. A request is one packet, with
- * the staging file's descriptor where it needs one, and so is the answer. Both ends belong to the program, so a
+ * sockets (SOCK_SEQPACKET). Who may trace the program takes a copy of it with pidfd_getfd. A request is one packet,
+ * with the staging file's descriptor where it needs one, and so is the answer. Both ends belong to the program, so a
  * checkpoint carries them.
  */
 #ifndef GPUCKPT_CUDA_STAGING_WIRE_H
@@ -31,9 +31,9 @@ struct gs_request {
 struct gs_answer {
 	uint32_t magic;
 	uint32_t number;
-	uint32_t refused; /* 1: text says why */
-	uint32_t staged;  /* 1: the memory is in the file, and the program waits */
-	uint64_t bytes;   /* of all regions */
+	uint32_t refused;       /* 1: text says why */
+	uint32_t staged;        /* 1: the memory is in the file, and the program waits */
+	uint64_t bytes;         /* of all regions */
 	uint64_t zero_bytes;    /* known to be zeros, in no file */
 	uint64_t dropped_bytes; /* need not be kept, in no file */
 	char text[256];

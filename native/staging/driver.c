@@ -15,10 +15,12 @@ void *gs_real_dlsym(void *handle, const char *name)
 	static void *(*real)(void *, const char *);
 
 	if (!__atomic_load_n(&real, __ATOMIC_RELAXED)) {
-		/* glibc 2.34 gave it a new version when it moved to libc; older ones have that of their architecture. */
+		/* glibc 2.34 gave it a new version when it moved to libc; older ones have that of their architecture.
+		 */
 		void *found = dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.34") ?: dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.2.5");
 
-		__atomic_store_n(&real, (void *(*)(void *, const char *))(found ?: dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.17")),
+		__atomic_store_n(&real,
+				 (void *(*)(void *, const char *))(found ?: dlvsym(RTLD_NEXT, "dlsym", "GLIBC_2.17")),
 				 __ATOMIC_RELAXED);
 	}
 	return real(handle, name);

@@ -30,6 +30,8 @@
 	FUNCTION(cuMemAlloc_v2, (CUdeviceptr *, size_t))                                                               \
 	FUNCTION(cuMemAllocPitch_v2, (CUdeviceptr *, size_t *, size_t, size_t, unsigned int))                          \
 	FUNCTION(cuMemFree_v2, (CUdeviceptr))                                                                          \
+	FUNCTION(cuMemFreeAsync, (CUdeviceptr, CUstream))                                                              \
+	FUNCTION(cuMemFreeAsync_ptsz, (CUdeviceptr, CUstream))                                                         \
 	FUNCTION(cuMemGetAddressRange_v2, (CUdeviceptr *, size_t *, CUdeviceptr))                                      \
 	FUNCTION(cuMemPoolTrimTo, (CUmemoryPool, size_t))                                                              \
 	FUNCTION(cuPointerGetAttribute, (void *, int, CUdeviceptr))                                                    \
@@ -50,11 +52,7 @@
 	FUNCTION(cuMemsetD8Async, (CUdeviceptr, unsigned char, size_t, CUstream))                                      \
 	FUNCTION(cuStreamCreate, (CUstream *, unsigned int))                                                           \
 	FUNCTION(cuStreamDestroy_v2, (CUstream))                                                                       \
-	FUNCTION(cuStreamSynchronize, (CUstream))                                                                      \
-	FUNCTION(cuStreamBeginCapture_v2, (CUstream, int))                                                             \
-	FUNCTION(cuStreamBeginCapture_v2_ptsz, (CUstream, int))                                                        \
-	FUNCTION(cuStreamEndCapture, (CUstream, void **))                                                              \
-	FUNCTION(cuStreamEndCapture_ptsz, (CUstream, void **))
+	FUNCTION(cuStreamSynchronize, (CUstream))
 
 #define GS_MEMBER(_name, _parameters) CUresult(*_name) _parameters;
 struct gs_driver {

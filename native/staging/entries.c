@@ -7,12 +7,14 @@
 #include <string.h>
 
 #include "gate.h"
+#include "regions.h"
 #include "stage.h"
 
 enum call {
 #define CALL(_name, _count) CALL_##_name,
+#define BEGINS_CAPTURE CALL
+#define ENDS_CAPTURE CALL
 #include "calls.h"
-#undef CALL
 	NR_CALLS
 };
 
@@ -22,8 +24,9 @@ static void *real_calls[NR_CALLS];
 static void resolve_calls(void)
 {
 #define CALL(_name, _count) real_calls[CALL_##_name] = gs_real_dlsym(gs_driver()->handle, #_name);
+#define BEGINS_CAPTURE CALL
+#define ENDS_CAPTURE CALL
 #include "calls.h"
-#undef CALL
 }
 
 static void *real_call(enum call call)
@@ -43,30 +46,48 @@ static void *real_call(enum call call)
 #define PARAMETERS_4 uint64_t a, uint64_t b, uint64_t c, uint64_t d
 #define PARAMETERS_5 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e
 #define PARAMETERS_6 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f
-#define PARAMETERS_7 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g
 #define PARAMETERS_8 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h
-#define PARAMETERS_9 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i
-#define PARAMETERS_10 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j
-#define PARAMETERS_11 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k
-#define PARAMETERS_12 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k, uint64_t l
-#define PARAMETERS_13 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k, uint64_t l, uint64_t m
-#define PARAMETERS_14 uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i, uint64_t j, uint64_t k, uint64_t l, uint64_t m, uint64_t n
+#define PARAMETERS_9                                                                                                   \
+	uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i
+#define PARAMETERS_10                                                                                                  \
+	uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i,    \
+		uint64_t j
+#define PARAMETERS_11                                                                                                  \
+	uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint64_t f, uint64_t g, uint64_t h, uint64_t i,    \
+		uint64_t j, uint64_t k
 #define ARGUMENTS_1 a
 #define ARGUMENTS_2 a, b
 #define ARGUMENTS_3 a, b, c
 #define ARGUMENTS_4 a, b, c, d
 #define ARGUMENTS_5 a, b, c, d, e
 #define ARGUMENTS_6 a, b, c, d, e, f
-#define ARGUMENTS_7 a, b, c, d, e, f, g
 #define ARGUMENTS_8 a, b, c, d, e, f, g, h
 #define ARGUMENTS_9 a, b, c, d, e, f, g, h, i
 #define ARGUMENTS_10 a, b, c, d, e, f, g, h, i, j
 #define ARGUMENTS_11 a, b, c, d, e, f, g, h, i, j, k
-#define ARGUMENTS_12 a, b, c, d, e, f, g, h, i, j, k, l
-#define ARGUMENTS_13 a, b, c, d, e, f, g, h, i, j, k, l, m
-#define ARGUMENTS_14 a, b, c, d, e, f, g, h, i, j, k, l, m, n
 
-#define CALL(_name, _count)                                                                                            \
+static void count_capture(CUresult result)
+{
+	if (result == CUDA_SUCCESS)
+		atomic_fetch_add(&gs_captures, 1);
+}
+
+/* A capture ends even where it failed. One whose beginning we did not see does not count. */
+static void discount_capture(CUresult result)
+{
+	int captures = atomic_load(&gs_captures);
+
+	(void)result;
+	while (captures > 0 && !atomic_compare_exchange_weak(&gs_captures, &captures, captures - 1))
+		;
+}
+
+static void do_no_more(CUresult result)
+{
+	(void)result;
+}
+
+#define GATED(_name, _count, _afterwards)                                                                              \
 	GS_EXPORT CUresult _name(PARAMETERS_##_count);                                                                 \
 	CUresult _name(PARAMETERS_##_count)                                                                            \
 	{                                                                                                              \
@@ -77,11 +98,15 @@ static void *real_call(enum call call)
 			return CUDA_ERROR_NOT_SUPPORTED;                                                               \
 		gs_gate_enter();                                                                                       \
 		result = real(ARGUMENTS_##_count);                                                                     \
+		_afterwards(result);                                                                                   \
 		gs_gate_leave();                                                                                       \
 		return result;                                                                                         \
 	}
+
+#define CALL(_name, _count) GATED(_name, _count, do_no_more)
+#define BEGINS_CAPTURE(_name, _count) GATED(_name, _count, count_capture)
+#define ENDS_CAPTURE(_name, _count) GATED(_name, _count, discount_capture)
 #include "calls.h"
-#undef CALL
 
 /* --- who looks functions up --- */
 
@@ -92,8 +117,9 @@ struct entry {
 
 static const struct entry entries[] = {
 #define CALL(_name, _count) {#_name, _name},
+#define BEGINS_CAPTURE CALL
+#define ENDS_CAPTURE CALL
 #include "calls.h"
-#undef CALL
 #define OWN(_name) {#_name, _name},
 	GS_OWN_FUNCTIONS(OWN)
 #undef OWN
@@ -145,7 +171,8 @@ void *dlsym(void *handle, const char *name)
 	return ours_for(found) ?: found;
 }
 
-/* Puts ours in the place of what the driver found. What we know by name, but not this variant of it, we cannot guard. */
+/* Puts ours in the place of what the driver found. What we know by name, but not this variant of it, we cannot guard.
+ */
 static void replace(const char *name, void **found)
 {
 	void *ours = found ? ours_for(*found) : NULL;

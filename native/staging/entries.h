@@ -17,6 +17,8 @@
 	FUNCTION(cuMemAlloc_v2)                                                                                        \
 	FUNCTION(cuMemAllocPitch_v2)                                                                                   \
 	FUNCTION(cuMemFree_v2)                                                                                         \
+	FUNCTION(cuMemFreeAsync)                                                                                       \
+	FUNCTION(cuMemFreeAsync_ptsz)                                                                                  \
 	FUNCTION(cuMemGetAddressRange_v2)                                                                              \
 	FUNCTION(cuPointerGetAttribute)                                                                                \
 	FUNCTION(cuPointerGetAttributes)                                                                               \
@@ -24,11 +26,7 @@
 	FUNCTION(cuCtxEnablePeerAccess)                                                                                \
 	FUNCTION(cuCtxDestroy_v2)                                                                                      \
 	FUNCTION(cuDevicePrimaryCtxRelease_v2)                                                                         \
-	FUNCTION(cuDevicePrimaryCtxReset_v2)                                                                           \
-	FUNCTION(cuStreamBeginCapture_v2)                                                                              \
-	FUNCTION(cuStreamBeginCapture_v2_ptsz)                                                                         \
-	FUNCTION(cuStreamEndCapture)                                                                                   \
-	FUNCTION(cuStreamEndCapture_ptsz)
+	FUNCTION(cuDevicePrimaryCtxReset_v2)
 
 /* Ours have the types of the driver's. */
 #define GS_DECLARE(_name) GS_EXPORT extern __typeof__(*((struct gs_driver *)0)->_name) _name;

@@ -39,8 +39,7 @@ CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)
 	return result;
 }
 
-CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height,
-				      unsigned int element)
+CUresult cuMemAllocPitch_v2(CUdeviceptr *address, size_t *pitch, size_t width, size_t height, unsigned int element)
 {
 	size_t row = (width + PITCH_BYTES - 1) / PITCH_BYTES * PITCH_BYTES, bytes = 0;
 	CUresult result = CUDA_SUCCESS;
@@ -66,6 +65,22 @@ CUresult cuMemFree_v2(CUdeviceptr address)
 	gs_gate_leave();
 	return result;
 }
+
+/* Waits for all work, where the driver's own would only wait for that of the stream. */
+#define FREE_ASYNC(_name)                                                                                              \
+	CUresult _name(CUdeviceptr address, CUstream stream)                                                           \
+	{                                                                                                              \
+		CUresult result;                                                                                       \
+                                                                                                                       \
+		gs_gate_enter();                                                                                       \
+		if (!gs_region_free(address, &result))                                                                 \
+			result = gs_driver()->_name(address, stream);                                                  \
+		gs_gate_leave();                                                                                       \
+		return result;                                                                                         \
+	}
+
+FREE_ASYNC(cuMemFreeAsync)
+FREE_ASYNC(cuMemFreeAsync_ptsz)
 
 /* --- what programs ask --- */
 
@@ -144,7 +159,8 @@ CUresult cuIpcGetMemHandle(void *handle, CUdeviceptr address)
 	} else {
 		result = CUDA_ERROR_NOT_SUPPORTED;
 		if (!__atomic_exchange_n(&is_told, true, __ATOMIC_RELAXED))
-			gs_say("memory that is staged cannot be shared by CUDA IPC; start the program with GPUCKPT_STAGING=0");
+			gs_say("memory that is staged cannot be shared by CUDA IPC; start the program with "
+			       "GPUCKPT_STAGING=0");
 	}
 	gs_gate_leave();
 	return result;
@@ -224,39 +240,6 @@ CUresult cuDevicePrimaryCtxReset_v2(CUdevice device)
 {
 	return end_primary(device, gs_driver()->cuDevicePrimaryCtxReset_v2);
 }
-
-/* --- captures --- */
-
-#define CAPTURE_BEGINS(_name)                                                                                          \
-	CUresult _name(CUstream stream, int mode)                                                            \
-	{                                                                                                              \
-		CUresult result;                                                                                       \
-                                                                                                                       \
-		gs_gate_enter();                                                                                       \
-		result = gs_driver()->_name(stream, mode);                                                             \
-		if (result == CUDA_SUCCESS)                                                                            \
-			atomic_fetch_add(&gs_captures, 1);                                                             \
-		gs_gate_leave();                                                                                       \
-		return result;                                                                                         \
-	}
-
-#define CAPTURE_ENDS(_name)                                                                                            \
-	CUresult _name(CUstream stream, void **graph)                                                        \
-	{                                                                                                              \
-		CUresult result;                                                                                       \
-                                                                                                                       \
-		gs_gate_enter();                                                                                       \
-		result = gs_driver()->_name(stream, graph);                                                            \
-		if (atomic_load(&gs_captures))                                                                         \
-			atomic_fetch_sub(&gs_captures, 1);                                                             \
-		gs_gate_leave();                                                                                       \
-		return result;                                                                                         \
-	}
-
-CAPTURE_BEGINS(cuStreamBeginCapture_v2)
-CAPTURE_BEGINS(cuStreamBeginCapture_v2_ptsz)
-CAPTURE_ENDS(cuStreamEndCapture)
-CAPTURE_ENDS(cuStreamEndCapture_ptsz)
 
 /* --- what a program that knows of us may say --- */
 

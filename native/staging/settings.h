@@ -11,7 +11,7 @@
 
 struct gs_settings {
 	bool on;
-	size_t min_bytes; /* smaller allocations stay the driver's */
+	size_t min_bytes;     /* smaller allocations stay the driver's */
 	unsigned int threads; /* for each GPU, while memory travels */
 };
 

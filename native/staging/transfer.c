@@ -109,9 +109,9 @@ static bool whole(struct team *team, const struct gs_piece *piece, bool to_file,
 static bool begin_fetch(struct team *team, struct buffer *buffer, struct gs_piece *piece)
 {
 	buffer->piece = piece;
-	return !piece || check(team, "cuMemcpyDtoHAsync",
-			       gs_driver()->cuMemcpyDtoHAsync_v2(buffer->memory, piece->address, piece->bytes,
-								 buffer->stream));
+	return !piece ||
+	       check(team, "cuMemcpyDtoHAsync",
+		     gs_driver()->cuMemcpyDtoHAsync_v2(buffer->memory, piece->address, piece->bytes, buffer->stream));
 }
 
 static bool store(struct team *team, struct buffer *buffer)
@@ -196,8 +196,8 @@ static void *carry(void *argument)
 
 	for (size_t n = 0; n < BUFFERS; n++) {
 		buffers[n].memory = carrier->memory + n * GS_PIECE;
-		ready = ready && check(team, "cuStreamCreate",
-				       real->cuStreamCreate(&buffers[n].stream, CU_STREAM_NON_BLOCKING));
+		ready = ready &&
+			check(team, "cuStreamCreate", real->cuStreamCreate(&buffers[n].stream, CU_STREAM_NON_BLOCKING));
 	}
 	if (ready && team->transfer->to_gpu)
 		deliver_pieces(crew, buffers);

@@ -542,7 +542,7 @@ static struct reservation *reservation_at(uint64_t address)
 	int index = index_of(address) - MAX_ALLOCATIONS;
 
 	return index >= 0 && index < MAX_RESERVATIONS && block->reservations[index].bytes ? &block->reservations[index]
-											     : NULL;
+											  : NULL;
 }
 
 /* The allocation behind some addresses, or -1 where there is none that may be used. */
@@ -986,7 +986,8 @@ EXPORT CUresult cuStreamSynchronize(void *stream)
 
 EXPORT CUresult cuCtxSynchronize(void)
 {
-	return finish(enter_call("cuCtxSynchronize") ?: (current_context() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT));
+	return finish(enter_call("cuCtxSynchronize")
+			      ?: (current_context() ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT));
 }
 
 static CUresult need_context(const char *name)
@@ -1037,10 +1038,10 @@ EXPORT CUresult cuLaunchKernel(void *function, unsigned int grid_x, unsigned int
 
 	(void)function;
 	(void)stream;
-	return need_context("cuLaunchKernel") ?:
-	       (is_known ? submit(WORK_ADD, *(uint64_t *)parameters[0], NULL, *(size_t *)parameters[1],
-				  *(unsigned char *)parameters[2])
-			 : CUDA_ERROR_INVALID_VALUE);
+	return need_context("cuLaunchKernel")
+		       ?: (is_known ? submit(WORK_ADD, *(uint64_t *)parameters[0], NULL, *(size_t *)parameters[1],
+					     *(unsigned char *)parameters[2])
+				    : CUDA_ERROR_INVALID_VALUE);
 }
 
 /* --- captures: nothing is recorded, but nobody may wait for the GPU meanwhile --- */
@@ -1078,7 +1079,8 @@ EXPORT CUresult cuGetProcAddress_v2(const char *name, void **function, int versi
 		void *self;
 
 		snprintf(whole, sizeof(whole), "%s%s", name, endings[n]);
-		self = dladdr((void *)cuGetProcAddress_v2, &found) ? dlopen(found.dli_fname, RTLD_NOW | RTLD_NOLOAD) : NULL;
+		self = dladdr((void *)cuGetProcAddress_v2, &found) ? dlopen(found.dli_fname, RTLD_NOW | RTLD_NOLOAD)
+								   : NULL;
 		*function = self ? dlsym(self, whole) : NULL;
 		if (self)
 			dlclose(self);
