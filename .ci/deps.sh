@@ -6,7 +6,7 @@ set -eu
 packages="
     git gcc make libc6-dev pkg-config xz-utils patch file ca-certificates
     libprotobuf-dev libprotobuf-c-dev protobuf-c-compiler protobuf-compiler python3-protobuf
-    libnl-3-dev libnl-route-3-dev libcap-dev libnet1-dev uuid-dev libbsd-dev libnftables-dev libgnutls28-dev libaio-dev
+    libnl-3-dev libnl-route-3-dev libcap-dev libnet1-dev uuid-dev libbsd-dev libnftables-dev libgnutls28-dev libxxhash-dev libaio-dev
     libjemalloc-dev libtcmalloc-minimal4
     python3 python3-venv python3-yaml
     podman runc iptables nftables mmdebstrap gnupg openssh-client

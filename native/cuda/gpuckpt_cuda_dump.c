@@ -121,7 +121,7 @@ static uint64_t record_parked(struct task *task)
 	if (task->result != CUDA_SUCCESS)
 		return 0;
 	bytes = gc_ranges_record(task->pid, &task->memory);
-	if (!bytes)
+	if (!bytes && !task->staged)
 		pr_warn("pid %d was checkpointed, but its memory did not grow: it held no GPU memory\n", task->pid);
 	return bytes;
 }

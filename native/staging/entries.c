@@ -135,8 +135,7 @@ static void resolve_entries(void)
 		real_entries[n] = gs_real_dlsym(gs_driver()->handle, entries[n].name);
 }
 
-/* Ours in the place of a function of the driver, else NULL. By address: which variant a name means is its matter. */
-static void *ours_for(const void *real)
+void *gs_ours_for(const void *real)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -147,8 +146,7 @@ static void *ours_for(const void *real)
 	return NULL;
 }
 
-/* Whether one of our functions has this name, or this name and a variant's ending (_v2, _ptsz). */
-static bool is_name_of_ours(const char *name, bool whole)
+bool gs_is_name_of_ours(const char *name, bool whole)
 {
 	size_t length = strlen(name);
 
@@ -159,27 +157,15 @@ static bool is_name_of_ours(const char *name, bool whole)
 	return false;
 }
 
-GS_EXPORT void *dlsym(void *handle, const char *name);
-void *dlsym(void *handle, const char *name)
-{
-	void *found;
-
-	/* A call in tail position: what RTLD_NEXT means depends on who calls. */
-	if (strncmp(name, "cu", 2) || !is_name_of_ours(name, true))
-		return gs_real_dlsym(handle, name);
-	found = gs_real_dlsym(handle, name);
-	return ours_for(found) ?: found;
-}
-
 /* Puts ours in the place of what the driver found. What we know by name, but not this variant of it, we cannot guard.
  */
 static void replace(const char *name, void **found)
 {
-	void *ours = found ? ours_for(*found) : NULL;
+	void *ours = found ? gs_ours_for(*found) : NULL;
 
 	if (ours)
 		*found = ours;
-	else if (found && *found && is_name_of_ours(name, false))
+	else if (found && *found && gs_is_name_of_ours(name, false))
 		gs_stage_forbid("the program uses a variant of %s that this library does not know", name);
 }
 

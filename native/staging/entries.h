@@ -6,6 +6,8 @@
 #ifndef GPUCKPT_STAGING_ENTRIES_H
 #define GPUCKPT_STAGING_ENTRIES_H
 
+#include <stdbool.h>
+
 #include "driver.h"
 
 #define GS_EXPORT __attribute__((visibility("default")))
@@ -32,5 +34,11 @@
 #define GS_DECLARE(_name) GS_EXPORT extern __typeof__(*((struct gs_driver *)0)->_name) _name;
 GS_OWN_FUNCTIONS(GS_DECLARE)
 #undef GS_DECLARE
+
+/* Ours in the place of a function of the driver, else NULL. By address: which variant a name means is its matter. */
+void *gs_ours_for(const void *real);
+
+/* Whether one of our functions has this whole name; or else this name and perhaps a variant's ending (_v2, _ptsz). */
+bool gs_is_name_of_ours(const char *name, bool whole);
 
 #endif

@@ -9,7 +9,6 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -75,12 +74,9 @@ static void carry_out(const struct gs_request *request, int file, struct gs_answ
 
 static void *serve(void *unused)
 {
-	char name[16];
 	struct gs_request request;
 	int file;
 
-	snprintf(name, sizeof(name), GS_THREAD_NAME "%d", theirs);
-	prctl(PR_SET_NAME, name);
 	while (receive(&request, &file)) {
 		struct gs_answer answer = {.magic = GS_MAGIC, .number = request.number};
 
@@ -115,6 +111,7 @@ void gs_service_start(void)
 	sigset_t all, before;
 	pthread_t thread;
 	int ends[2], error;
+	char name[16];
 
 	if (atomic_exchange(&is_started, true))
 		return;
@@ -135,5 +132,7 @@ void gs_service_start(void)
 		close(theirs);
 		return;
 	}
+	snprintf(name, sizeof(name), GS_THREAD_NAME "%d", theirs);
+	pthread_setname_np(thread, name);
 	pthread_detach(thread);
 }

@@ -283,6 +283,9 @@ void gs_stage(int file, unsigned int limit_ms, struct gs_answer *answer)
 	nr_lanes = lanes_of(regions, count, lanes);
 	if (!synchronize(limit_ms, answer) || !lay_out(regions, count, answer) || !write_header(file, answer) ||
 	    !write_all(file, lanes, nr_lanes, answer)) {
+		/* Its space is needed: by the driver's share of the checkpoint, and by the log that tells of this. */
+		if (ftruncate(file, 0))
+			gs_say("the staging file cannot be emptied: %s", strerror(errno));
 		gs_gate_open();
 		return;
 	}

@@ -56,6 +56,11 @@ class Tools:
     def pool(self) -> Path:
         return self.folder / "sanitized/gpuckpt-pool"
 
+    @property
+    def staging(self) -> Path:
+        """The library as it is installed, without sanitizers, which cannot be preloaded into Python."""
+        return self.folder / "libgpuckpt_staging.so"
+
 
 @dataclass
 class Workload:
@@ -71,7 +76,9 @@ class Workload:
     def gpu(self) -> Path:
         return self.folder / "gpu"
 
-    def start(self, processes: int = 1, mib: int = 16, **environment: str) -> "Workload":
+    def start(
+        self, processes: int = 1, mib: int = 16, *, preload: Path | None = None, **environment: str
+    ) -> "Workload":
         self.gpu.mkdir(exist_ok=True)
         self.environment = {
             "GPUCKPT_FAKE_DIR": str(self.gpu),
@@ -82,7 +89,7 @@ class Workload:
         command = [self.tools.folder / "gpu_workload", "--mib", str(mib), "--socket", self.folder / "socket"]
         process = subprocess.Popen(
             [*command, "--processes", str(processes)],
-            env={**os.environ, **self.environment},
+            env={**os.environ, **self.environment, **({"LD_PRELOAD": str(preload)} if preload else {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -168,6 +175,11 @@ class Criu:
     home: Path
     workload: Workload
     images: Path
+
+    @property
+    def staging(self) -> Path:
+        """The library that programs load to stage their GPU memory."""
+        return self.home / "lib/libgpuckpt_staging.so"
 
     def dump(self, *arguments: str, root: int | None = None, **environment: str) -> Outcome:
         self.images.mkdir(exist_ok=True)

@@ -20,11 +20,11 @@
  *   GPUCKPT_FAKE_NEEDS_INIT  if set, a restore fails with CUDA_ERROR_NOT_INITIALIZED unless the caller called cuInit
  *   GPUCKPT_FAKE_VERSION     what cuDriverGetVersion answers (default 13000)
  *   GPUCKPT_FAKE_GPUS        how many GPUs there are (default 1); their UUIDs are all 0x11, all 0x22, …
+ *   GPUCKPT_FAKE_ANYWHERE    if set, the control block lies where the kernel puts it: nobody can checkpoint the target
  *   GPUCKPT_FAKE_WORK_MS     how long each piece of asynchronous work takes (default 0)
  */
 #define _GNU_SOURCE
 #include <dirent.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -295,12 +295,13 @@ static void *restore_thread(void *unused)
 static CUresult become_target(void)
 {
 	const char *folder = getenv("GPUCKPT_FAKE_DIR"), *device = getenv("GPUCKPT_FAKE_DEVICE");
+	bool anywhere = getenv("GPUCKPT_FAKE_ANYWHERE");
 	uint64_t total = total_bytes();
 	pthread_t thread;
 	void *memory;
 
-	memory = mmap((void *)BLOCK_ADDRESS, sizeof(*block), PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	memory = mmap(anywhere ? NULL : (void *)BLOCK_ADDRESS, sizeof(*block), PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | (anywhere ? 0 : MAP_FIXED_NOREPLACE), -1, 0);
 	if (memory == MAP_FAILED)
 		return CUDA_ERROR_OPERATING_SYSTEM;
 	block = memory;
@@ -505,6 +506,11 @@ EXPORT CUresult cuCtxGetDevice(CUdevice *device)
 {
 	*device = device_of(current_context());
 	return *device < 0 ? CUDA_ERROR_INVALID_CONTEXT : enter();
+}
+
+EXPORT CUresult cuCtxEnablePeerAccess(CUcontext peer, unsigned int flags)
+{
+	return flags || peer == current_context() ? CUDA_ERROR_INVALID_VALUE : enter();
 }
 
 EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total)
@@ -1066,25 +1072,80 @@ EXPORT CUresult cuStreamEndCapture(void *stream, void **graph)
 
 /* --- functions by name, as the CUDA runtime looks them up --- */
 
+struct function {
+	const char *name;
+	void *address;
+};
+
+#define FUNCTION(_name)                                                                                                \
+	{                                                                                                              \
+#_name, _name                                                                                          \
+	}
+static const struct function functions[] = {
+	FUNCTION(cuInit),
+	FUNCTION(cuDriverGetVersion),
+	FUNCTION(cuGetErrorName),
+	FUNCTION(cuDeviceGetCount),
+	FUNCTION(cuDeviceGet),
+	FUNCTION(cuDeviceGetUuid_v2),
+	FUNCTION(cuDeviceGetAttribute),
+	FUNCTION(cuDevicePrimaryCtxRetain),
+	FUNCTION(cuDevicePrimaryCtxRelease_v2),
+	FUNCTION(cuDevicePrimaryCtxGetState),
+	FUNCTION(cuCtxSetCurrent),
+	FUNCTION(cuCtxGetCurrent),
+	FUNCTION(cuCtxPushCurrent_v2),
+	FUNCTION(cuCtxPopCurrent_v2),
+	FUNCTION(cuCtxGetDevice),
+	FUNCTION(cuCtxEnablePeerAccess),
+	FUNCTION(cuMemGetInfo_v2),
+	FUNCTION(cuMemAlloc_v2),
+	FUNCTION(cuMemAllocPitch_v2),
+	FUNCTION(cuMemFree_v2),
+	FUNCTION(cuMemGetAllocationGranularity),
+	FUNCTION(cuMemAddressReserve),
+	FUNCTION(cuMemAddressFree),
+	FUNCTION(cuMemCreate),
+	FUNCTION(cuMemRelease),
+	FUNCTION(cuMemMap),
+	FUNCTION(cuMemSetAccess),
+	FUNCTION(cuMemUnmap),
+	FUNCTION(cuMemGetAddressRange_v2),
+	FUNCTION(cuPointerGetAttribute),
+	FUNCTION(cuPointerGetAttributes),
+	FUNCTION(cuIpcGetMemHandle),
+	FUNCTION(cuMemAllocHost_v2),
+	FUNCTION(cuMemFreeHost),
+	FUNCTION(cuMemHostRegister_v2),
+	FUNCTION(cuMemHostUnregister),
+	FUNCTION(cuStreamCreate),
+	FUNCTION(cuStreamDestroy_v2),
+	FUNCTION(cuStreamSynchronize),
+	FUNCTION(cuCtxSynchronize),
+	FUNCTION(cuMemcpyHtoDAsync_v2),
+	FUNCTION(cuMemcpyDtoHAsync_v2),
+	FUNCTION(cuMemsetD8Async),
+	FUNCTION(cuMemcpyHtoD_v2),
+	FUNCTION(cuMemcpyDtoH_v2),
+	FUNCTION(cuMemsetD8_v2),
+	FUNCTION(cuLaunchKernel),
+	FUNCTION(cuStreamBeginCapture_v2),
+	FUNCTION(cuStreamEndCapture),
+};
+#undef FUNCTION
+
+/* A name stands for its newest variant. */
 EXPORT CUresult cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status)
 {
-	static const char *const endings[] = {"_v2", ""};
-	char whole[96];
+	size_t length = strlen(name);
 
 	(void)version;
 	(void)flags;
-	*function = NULL;
-	for (size_t n = 0; n < sizeof(endings) / sizeof(endings[0]) && !*function; n++) {
-		Dl_info found;
-		void *self;
-
-		snprintf(whole, sizeof(whole), "%s%s", name, endings[n]);
-		self = dladdr((void *)cuGetProcAddress_v2, &found) ? dlopen(found.dli_fname, RTLD_NOW | RTLD_NOLOAD)
-								   : NULL;
-		*function = self ? dlsym(self, whole) : NULL;
-		if (self)
-			dlclose(self);
-	}
+	*function = !strcmp(name, "cuGetProcAddress") ? (void *)cuGetProcAddress_v2 : NULL;
+	for (size_t n = 0; n < sizeof(functions) / sizeof(functions[0]); n++)
+		if (!strncmp(functions[n].name, name, length) &&
+		    (!functions[n].name[length] || !strcmp(functions[n].name + length, "_v2")))
+			*function = functions[n].address;
 	if (status)
 		*status = *function ? 0 : 1;
 	return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;

@@ -9,22 +9,11 @@ from pathlib import Path
 
 import pytest
 from criu_harness import wait_until
+from cuda_harness import assert_lives, memory_files, ranges_of, state
 
 MIB = 1 << 20
 DUMP_STEPS = ("cuda-lock", "cuda-checkpoint")
 RESTORE_STEPS = ("cuda-restore", "cuda-unlock")
-
-
-def state(workload, pid: int) -> str:
-    """The CUDA state of a process, asked by the command under test elsewhere."""
-    done = subprocess.run(
-        [workload.tools.cuda_checkpoint, "--get-state", "--pid", str(pid)],
-        env={**os.environ, **workload.environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout.strip()
 
 
 def act(workload, action: str, pid: int) -> None:
@@ -33,22 +22,6 @@ def act(workload, action: str, pid: int) -> None:
         env={**os.environ, **workload.environment},
         check=True,
     )
-
-
-def memory_files(workload) -> list[str]:
-    return sorted(path.name for path in workload.gpu.glob("memory.*"))
-
-
-def assert_lives(workload, digests: list[str]) -> None:
-    """Every process runs, its CUDA calls return, and its GPU memory is what it was."""
-    assert workload.alive() == workload.pids
-    assert [state(workload, pid) for pid in workload.pids] == ["running"] * len(workload.pids)
-    assert workload.digests() == digests
-
-
-def ranges_of(images: Path, pid: int) -> list[tuple[int, int]]:
-    lines = (images / f"cuda-ranges-{pid}.txt").read_text().splitlines()
-    return [(int(start, 16), int(end, 16)) for start, end in (line.split("-") for line in lines)]
 
 
 def overlap(spans) -> bool:
