@@ -39,7 +39,9 @@ SCENARIOS_USE = {
     "model_cache": frozenset[str](),  # a folder of its own
     "nvidia_driver": frozenset[str](),  # only looks
 }
-PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0"}
+# No colours in logs. And what a check has compiled is there for the next one, whatever the shell says: a check starts Python
+# thousands of times.
+SETTINGS = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ def run(check: Check) -> Outcome:
         process = subprocess.Popen(
             check.argv,
             cwd=check.cwd,
-            env=os.environ | PLAIN | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
+            env=os.environ | SETTINGS | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -72,6 +72,12 @@ def test_the_time_of_a_processor_is_told_with_that_of_children(checks, tmp_path,
     assert f"{outcome.seconds:6.0f} s {outcome.processor_s:6.0f} s" in capsys.readouterr().out
 
 
+def test_what_python_compiles_is_kept_for_the_next_check(checks, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    keeps = command("import sys", "sys.exit(sys.dont_write_bytecode)")
+    assert checks.run(checks.Check("x", "g", keeps, cwd=tmp_path)).state == "ok"
+
+
 @pytest.mark.parametrize(
     ("argv", "state", "detail"),
     [
