@@ -14,16 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 # runtimes for tests alone: each file registers the one that it is named after, where those of users are registered
 RUNTIMES = ROOT / "tests" / "runtimes"
 OWN_RUNTIMES = sorted(path.stem for path in RUNTIMES.glob("*.py"))
+# A module that is started by hand reads its options there. Ansible's helper for tests would import mocks and asyncio each time.
 RUN_MODULE = """
-import importlib, json, runpy, sys
+import importlib, runpy, sys
 import ansible.module_utils
-from ansible.module_utils.testing import patch_module_args
-ansible.module_utils.__path__.append(sys.argv[1])
-sys.path.append(sys.argv[3])
-for runtime in sys.argv[4:]:
+_, utils, module, folder, *runtimes = sys.argv
+ansible.module_utils.__path__.append(utils)
+sys.path.append(folder)
+for runtime in runtimes:
     importlib.import_module(runtime)
-with patch_module_args(json.load(sys.stdin)):
-    runpy.run_path(sys.argv[2], run_name="__main__")
+sys.argv = [module]
+runpy.run_path(module, run_name="__main__")
 """
 
 
@@ -36,7 +37,7 @@ class ModuleCall:
         program = [sys.executable, "-c", RUN_MODULE, str(ROOT / "module_utils"), str(ROOT / "library" / f"{module}.py")]
         program += [str(RUNTIMES), *OWN_RUNTIMES]
         with tempfile.TemporaryFile("w+") as given:
-            json.dump(options, given)
+            json.dump({"ANSIBLE_MODULE_ARGS": options}, given)
             given.seek(0)
             self.process = subprocess.Popen(program, stdin=given, stdout=self._said, stderr=self._errors)
 
