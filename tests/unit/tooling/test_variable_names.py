@@ -31,6 +31,7 @@ PLACES = (
 PAGES = sorted(path for place in PLACES for path in ROOT.glob(place))
 
 
+@pytest.fixture(scope="module")
 def variables():
     names = set()
     for role in ROLES:
@@ -43,5 +44,5 @@ def variables():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_variables_of_roles_that_are_named_exist(page):
-    assert sorted(set(NAME.findall(page.read_text(encoding="utf-8"))) - variables()) == []
+def test_variables_of_roles_that_are_named_exist(page, variables):
+    assert sorted(set(NAME.findall(page.read_text(encoding="utf-8"))) - variables) == []

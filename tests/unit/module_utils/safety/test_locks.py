@@ -96,8 +96,9 @@ def test_standard_streams_stay_while_settings_are_read(front: Path, tmp_path: Pa
             *(os.readlink(f"/proc/self/fd/{pipe.fileno()}") for pipe in (process.stdout, process.stderr)),
         ]
         with settings.open("w", encoding="ascii") as writer:
-            # more than a pipe holds: once all is written, the front is reading
-            writer.write("#" * (1 << 17))
+            # more than the pipe holds: once all is written, the front is reading
+            held = fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 1 << 12)
+            writer.write("#" * (2 * held))
             writer.flush()
             assert [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)] == expected
         process.communicate()
