@@ -4,7 +4,7 @@
 O ?= .
 CUDA_CFLAGS := -std=gnu11 -O2 -g -Wall -Wextra -Werror -Wno-missing-field-initializers
 
-COMMANDS := $(O)/cuda-checkpoint $(O)/gpuckpt-pool
+COMMANDS := $(O)/cuda-checkpoint $(O)/gpuckpt-pool $(O)/gpuckpt-park
 HEADERS := $(wildcard *.h)
 LIBRARY := $(O)/libgpuckpt_staging.so
 
@@ -12,6 +12,7 @@ all: $(COMMANDS) $(LIBRARY)
 
 $(O)/cuda-checkpoint: cuda-checkpoint.c gpuckpt_cuda_driver.c gpuckpt_cuda_proc.c
 $(O)/gpuckpt-pool: gpuckpt-pool.c gpuckpt_cuda_driver.c
+$(O)/gpuckpt-park: gpuckpt-park.c gpuckpt_cuda_staging_client.c
 
 $(COMMANDS): $(HEADERS) commands.mk
 	$(CC) $(CUDA_CFLAGS) $(CFLAGS) -o $@ $(filter %.c,$^) -pthread -ldl

@@ -107,7 +107,8 @@ int gc_pause(pid_t pid)
 	if (ret)
 		return ret;
 
-	gc_staging_put_aside();
+	if (gc_staging_put_aside())
+		return -1;
 	gc_run_call(&lock, gc_is_running, NULL);
 	if (gc_any_failed() || announce_plugin())
 		return -1;

@@ -26,6 +26,7 @@
 struct question {
 	pid_t pid;
 	int socket;
+	enum gs_request_kind kind;
 	struct timespec start;
 	bool failed;
 };
@@ -62,6 +63,7 @@ static bool ask(struct question *question, enum gs_request_kind kind, int file)
 	};
 	bool sent;
 
+	question->kind = kind;
 	clock_gettime(CLOCK_MONOTONIC, &question->start);
 	sent = gc_staging_ask(question->socket, &request, file);
 	if (!sent)
@@ -72,10 +74,10 @@ static bool ask(struct question *question, enum gs_request_kind kind, int file)
 }
 
 /* Waits for one answer, and logs it as a span. False, with a message, when it is a refusal or does not come. */
-static bool await(struct question *question, enum gs_request_kind kind, const char *span, struct gs_answer *answer)
+static bool await(struct question *question, const char *span, struct gs_answer *answer)
 {
 	int limit_ms = gc_options.timeout_s ? (int)gc_options.timeout_s * 1000 : -1;
-	bool answered = gc_staging_answer(question->socket, kind, limit_ms, answer);
+	bool answered = gc_staging_answer(question->socket, question->kind, limit_ms, answer);
 	uint64_t carried = answered ? answer->bytes - answer->zero_bytes - answer->dropped_bytes : 0;
 	struct timespec end;
 
@@ -96,56 +98,72 @@ static bool can_put_aside(struct task *task)
 	return !task->staging_asked && !task->failed && task->initial == CU_PROCESS_STATE_RUNNING;
 }
 
+/* GS_STAGE, or GS_ASK where memory stays with the driver: a streamed image has no folder to put another file in. */
+static enum gs_request_kind what_to_ask(void)
+{
+	return gc_options.staging && !opts.stream ? GS_STAGE : GS_ASK;
+}
+
 static bool begin_to_put_aside(struct task *task, struct question *question)
 {
-	int file;
+	int file = -1;
 
 	task->staging_asked = true;
 	*question = (struct question){.pid = task->pid, .socket = gc_staging_connect(task->pid)};
 	if (question->socket < 0)
 		return false;
-	file = open_file(task->pid, O_RDWR | O_CREAT | O_TRUNC);
-	if (file < 0)
+	if (what_to_ask() == GS_STAGE)
+		file = open_file(task->pid, O_RDWR | O_CREAT | O_TRUNC);
+	if (what_to_ask() == GS_STAGE && file < 0)
 		pr_perror("Cannot create a staging file for pid %d in the image folder", task->pid);
-	if (file >= 0 && ask(question, GS_STAGE, file))
+	if (ask(question, file < 0 ? GS_ASK : GS_STAGE, file))
 		return true;
 	close(question->socket);
 	return false;
 }
 
-static void finish_putting_aside(struct task *task, struct question *question)
+/* 0, or -1 where the memory is away already, by a request that was not ours. */
+static int finish_putting_aside(struct task *task, struct question *question)
 {
 	struct gs_answer answer = {};
+	bool done = await(question, question->kind == GS_STAGE ? "gpu-stage" : "gpu-ask", &answer);
 
-	task->staged = await(question, GS_STAGE, "gpu-stage", &answer);
 	close(question->socket);
+	task->staged = done && question->kind == GS_STAGE;
 	if (task->staged)
-		return;
-	pr_warn("pid %d: the driver carries its GPU memory, which takes longer\n", task->pid);
-	if (!answer.staged)
+		return 0;
+	if (question->kind == GS_STAGE)
 		remove_file(task->pid);
+	if (answer.staged) {
+		pr_err("pid %d cannot be checkpointed: its GPU memory is parked; bring it back with gpuckpt-park\n",
+		       task->pid);
+		return -1;
+	}
+	if (gc_options.staging)
+		pr_warn("pid %d: the driver carries its GPU memory, which takes longer\n", task->pid);
+	return 0;
 }
 
-void gc_staging_put_aside(void)
+int gc_staging_put_aside(void)
 {
-	struct question *questions;
+	struct question *questions = calloc(gc_nr_tasks + 1, sizeof(*questions));
 	unsigned int alarm_s;
+	int ret = 0;
 
-	/* A streamed image has no folder to put another file in. */
-	if (opts.stream || !gc_options.staging)
-		return;
-	questions = calloc(gc_nr_tasks + 1, sizeof(*questions));
-	if (!questions)
-		return;
+	if (!questions) {
+		pr_err("No memory to ask %zu processes for their GPU memory\n", gc_nr_tasks);
+		return -1;
+	}
 	/* CRIU's limit is for freezing the tree. */
 	alarm_s = alarm(0);
 	for (size_t n = 0; n < gc_nr_tasks; n++)
 		questions[n].failed = !can_put_aside(&gc_tasks[n]) || !begin_to_put_aside(&gc_tasks[n], &questions[n]);
 	for (size_t n = 0; n < gc_nr_tasks; n++)
-		if (!questions[n].failed)
-			finish_putting_aside(&gc_tasks[n], &questions[n]);
+		if (!questions[n].failed && finish_putting_aside(&gc_tasks[n], &questions[n]))
+			ret = -1;
 	alarm(alarm_s);
 	free(questions);
+	return ret;
 }
 
 void gc_staging_put_back(void)
@@ -157,8 +175,9 @@ void gc_staging_put_back(void)
 			continue;
 		question.socket = gc_staging_connect(question.pid);
 		if (question.socket < 0 || !ask(&question, GS_BRING_BACK, open_file(question.pid, O_RDONLY)))
-			pr_err("pid %d waits for its GPU memory, which is in its staging file; bring it back with "
-			       "gpuckpt-park --pid %d --activate\n",
+			pr_err("pid %d waits for its GPU memory; bring it back with gpuckpt-park --pid %d --activate "
+			       "FILE, "
+			       "the staging file in the image folder\n",
 			       question.pid, question.pid);
 		if (question.socket >= 0)
 			close(question.socket);
@@ -185,7 +204,7 @@ static int begin_to_bring_back(pid_t pid, struct question *question)
 static bool finish_bringing_back(struct question *question)
 {
 	struct gs_answer answer = {};
-	bool is_back = await(question, GS_BRING_BACK, "gpu-bring-back", &answer);
+	bool is_back = await(question, "gpu-bring-back", &answer);
 
 	close(question->socket);
 	if (!is_back)

@@ -8,9 +8,10 @@
 
 /*
  * All tasks put their memory aside that can, each into a file of the image folder. They run, and are not locked yet.
- * Never fails: the driver carries what a task does not.
+ * The driver carries what a task does not. -1 where a task is parked: its memory is in a file that the images would
+ * lack.
  */
-void gc_staging_put_aside(void);
+int gc_staging_put_aside(void);
 
 /*
  * After a dump that failed or leaves the tree running: asks the tasks to take their memory back as soon as they run.

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Ours in the place of the driver's: memory is given and taken, and what programs ask about memory is answered as the
- * driver would for its own. Everything here passes the gate.
+ * Ours in the place of the driver's. Memory is given and taken. What programs ask about it is answered as the driver
+ * would for its own. Everything here passes the gate.
  */
 #include "entries.h"
 #include "gate.h"
@@ -22,10 +22,17 @@ static bool is_taken(size_t bytes)
 /* What cannot be ours is the driver's: the program notices nothing. */
 static bool allocate(size_t bytes, CUdeviceptr *address)
 {
-	if (!is_taken(bytes) || gs_region_create(bytes, address) != CUDA_SUCCESS)
+	static bool is_told;
+	CUresult result;
+
+	if (!is_taken(bytes))
 		return false;
-	gs_service_start();
-	return true;
+	result = gs_region_create(bytes, address);
+	if (result == CUDA_SUCCESS)
+		gs_service_start();
+	else if (result != CUDA_ERROR_OUT_OF_MEMORY && !__atomic_exchange_n(&is_told, true, __ATOMIC_RELAXED))
+		gs_say("memory cannot be mapped (%s); the driver keeps what it gives itself", gs_driver_error(result));
+	return result == CUDA_SUCCESS;
 }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes)

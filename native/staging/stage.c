@@ -269,6 +269,7 @@ void gs_stage(int file, unsigned int limit_ms, struct gs_answer *answer)
 	size_t count, nr_lanes;
 
 	if (staged) {
+		answer->staged = 1;
 		refuse(answer, "it is staged already");
 		return;
 	}

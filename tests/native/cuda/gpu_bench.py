@@ -53,7 +53,8 @@ ALL = DRIVER_API | MAPPED | THREADS | POPULATE | QUICK_FREEZE
 class Variant:
     """One way to run CRIU: a build and its switches.
 
-    A resident pool with its options may run during it, and each GPU's data may go to the next GPU.
+    A resident pool with its options may run during it, and each GPU's data may go to the next GPU. Or the program stages
+    its GPU memory itself (docs/staging.md).
     """
 
     build: str
@@ -61,6 +62,7 @@ class Variant:
     resident_pool: bool = False
     pool_options: tuple[str, ...] = ()
     renumbered: bool = False
+    staged: bool = False
 
 
 VARIANTS = {
@@ -83,6 +85,8 @@ VARIANTS = {
     "all+resident": Variant("patched", ALL, resident_pool=True),
     "all+resident-init": Variant("patched", ALL, resident_pool=True, pool_options=NO_CONTEXTS),
     "all+renumbered": Variant("patched", ALL, renumbered=True),
+    "staged": Variant("patched", ALL, staged=True),
+    "staged+resident": Variant("patched", ALL, resident_pool=True, staged=True),
 }
 ON_ONE_GPU = [name for name, variant in VARIANTS.items() if not variant.renumbered]
 
@@ -147,6 +151,7 @@ class Workload:
     environment: dict[str, str]
     mib: int
     processes: int = 1
+    library: Path | None = None  # loaded into it
     pids: list[int] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
     counter: int = 0
@@ -157,7 +162,7 @@ class Workload:
         with (self.folder / "workload.log").open("w") as log:
             process = subprocess.Popen(
                 [str(word) for word in command],
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **({"LD_PRELOAD": str(self.library)} if self.library else {})},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -212,7 +217,8 @@ class Bench:
     """Where everything lies, and what is common to all operations."""
 
     homes: dict[str, Path]
-    workload: Workload
+    workloads: dict[bool, Workload]  # by whether they stage their memory
+    workload: Workload  # the one that is measured just now
     folder: Path
     environment: dict[str, str]
     out: Path
@@ -227,6 +233,11 @@ class Bench:
             raise BenchError("a renumbered restore needs two GPUs that nvidia-smi lists; leave all+renumbered out")
         pairs = zip(self.gpus, self.gpus[1:] + self.gpus[:1])
         return variant.environment | {"CRIU_CUDA_DEVICE_MAP": ",".join(f"{old}={new}" for old, new in pairs)}
+
+    def take(self, variant: Variant) -> Path:
+        """Turns to the workload of a variant; returns the folder of its images."""
+        self.workload = self.workloads[variant.staged]
+        return self.workload.folder / "images"
 
     def record(self, **values: object) -> None:
         with self.out.open("a") as stream:
@@ -387,9 +398,10 @@ def footprint(pid: int) -> dict[str, object]:
     }
 
 
-def restore_once(bench: Bench, name: str, images: Path, gpu_before: int | None, **labels: object) -> bool:
+def restore_once(bench: Bench, name: str, gpu_before: int | None, **labels: object) -> bool:
     """One restore with its proof and record; the tree is ended again. Raises HangError when that is recorded too."""
     variant = VARIANTS[name]
+    images = bench.take(variant)
     with bench.standing_by(variant):
         done = bench.criu(variant, "restore", images, "-d")
         proof = prove(bench, done)
@@ -464,20 +476,21 @@ def schedule(names: list[str], rounds: int, seed: int, warmup: list[str] | None 
     return plan
 
 
-def measure_restores(bench: Bench, images: Path, args: argparse.Namespace, gpu_before: int | None) -> None:
+def measure_restores(bench: Bench, args: argparse.Namespace, gpu_before: int | None) -> None:
     for index, name in schedule(args.variants, args.rounds, args.seed, args.warmup_variants):
         if time.monotonic() > bench.deadline:
             print("the time limit is reached: the rest of the schedule is left out", flush=True)
             return
-        restore_once(bench, name, images, gpu_before, gib=args.gib, round=index, warmup=index == 0)
+        restore_once(bench, name, gpu_before, gib=args.gib, round=index, warmup=index == 0)
 
 
-def measure_dumps(bench: Bench, images: Path, args: argparse.Namespace) -> None:
+def measure_dumps(bench: Bench, args: argparse.Namespace) -> None:
     scratch = bench.folder / "scratch"
     for index, name in schedule(args.dump_variants, args.dump_rounds, args.seed):
         if time.monotonic() > bench.deadline:
             print("the time limit is reached: the rest of the dumps is left out", flush=True)
             return
+        images = bench.take(VARIANTS[name])
         # Restored by copying, so that each dump meets memory of its own, whoever made it.
         restored = bench.criu(VARIANTS["driver-api"], "restore", images, "-d")
         if restored.failure:
@@ -489,12 +502,10 @@ def measure_dumps(bench: Bench, images: Path, args: argparse.Namespace) -> None:
         shutil.rmtree(scratch)
 
 
-def leak_check(bench: Bench, images: Path, args: argparse.Namespace, gpu_before: int | None) -> bool:
+def leak_check(bench: Bench, args: argparse.Namespace, gpu_before: int | None) -> bool:
     """Many restores with the pool: every one must find and leave the same."""
     labels = {"gib": args.gib, "warmup": False, "leak_check": True}
-    done = [
-        restore_once(bench, args.leak_variant, images, gpu_before, round=index, **labels) for index in range(args.leak)
-    ]
+    done = [restore_once(bench, args.leak_variant, gpu_before, round=index, **labels) for index in range(args.leak)]
     records = [json.loads(line) for line in bench.out.read_text().splitlines()][-args.leak :]
     keys = ("fds", "threads", "mapped_files", "free_mib")
     seen = {tuple(record.get(key) for key in keys) for record in records}
@@ -623,6 +634,27 @@ def fake_environment(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     }
 
 
+def make_workloads(
+    args: argparse.Namespace, patched: Path, folder: Path, environment: dict[str, str]
+) -> dict[bool, Workload]:
+    """A program as it is, and one that stages its GPU memory, each with a folder of its own."""
+    workloads = {}
+    for staged, library in ((False, None), (True, patched / "lib/libgpuckpt_staging.so")):
+        own = folder / ("staged" if staged else "plain")
+        own.mkdir()
+        binary, mib = args.workload.resolve(), int(args.gib * 1024)
+        workloads[staged] = Workload(binary, own, environment, mib, args.processes, library)
+    return workloads
+
+
+def first_dumps(args: argparse.Namespace) -> list[str]:
+    """The variants that make the images which all others restore."""
+    asked = [*args.variants, *(args.dump_variants if args.dump_rounds else [])]
+    asked += [args.leak_variant] if args.leak else []
+    kinds = {VARIANTS[name].staged for name in asked}
+    return [name for name, staged in (("driver-api", False), ("staged", True)) if staged in kinds]
+
+
 def end_workload(workload: Workload) -> bool:
     """Ends what still runs; False, with a line, where that cannot be done."""
     try:
@@ -644,25 +676,29 @@ def main() -> int:
     ok = True
     with image_folder(args) as folder:
         environment = fake_environment(args, folder)
-        workload = Workload(args.workload.resolve(), folder, environment, int(args.gib * 1024), args.processes)
         homes = {"stock": args.stock.resolve(), "patched": args.patched.resolve()}
-        bench = Bench(homes, workload, folder, environment, args.out, time.monotonic() + args.limit_s, ask_gpus("uuid"))
+        workloads = make_workloads(args, homes["patched"], folder, environment)
+        deadline = time.monotonic() + args.limit_s
+        bench = Bench(homes, workloads, workloads[False], folder, environment, args.out, deadline, ask_gpus("uuid"))
         try:
             bench.record(**manifest(bench, args))
             before = gpu_used_mib()
-            workload.start()
-            if not dump_once(bench, "driver-api", folder / "images", gib=args.gib, round=-1, warmup=True):
-                raise BenchError("the first dump failed; its log's end is in the record")
-            measure_restores(bench, folder / "images", args, before)
+            for name in first_dumps(args):
+                images = bench.take(VARIANTS[name])
+                bench.workload.start()
+                if not dump_once(bench, name, images, gib=args.gib, round=-1, warmup=True):
+                    raise BenchError("the first dump failed; its log's end is in the record")
+            measure_restores(bench, args, before)
             if args.dump_rounds:
-                measure_dumps(bench, folder / "images", args)
+                measure_dumps(bench, args)
             if args.leak:
-                ok = leak_check(bench, folder / "images", args, before)
+                ok = leak_check(bench, args, before)
         except BenchError as error:
             print(f"gpu_bench: {error}", file=sys.stderr)
             ok = False
         finally:
-            ok = end_workload(workload) and ok
+            ended = [end_workload(workload) for workload in workloads.values()]
+            ok = ok and all(ended)
             summarise(args.out)
     return 0 if ok else 1
 

@@ -6,8 +6,8 @@
  *   staging_stress --seed N --threads N --seconds N [--rounds N --file PATH]
  *
  * It ends with 1 and a message when a content is wrong, or a call fails. With --rounds it asks the library in itself to
- * put all memory aside and to bring it back, so many times, while the threads go on, and ends then. It prints
- * "rounds=… steps=… gone=…": how many steps the threads made, and how many of them while the memory was away.
+ * put all memory aside and to bring it back, so many times. The threads go on meanwhile. It prints "rounds=… steps=…
+ * away=…": how many steps the threads made, and how many of them while the memory was away.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>

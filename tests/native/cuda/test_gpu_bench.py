@@ -84,6 +84,18 @@ def test_variants_set_what_they_are_named_after(bench):
         assert f"restore  0.0625 {name:18}   1   0" in done.stdout
 
 
+def test_programs_that_stage_their_memory_are_measured_next_to_others(bench):
+    done = bench("--rounds", "1", "--variants", "stock,staged", "--dump-rounds", "1", "--dump-variants", "all,staged")
+    assert done.returncode == 0, done.stderr
+    carried = {"stock": [], "staged": ["gpu-bring-back"]}
+    for name, spans in carried.items():
+        samples = done.restores(name)
+        assert [sample["ok"] for sample in samples] == [True, True]
+        assert [span["name"] for span in samples[-1]["spans"] if span["name"].startswith("gpu-")] == spans
+    dumps = [r for r in done.records if r["kind"] == "dump" and not r["warmup"]]
+    assert sorted((r["variant"], r["ok"]) for r in dumps) == [("all", True), ("staged", True)]
+
+
 @pytest.mark.parametrize(("variant", "contexts"), [("resident", True), ("all+resident-init", False)])
 def test_a_resident_pool_holds_contexts_or_none(bench, patched_build, tmp_path, variant, contexts):
     asked = tmp_path / "asked"

@@ -172,3 +172,54 @@ def test_memory_that_cannot_be_made_anew_ends_the_program(staged, workload, criu
     (workload.gpu / f"memory.{os.getpid()}.0").write_bytes(b"")
     os.truncate(workload.gpu / f"memory.{os.getpid()}.0", 8190 * MIB)
     assert_refused(criu, workload, "memory of the GPU cannot be made anew: CUDA_ERROR_OUT_OF_MEMORY")
+
+
+# --- parked, without a checkpoint ---
+
+
+def park(workload, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [workload.tools.folder / "sanitized/gpuckpt-park", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_parked_program_gives_its_memory_to_others_and_wakes(workload, criu, tmp_path):
+    workload.start(mib=16, preload=criu.staging)
+    digests = workload.digests()
+    pid = ("--pid", workload.pids[0])
+    assert park(workload, *pid, "--state").stdout == f"pid={pid[1]} active mib=16 zeros_mib=0 dropped_mib=0\n"
+    assert park(workload, *pid, "--park", tmp_path / "parked").stdout.startswith(f"pid={pid[1]} parked mib=16")
+    assert memory_files(workload) == []
+    again = park(workload, *pid, "--park", tmp_path / "parked")
+    assert (again.returncode, again.stderr) == (1, f"gpuckpt-park: {tmp_path}/parked: File exists\n")
+    assert park(workload, *pid, "--park", tmp_path / "more").stderr == "gpuckpt-park: refused: it is staged already\n"
+    assert park(workload, *pid, "--activate", tmp_path / "parked").returncode == 0
+    assert_lives(workload, digests)
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_a_parked_program_is_not_checkpointed(switch, workload, criu, tmp_path):
+    """Its memory is in a file of its own, which the image folder would not have."""
+    workload.start(mib=16, preload=criu.staging)
+    digests = workload.digests()
+    pid = ("--pid", workload.pids[0])
+    assert park(workload, *pid, "--park", tmp_path / "parked").returncode == 0
+    dump = criu.dump(CRIU_CUDA_STAGING=switch)
+    assert dump.returncode != 0
+    assert "its GPU memory is parked" in dump.log
+    assert park(workload, *pid, "--activate", tmp_path / "parked").returncode == 0
+    assert_lives(workload, digests)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 2, "--pid, and one of --park, --activate and --state, are needed"),
+        (["--pid", "x", "--state"], 2, "this is no pid: x"),
+        (["--pid", "1", "--state", "--park", "f"], 2, "one thing at a time"),
+        (["--pid", "1", "--timeout", "0", "--state"], 2, "this is no number of seconds: 0"),
+        (["--pid", str(os.getpid()), "--state"], 1, "no staging library in this program"),
+    ],
+)
+def test_park_says_what_is_wrong(arguments, status, says, workload):
+    done = park(workload, *arguments)
+    assert (done.returncode, says in done.stderr) == (status, True)
