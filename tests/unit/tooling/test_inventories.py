@@ -63,6 +63,17 @@ def test_one_variable_chooses_the_model(local_gpu, arguments, model):
     assert local_gpu(list(expected), *arguments) == expected
 
 
+def test_one_variable_chooses_a_server_as_it_comes(local_gpu):
+    names = ["checkpoint_bench_lanes", "inference_server_vllm_sleep_mode", "inference_server_vllm_enforce_eager"]
+    given, sleeps, is_eager = local_gpu(names, "-e", '{"gpuckpt_as_it_comes": true}').values()
+    lanes = {lane["name"]: lane for lane in ckpt_lanes(given)}
+    assert (sleeps, is_eager) == (False, False)
+    assert {lane["slimming"] for lane in lanes.values() if lane["start"] == "restore"} == {"none"}
+    loaded = {name for name, lane in lanes.items() if "LD_PRELOAD" in lane["server"].get("env", {})}
+    assert loaded == {"library-best", "library-resident"}
+    assert [name for name, lane in lanes.items() if lane["baseline"]] == ["driver-stock"]
+
+
 def test_a_larger_model_needs_more_room_for_a_checkpoint(local_gpu):
     name = "inference_server_vllm_image_mib"
     sizes = [local_gpu([name], "-e", f"gpuckpt_model={model}")[name] for model in ("qwen2-1.5b", "llama-3.1-8b")]
