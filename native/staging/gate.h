@@ -14,7 +14,7 @@
 #define GS_GATE_COUNTERS 64 /* a power of two */
 
 struct gs_gate_counter {
-	_Alignas(64) atomic_uint inside; /* a cache line each, so that threads do not slow one another */
+	_Alignas(128) atomic_uint inside; /* cache lines of their own, so that threads do not slow one another */
 };
 
 extern struct gs_gate_counter gs_gate_counters[GS_GATE_COUNTERS];

@@ -366,3 +366,13 @@ struct gs_region *gs_regions(size_t *count)
 	*count = nr_regions;
 	return regions;
 }
+
+void gs_regions_count(uint64_t *bytes, uint64_t *dropped_bytes)
+{
+	pthread_mutex_lock(&lock);
+	for (size_t n = 0; n < nr_regions; n++) {
+		*bytes += regions[n].bytes;
+		*dropped_bytes += regions[n].dropped ? regions[n].bytes : 0;
+	}
+	pthread_mutex_unlock(&lock);
+}

@@ -55,6 +55,9 @@ CUresult gs_region_put(struct gs_region *region);
 /* All regions, sorted by address, as long as the gate is closed. */
 struct gs_region *gs_regions(size_t *count);
 
+/* Adds what they hold. Whoever calls it, wherever the gate stands. */
+void gs_regions_count(uint64_t *bytes, uint64_t *dropped_bytes);
+
 /* How many streams are being captured: meanwhile nothing may wait for a context. */
 extern atomic_int gs_captures;
 

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,7 @@ static struct header written;
 static struct gs_piece *pieces;
 static size_t nr_pieces;
 static char forbidden[GS_WHY];
+static atomic_bool is_forbidden;
 
 static bool __attribute__((format(printf, 2, 3))) refuse(struct gs_answer *answer, const char *format, ...)
 {
@@ -63,9 +65,10 @@ void gs_stage_forbid(const char *format, ...)
 
 	pthread_mutex_lock(&lock);
 	va_start(arguments, format);
-	if (!*forbidden)
+	if (!atomic_load(&is_forbidden))
 		vsnprintf(forbidden, sizeof(forbidden), format, arguments);
 	va_end(arguments);
+	atomic_store(&is_forbidden, true);
 	pthread_mutex_unlock(&lock);
 }
 
@@ -208,13 +211,7 @@ static size_t lanes_of(const struct gs_region *regions, size_t count, struct gs_
 
 static void count_bytes(struct gs_answer *answer)
 {
-	size_t count;
-	const struct gs_region *regions = gs_regions(&count);
-
-	for (size_t n = 0; n < count; n++) {
-		answer->bytes += regions[n].bytes;
-		answer->dropped_bytes += regions[n].dropped ? regions[n].bytes : 0;
-	}
+	gs_regions_count(&answer->bytes, &answer->dropped_bytes);
 	for (size_t n = 0; n < nr_pieces; n++)
 		answer->zero_bytes += pieces[n].zeros ? pieces[n].bytes : 0;
 }
@@ -273,7 +270,7 @@ void gs_stage(int file, unsigned int limit_ms, struct gs_answer *answer)
 		refuse(answer, "it is staged already");
 		return;
 	}
-	if (*forbidden) {
+	if (atomic_load(&is_forbidden)) {
 		refuse(answer, "%s", forbidden);
 		return;
 	}
@@ -421,10 +418,5 @@ void gs_bring_back(int file, struct gs_answer *answer)
 void gs_ask(struct gs_answer *answer)
 {
 	answer->staged = staged;
-	/* The list of regions holds still only while the gate is closed. */
-	if (staged || gs_gate_close(0)) {
-		count_bytes(answer);
-		if (!staged)
-			gs_gate_open();
-	}
+	count_bytes(answer);
 }

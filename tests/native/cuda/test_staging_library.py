@@ -268,6 +268,25 @@ def test_a_call_waits_while_memory_is_away_and_other_threads_of_the_program_run(
     assert told == [[], ["before"]]
 
 
+def test_a_busy_program_is_counted_as_well(run: Run) -> None:
+    told = run(
+        """
+        context = begin()
+        pointer = allocate(4 * MIB)
+        def work():
+            call("cuCtxSetCurrent", ctypes.c_void_p(context))
+            write(pointer, b"x" * 9)
+        worker = threading.Thread(target=work)
+        worker.start()
+        time.sleep(0.05)
+        told = [ask(ASK), worker.is_alive()]
+        worker.join()
+        """,
+        GPUCKPT_FAKE_WORK_MS="500",
+    )
+    assert told == [{"staged": 0, "bytes": 4 << 20, "zeros": 0, "dropped": 0}, True]
+
+
 def test_a_wrong_file_is_refused_and_the_right_one_taken_afterwards(run: Run) -> None:
     told = run("""
         begin()
@@ -358,8 +377,7 @@ def test_other_functions_are_found_as_without_the_library(run: Run) -> None:
 # --- under pressure ---
 
 
-@pytest.mark.parametrize("build", ["staging_stress_asan", "staging_stress_tsan"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("build", "seed"), [("staging_stress_asan", 1), ("staging_stress_tsan", 2)])
 def test_threads_that_race_with_it_find_what_they_wrote(build: str, seed: int, tools, tmp_path: Path) -> None:
     (tmp_path / "gpu").mkdir()
     options = ["--seed", str(seed), "--threads", "4", "--rounds", "4", "--file", tmp_path / "staged"]
