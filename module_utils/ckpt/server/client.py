@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from ..parsing import MAX_NUMBER, FormatError, parse_json, pick
 from .exchange import Answer, ExchangeError, ask, load
 from .spec import Canary, Question, ServerSpec
 
+SALT_BYTES = 32
 POLL_INTERVAL_S = 0.005
 # On the loopback a connection is made at once, or its first packet fell into a network that is still being restored.
 # Then the kernel would send the next one after a second.
@@ -129,6 +131,8 @@ class Client:
             "stream": True,
             **canary.extra,
         }
+        if self.spec.engine.salt_field:
+            body[self.spec.engine.salt_field] = secrets.token_hex(SALT_BYTES)
         stream = _Stream()
         requested = time.monotonic()
         try:

@@ -26,6 +26,8 @@ class Engine:
     # what is added to the canary's request, and to requests under load
     canary_extra: dict[str, Any] = field(default_factory=dict)
     load_extra: dict[str, Any] = field(default_factory=dict)
+    # the field of a request that keeps its answer apart from all earlier ones, by a text that is new each time
+    salt_field: str = ""
     # whether it always has an interface for development, which asks for no password; the variable that switches one on
     develops: bool = False
     develops_with: str | None = None
@@ -45,6 +47,8 @@ ENGINES = {
         canary_extra={"return_token_ids": True},
         # under load every answer has the same length, also where the model would end it
         load_extra={"ignore_eos": True},
+        # a prompt seen before takes another path through the kernels, which changes last bits
+        salt_field="cache_salt",
         develops_with=VLLM_DEV_MODE,
         slimming_fix=f"A vLLM server needs {VLLM_DEV_MODE}=1 and --enable-sleep-mode.",
     ),

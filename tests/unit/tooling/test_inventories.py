@@ -64,10 +64,11 @@ def test_one_variable_chooses_the_model(local_gpu, arguments, model):
 
 
 def test_one_variable_chooses_a_server_as_it_comes(local_gpu):
-    names = ["checkpoint_bench_lanes", "inference_server_vllm_sleep_mode", "inference_server_vllm_enforce_eager"]
-    given, sleeps, is_eager = local_gpu(names, "-e", '{"gpuckpt_as_it_comes": true}').values()
-    lanes = {lane["name"]: lane for lane in ckpt_lanes(given)}
-    assert (sleeps, is_eager) == (False, False)
+    settings = {"sleep_mode": False, "enforce_eager": False, "prefix_caching": True}
+    expected = {f"inference_server_vllm_{name}": value for name, value in settings.items()}
+    given = local_gpu(["checkpoint_bench_lanes", *expected], "-e", '{"gpuckpt_as_it_comes": true}')
+    lanes = {lane["name"]: lane for lane in ckpt_lanes(given.pop("checkpoint_bench_lanes"))}
+    assert given == expected
     assert {lane["slimming"] for lane in lanes.values() if lane["start"] == "restore"} == {"none"}
     loaded = {name for name, lane in lanes.items() if "LD_PRELOAD" in lane["server"].get("env", {})}
     assert loaded == {"library-best", "library-resident"}

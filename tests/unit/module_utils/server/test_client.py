@@ -31,7 +31,13 @@ def client(port: int, **change: Any) -> Client:
 
 
 @pytest.fixture
-def answering() -> Iterator[Answering]:
+def asked() -> list[bytes]:
+    """What the fake server was sent, one entry for each connection."""
+    return []
+
+
+@pytest.fixture
+def answering(asked: list[bytes]) -> Iterator[Answering]:
     """Fake server: whatever it is asked, it sends the given bytes and closes the connection."""
     listeners: list[socket.socket] = []
 
@@ -42,13 +48,14 @@ def answering() -> Iterator[Answering]:
             except OSError:
                 return
             with connection:
-                connection.recv(1 << 16)
+                number = len(asked)
+                asked.append(connection.recv(1 << 16))
                 # the client may be gone before the end of what it does not want
                 with suppress(OSError):
                     connection.sendall(answer)
                     connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(1 << 16):
-                        pass
+                    while more := connection.recv(1 << 16):
+                        asked[number] += more
 
     def start(answer: bytes, **change: Any) -> Client:
         listener = socket.create_server(("127.0.0.1", 0))
@@ -70,6 +77,20 @@ def closed_port() -> int:
 
 def event(document: Any) -> bytes:
     return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(("kind", "salts"), [("vllm", 2), ("reference", 0)])
+def test_requests_to_a_server_with_a_prefix_cache_are_kept_apart(
+    answering: Answering, asked: list[bytes], kind: str, salts: int
+) -> None:
+    token = {"choices": [{"text": "a", "token_ids": [1]}]}
+    for _ in range(2):
+        server = answering(STREAM + event(token) + b"data: [DONE]\n\n", kind=kind, env={"VLLM_SERVER_DEV_MODE": "1"})
+        server.complete(server.spec.canary)
+    bodies = [json.loads(request.partition(b"\r\n\r\n")[2]) for request in asked]
+    found = [body.pop("cache_salt") for body in bodies if "cache_salt" in body]
+    assert len(set(found)) == len(found) == salts
+    assert bodies[0] == bodies[1]
 
 
 def test_a_stream_as_vllm_sends_it(answering: Answering) -> None:
