@@ -128,7 +128,7 @@ class Workload:
     def contexts(self) -> list[str]:
         """Contexts on the fake GPU; those of the dead are gone, as with the real driver."""
         names = (path.name for path in self.gpu.glob("context.*"))
-        return sorted(name for name in names if exists(int(name.removeprefix("context."))))
+        return sorted(name for name in names if exists(int(name.split(".")[1])))
 
     def assert_gone(self) -> None:
         """Nothing of a failed restore may be left; CRIU does not wait for those it kills."""
