@@ -15,6 +15,7 @@ from criu_harness import Build, become_subreaper, descendants, kill, reap, wait_
 HERE = Path(__file__).resolve().parent
 # CRIU's own switch that enables the CUDA plugin on a machine without a GPU.
 FORCE_CUDA_PLUGIN = "138"
+STEPS_OF_A_THREAD = 30  # before it counts as going on
 SPAN = re.compile(
     r"gpuckpt: span name=(?P<name>\S+) pid=(?P<pid>\d+) start=(?P<start>\d+\.\d{6}) end=(?P<end>\d+\.\d{6})"
     r" bytes=(?P<bytes>\d+) note=(?P<note>\S+)$"
@@ -141,6 +142,64 @@ class Workload:
             reap(pid)
 
 
+class Busy(Workload):
+    """One program whose threads use memory of the fake GPUs."""
+
+    def begin(self, *options: str, preload: Path | None = None, gpus: int = 1, **environment: str) -> "Busy":
+        self.gpu.mkdir(exist_ok=True)
+        self.environment = {
+            "GPUCKPT_FAKE_DIR": str(self.gpu),
+            "GPUCKPT_FAKE_DEVICE": str(self.device),
+            "GPUCKPT_FAKE_GPUS": str(gpus),
+            "GPUCKPT_LIBCUDA": str(self.tools.driver),
+            **environment,
+        }
+        command = [self.tools.folder / "staging_workload", "--socket", self.folder / "socket", "--gpus", str(gpus)]
+        with self.messages.open("w") as stream:
+            process = subprocess.Popen(
+                [*command, *options],
+                env={**os.environ, **self.environment, **({"LD_PRELOAD": str(preload)} if preload else {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stream,
+                start_new_session=True,
+            )
+        self.pids = [process.pid]
+        wait_until(self.socket(0).exists, "the program's socket")
+        self.goes_on()
+        self.pids = descendants(process.pid)
+        return self
+
+    @property
+    def messages(self) -> Path:
+        """What the program says where something is wrong."""
+        return self.folder / "messages"
+
+    def tell(self, word: str, timeout_s: float = 30.0) -> dict[str, str]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(timeout_s)
+            try:
+                client.connect(str(self.socket(0)))
+                client.sendall(word.encode())
+                with client.makefile() as stream:
+                    answer = dict(pair.split("=") for pair in stream.read().split())
+            except ConnectionError:
+                answer = {}
+        assert answer, f"it has ended: {self.messages.read_text()}"
+        return answer
+
+    def steps(self) -> list[int]:
+        return [int(count) for count in self.tell("stats")["steps"].split(",")]
+
+    def goes_on(self) -> None:
+        """Every thread makes some more steps, which check what they find."""
+        before = self.steps()
+        wait_until(
+            lambda: all(now >= then + STEPS_OF_A_THREAD for then, now in zip(before, self.steps(), strict=True)),
+            f"steps of all threads; {self.messages.read_text()}",
+        )
+
+
 def exists(pid: int) -> bool:
     """True for a process that runs; a zombie has no memory map."""
     try:
@@ -232,6 +291,16 @@ def workload(tools: Tools, tmp_path: Path) -> Iterator[Workload]:
     workload = Workload(tools, tmp_path, device)
     yield workload
     workload.stop()
+    device.unlink()
+
+
+@pytest.fixture
+def busy(tools: Tools, tmp_path: Path) -> Iterator[Busy]:
+    device = Path(f"/dev/nvidia-gpuckpt-test-{os.getpid()}")
+    device.touch()
+    busy = Busy(tools, tmp_path, device)
+    yield busy
+    busy.stop()
     device.unlink()
 
 
