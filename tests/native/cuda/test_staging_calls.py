@@ -38,11 +38,17 @@ FREE = {
 
 
 @pytest.fixture(scope="module")
-def declared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The parameters of every function, by the name that the driver's library exports."""
+def header(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CUDA's header, out of the wheel that is pinned above."""
     name, version, member = HEADER
-    header = tmp_path_factory.mktemp("cuda") / "cuda.h"
-    header.write_bytes(wheel_at_index(name, version).read(member))
+    file = tmp_path_factory.mktemp("cuda") / "cuda.h"
+    file.write_bytes(wheel_at_index(name, version).read(member))
+    return file
+
+
+@pytest.fixture(scope="module")
+def declared(header: Path) -> dict[str, str]:
+    """The parameters of every function, by the name that the driver's library exports."""
     found: dict[str, str] = {}
     for view in VIEWS:
         text = subprocess.run(["gcc", "-E", "-P", *view, header], check=True, capture_output=True, text=True).stdout
@@ -107,3 +113,57 @@ def test_the_library_needs_no_newer_c_library_than_the_programs_have(patched_bui
     versions = {tuple(map(int, found)) for found in re.findall(r"\bGLIBC_(\d+)\.(\d+)\b", symbols)}
     assert max(versions) <= (2, 34)
     assert "stdc++" not in subprocess.run(["ldd", library], check=True, capture_output=True, text=True).stdout
+
+
+# What our own declarations of CUDA's types and numbers have to agree with
+LAYOUT = """
+#include <stddef.h>
+#include <stdio.h>
+#define SHOW(_what) printf(#_what "=%ld\\n", (long)(_what))
+int main(void)
+{
+	SHOW(sizeof(CUdeviceptr));
+	SHOW(sizeof(CUmemGenericAllocationHandle));
+	SHOW(sizeof(CUuuid));
+	SHOW(sizeof(CUmemAllocationProp));
+	SHOW(offsetof(CUmemAllocationProp, type));
+	SHOW(offsetof(CUmemAllocationProp, location));
+	SHOW(offsetof(CUmemAllocationProp, allocFlags.gpuDirectRDMACapable));
+	SHOW(sizeof(CUmemAccessDesc));
+	SHOW(offsetof(CUmemAccessDesc, location.id));
+	SHOW(offsetof(CUmemAccessDesc, flags));
+	NUMBERS
+	return 0;
+}
+"""
+
+
+def shown(folder: Path, include: str, flags: list[str], numbers: str) -> str:
+    """What a program prints that takes the types and numbers from one header."""
+    source, program = folder / "layout.c", folder / "layout"
+    source.write_text(f"#include {include}\n{LAYOUT.replace('NUMBERS', numbers)}")
+    subprocess.run(["gcc", "-w", *flags, source, "-o", program], check=True)
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout
+
+
+def test_types_and_numbers_are_those_of_the_header(header: Path, tmp_path: Path) -> None:
+    ours = (STAGING / "cuda_types.h").read_text() + (ROOT / "native/cuda/gpuckpt_cuda_abi.h").read_text()
+    names = sorted(set(re.findall(r"^\t(CU(?:DA)?_[A-Z0-9_]+) = \d+,", ours, re.M)))
+    assert len(names) > 25
+    numbers = "\n".join(f"\tSHOW({name});" for name in names)
+    flags = [f"-I{STAGING}", f"-I{ROOT / 'native/cuda'}"]
+    theirs = shown(tmp_path, f'"{header}"', [], numbers)
+    assert shown(tmp_path, '"cuda_types.h"', flags, numbers) == theirs
+
+
+def parameters_of(text: str) -> dict[str, int]:
+    """Functions that we call ourselves, with the number of parameters in our declaration."""
+    found = re.findall(r"FUNCTION\((cu\w+), \(([^()]*)\)\)", text)
+    return {name: 0 if parameters == "void" else parameters.count(",") + 1 for name, parameters in found}
+
+
+def test_functions_that_we_call_have_the_headers_parameters(declared: dict[str, str]) -> None:
+    ours = parameters_of((STAGING / "driver.h").read_text())
+    assert len(ours) > 40
+    theirs = {name: 0 if declared[name] in ("", "void") else declared[name].count(",") + 1 for name in ours}
+    assert ours == theirs
