@@ -22,7 +22,7 @@ from .manifest import File, Layout, Manifest
 PIECE_BYTES = 4 << 20
 READ_BYTES = 256 << 10
 MAX_THREADS = 32
-PAGES = re.compile(r"(pages-\d+|mapped-base-[0-9a-f]+)\.img")
+PAGES = re.compile(r"(pages-\d+|mapped-base-[0-9a-f]+|gpu-staged-\d+)\.img")
 # how many files are named in a message
 NAMED = 4
 

@@ -18,6 +18,8 @@ SIZE = re.compile(r"[0-9]{1,19}")
 
 KINDS = {
     "pages": "pages",
+    # what programs put aside themselves (docs/staging.md)
+    "gpu": "gpu",
     "pagemap": "pagemap",
     "core": "core",
     "mm": "mm",

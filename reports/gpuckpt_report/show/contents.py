@@ -16,9 +16,13 @@ PARTS: dict[PhaseClass, str] = {
 
 
 def contents(checkpoint: CheckpointSize) -> dict[PhaseClass, int]:
-    """Bytes of each part. What the driver parked in the host's memory lies in the page images: it is taken off them."""
-    pages = checkpoint.images.get("pages", 0)
-    gpu = min(pages, checkpoint.gpu or 0)
+    """Bytes of each part.
+
+    What the driver parked in the host's memory lies in the page images, and is taken off them. What programs put aside
+    themselves has files of its own.
+    """
+    pages, aside = checkpoint.images.get("pages", 0), checkpoint.images.get("gpu", 0)
+    parked = min(pages, max(0, (checkpoint.gpu or 0) - aside))
     files = sum(checkpoint.images.get(kind, 0) for kind in ("rootfs", "container"))
-    rest = sum(checkpoint.images.values()) - pages - files
-    return {GPU: gpu, MEMORY: pages - gpu, IMAGES: rest, OTHER: files}
+    rest = sum(checkpoint.images.values()) - pages - aside - files
+    return {GPU: parked + aside, MEMORY: pages - parked, IMAGES: rest, OTHER: files}

@@ -64,6 +64,8 @@ PHASES = {
     "pool-wait": PhaseName(GPU, "wait for the helper", "the restore waits for the helper that initialises the driver"),
     "cuda-restore": PhaseName(GPU, "driver restores the GPU", "the driver makes contexts and copies memory to the GPU"),
     "cuda-unlock": PhaseName(GPU, "driver lets CUDA run", "the driver lets the processes call CUDA again"),
+    "gpu-stage": PhaseName(GPU, "library saves the GPU", "programs put the GPU's memory into files themselves"),
+    "gpu-bring-back": PhaseName(GPU, "library restores the GPU", "programs take the GPU's memory back from files"),
     "cuda-lock": PhaseName(GPU, "driver stops CUDA", "the driver holds the processes' calls of CUDA"),
     "cuda-checkpoint": PhaseName(GPU, "driver saves the GPU", "the driver copies the GPU's memory to the host"),
     "contexts": PhaseName(GPU, "make CUDA contexts", "floor: contexts are made in fresh processes"),

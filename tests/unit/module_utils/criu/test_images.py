@@ -110,6 +110,7 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     ("name", "kind"),
     [
         ("pages-1.img", "pages"),
+        ("gpu-staged-7.img", "gpu"),
         ("pagemap-shmem-7.img", "pagemap"),
         ("core-12.img", "core"),
         ("tmpfs-dev-40.tar.gz.img", "rootfs"),
