@@ -2,6 +2,7 @@
 """What a checkpoint holds, by part: GPU memory may lie in page images, in files of its own, or in both."""
 
 import pytest
+
 from gpuckpt_report.analysis.run import CheckpointSize
 from gpuckpt_report.show.contents import contents
 from gpuckpt_report.show.phase_classes import GPU, IMAGES, MEMORY, OTHER
