@@ -165,7 +165,7 @@ class Busy(Workload):
                 start_new_session=True,
             )
         self.pids = [process.pid]
-        wait_until(self.socket(0).exists, "the program's socket")
+        wait_until(lambda: self.answers(0), "the program's answer")
         self.goes_on()
         self.pids = descendants(process.pid)
         return self

@@ -62,6 +62,13 @@ def read(pointer: int, size: int) -> bytes:
     return buffer.raw
 
 
+def add(pointer: int, size: int, number: int) -> None:
+    """Launches the fake's kernel, which adds a number to each byte."""
+    values = [ctypes.c_uint64(pointer), ctypes.c_size_t(size), ctypes.c_ubyte(number)]
+    parameters = (ctypes.c_void_p * 3)(*map(ctypes.addressof, values))
+    call("cuLaunchKernel", None, 1, 1, 1, 1, 1, 1, 0, None, parameters, None)
+
+
 def attribute(which: int, pointer: int) -> int:
     value = ctypes.c_uint64(0)
     call("cuPointerGetAttribute", ctypes.byref(value), which, ctypes.c_uint64(pointer))

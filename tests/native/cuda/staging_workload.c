@@ -292,7 +292,9 @@ static void step(struct worker *worker)
 		copy(worker, slot);
 		break;
 	case 2:
-		check(worker, slot);
+		/* Or at once: whoever frees memory waits for the work on it. */
+		if (random_below(worker, 2))
+			check(worker, slot);
 		release(worker, slot);
 		break;
 	case 3:

@@ -51,7 +51,7 @@ def test_all_memory_is_the_same_at_the_same_addresses(gpus, workload, criu):
 
 
 def test_work_of_the_gpu_takes_time(workload, criu):
-    workload.begin("--seed", "5", preload=criu.staging, GPUCKPT_FAKE_WORK_MS="5")
+    workload.begin("--seed", "5", preload=criu.staging, GPUCKPT_FAKE_WORK_MS="20")
     assert_staged(criu.dump())
     assert criu.restore().returncode == 0
     workload.goes_on()

@@ -353,6 +353,70 @@ def test_two_gpus(run: Run) -> None:
     assert told == [10, "first", "second", 0, 1, True]
 
 
+def test_a_gpu_that_may_use_the_memory_of_another_still_may_afterwards(run: Run) -> None:
+    told = run(
+        """
+        first = begin(0)
+        before = allocate(4 * MIB)
+        begin(1)
+        call("cuCtxEnablePeerAccess", ctypes.c_void_p(first), 0)
+        call("cuCtxSetCurrent", ctypes.c_void_p(first))
+        after = allocate(4 * MIB)
+        write(before, bytes(4)); write(after, bytes(4))
+        begin(1)
+        add(before, 4, 1); add(after, 4, 2)
+        ask(STAGE, os.environ["FILE"])
+        ask(BRING_BACK, os.environ["FILE"])
+        add(before, 4, 1); add(after, 4, 2)
+        told = [read(before, 4).hex(), read(after, 4).hex()]
+        """,
+        GPUCKPT_FAKE_GPUS="2",
+    )
+    assert told == ["02020202", "04040404"]
+
+
+def test_what_the_drivers_pool_keeps_is_given_back_and_what_is_used_of_it_stays(run: Run) -> None:
+    told = run("""
+        begin()
+        write(allocate(4 * MIB), b"x")
+        pointers = [ctypes.c_uint64(), ctypes.c_uint64()]
+        for pointer in pointers:
+            call("cuMemAllocAsync", ctypes.byref(pointer), ctypes.c_size_t(8 * MIB), None)
+        write(pointers[0].value, b"used")
+        call("cuMemFreeAsync", pointers[1], None)
+        ask(STAGE, os.environ["FILE"])
+        # the driver's calls pass the gate, but files tell what is left
+        left = sum(path.stat().st_size for path in Path(os.environ["GPUCKPT_FAKE_DIR"]).glob("memory.*"))
+        ask(BRING_BACK, os.environ["FILE"])
+        told = [left >> 20, read(pointers[0].value, 4).decode()]
+    """)
+    assert told == [8, "used"]
+
+
+def test_programs_with_a_default_stream_of_each_thread_meet_the_library(run: Run) -> None:
+    told = run("""
+        context = begin()
+        pointer, address = allocate(4 * MIB), ctypes.c_void_p()
+        library = ctypes.CDLL(os.environ["LD_PRELOAD"])
+        call("cuGetProcAddress_v2", b"cuMemcpyHtoD", ctypes.byref(address), 12080, ctypes.c_uint64(2), None)
+        ours = address.value == ctypes.cast(library.cuMemcpyHtoD_v2_ptds, ctypes.c_void_p).value
+        copy = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_size_t)(address.value)
+        ask(STAGE, os.environ["FILE"])
+        seen = []
+        def go():
+            call("cuCtxSetCurrent", ctypes.c_void_p(context))
+            seen.append(copy(pointer, b"own", 3))
+        writer = threading.Thread(target=go)
+        writer.start()
+        time.sleep(0.2)
+        told = [ours, list(seen)]
+        ask(BRING_BACK, os.environ["FILE"])
+        writer.join()
+        told += [seen, read(pointer, 3).decode()]
+    """)
+    assert told == [True, [], [0], "own"]
+
+
 def test_a_child_is_left_alone(run: Run) -> None:
     told = run("""
         begin()
