@@ -98,15 +98,17 @@ class RuntimeTraits:
     :param uses_up_server: a checkpoint in place is restored into the very container that it was taken of, so no other
         checkpoint can be.
     :param reads_archives: its own commands write and read an archive. Otherwise it is packed and unpacked next to the images.
+    :param keeping_flags: options of a restore without which it would use up the checkpoint.
     """
 
     in_container: bool = False
     uses_up_server: bool = False
     reads_archives: bool = False
+    keeping_flags: tuple[str, ...] = ()
 
 
 RUNTIME_TRAITS: dict[str, RuntimeTraits] = {
-    "podman": RuntimeTraits(in_container=True, uses_up_server=True, reads_archives=True),
+    "podman": RuntimeTraits(in_container=True, uses_up_server=True, reads_archives=True, keeping_flags=("--keep",)),
     "process": RuntimeTraits(),
 }
 
