@@ -78,7 +78,8 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         "remote_unreachable",
         re.compile(
             r"connection refused|no such host|i/o timeout|network is unreachable|no route to host|connection reset"
-            r"|deadline exceeded|TLS handshake timeout|unexpected EOF|\bEOF\b|broken pipe|server misbehaving|connection lost",
+            r"|deadline exceeded|TLS handshake timeout|unexpected EOF|\bEOF\b|broken pipe|server misbehaving|connection lost"
+            r"|use of closed network connection",
             re.IGNORECASE,
         ),
     ),

@@ -94,6 +94,10 @@ def test_credentials_that_others_can_read_are_refused(tmp_path: Path) -> None:
             "remote_unreachable",
         ),
         (
+            "Failed to copyto: close tcp 127.0.0.1:56752->127.0.0.1:40303: use of closed network connection",
+            "remote_unreachable",
+        ),
+        (
             'Failed to lsjson: error in ListJSON: RequestError: send request failed\ncaused by: Get "http://nowhere.invalid:45675/'
             'bucket": dial tcp: lookup nowhere.invalid on 192.0.2.53:53: no such host',
             "remote_unreachable",
