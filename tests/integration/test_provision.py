@@ -17,6 +17,7 @@ def test_a_second_run_changes_nothing(provisioned: object) -> None:
     assert play("provision.yml", gpuckpt_weights_mib=WEIGHTS_MIB).changed == 0
 
 
+@pytest.mark.long
 def test_a_dry_run_on_a_provisioned_machine_changes_nothing(provisioned: object) -> None:
     before = node_state()
     assert play("provision.yml", "--check", "--diff", gpuckpt_weights_mib=WEIGHTS_MIB).changed == 0

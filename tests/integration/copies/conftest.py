@@ -14,6 +14,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from places import KINDS, Node, Place
 
+# What CI tries with WebDAV, too, which is rclone's as SFTP is: the way there and back, and what the server itself refuses.
+WITH_WEBDAV = ("test_made_on_one_node_and_fetched_by_another", "test_wrong_credentials_are_named_and_shown_nowhere")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Marks the other tests of that kind of remote."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and callspec.params.get("place") == "webdav" and item.originalname not in WITH_WEBDAV:
+            item.add_marker(pytest.mark.long)
+
 
 @pytest.fixture
 def scratch(disk: Path) -> Path:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import module_call
 from programs import PATIENCE_S, PRELUDE, SERVE, Begin, Program
-from support import Call, Result
+from support import RUNTIMES_OF_USERS, Call, Result
 
 ROOT = Path(__file__).resolve().parents[3]
 SERVER = ROOT / "roles" / "inference_server" / "files" / "gpuckpt_reference_server.py"
@@ -100,7 +100,7 @@ def podman_server(call: Call, weights: Path, port: int) -> Iterator[Result]:
     call("ckpt_stop", runtime="podman", server=server)
 
 
-@pytest.fixture(params=["process", "podman"])
+@pytest.fixture(params=RUNTIMES_OF_USERS)
 def server(request: pytest.FixtureRequest) -> Result:
     """Both runtimes that users have, one after the other."""
     return request.getfixturevalue(f"{request.param}_server")

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from ansible.module_utils.ckpt.system import procfs
 from conftest import ROOT
-from support import Call, Result
+from support import Call, Result, tried_by_ci
 
 pytestmark = pytest.mark.integration
 PROGRAM = f"import sys; sys.path.insert(0, {str(ROOT / 'module_utils')!r}); from ckpt.golden.program import main; sys.exit(main())"
@@ -61,6 +61,8 @@ def served(options: Result, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """gpuckpt-serve in the foreground, from the moment at which it says that the server is up."""
     with log.open("ab") as out, subprocess.Popen([*SERVE, options["name"]], stderr=out) as process:
         try:
+            # to ask for the status starts a program, to look at the port does not
+            until(lambda: process.poll() is not None or listens(options["server"]["port"]), "it does not listen")
             until(lambda: process.poll() is not None or status(options["name"])["serving"] is not None, "it is not up")
             assert process.poll() is None, log.read_text()
             yield process
@@ -111,7 +113,16 @@ def test_it_is_made_once_and_served_from(call: Call, golden: Result, tmp_path: P
     assert told["worth"]["made_s"] > made["golden"]["cold_s"]
 
 
-@pytest.mark.parametrize("reseeded", [True, False])
+@pytest.mark.parametrize(
+    ("server", "reseeded"),
+    [
+        ("podman", True),
+        ("process", False),
+        pytest.param("process", True, marks=pytest.mark.long),
+        pytest.param("podman", False, marks=pytest.mark.long),
+    ],
+    indirect=["server"],
+)
 def test_two_restores_differ_in_what_is_left_to_chance(
     call: Call, golden: Result, tmp_path: Path, reseeded: bool
 ) -> None:
@@ -131,6 +142,7 @@ def test_two_restores_differ_in_what_is_left_to_chance(
     assert (identity != identity_again) is reseeded
 
 
+@tried_by_ci("process")
 def test_a_server_that_cannot_be_made_unique_is_not_committed(call: Call, golden: Result) -> None:
     unique = [["/reseed", {"key": "{file:/nowhere/key}"}]]
     failed = call("ckpt_golden", **{**golden, "server": {**golden["server"], "unique": unique}})
@@ -157,6 +169,7 @@ def test_one_that_cannot_be_made_unique_here_is_served_cold(call: Call, golden: 
         assert complete(golden["server"]["port"])
 
 
+@tried_by_ci("process")
 def test_one_that_does_not_fit_is_served_cold_once_and_made_anew(call: Call, golden: Result, tmp_path: Path) -> None:
     call("ckpt_golden", **golden)
     mark = Path(golden["folder"]) / golden["name"] / "golden.json"
@@ -194,6 +207,7 @@ def test_what_was_exchanged_while_a_server_ran_is_not_in_its_checkpoint(
     assert misfit.startswith(f"files: {weights} was ")
 
 
+@tried_by_ci("podman")
 def test_a_damaged_one_is_served_cold(call: Call, golden: Result, tmp_path: Path) -> None:
     made = call("ckpt_golden", **golden)["golden"]
     image = max(Path(made["folder"]).glob("images/core-*.img"))
@@ -207,6 +221,7 @@ def test_a_damaged_one_is_served_cold(call: Call, golden: Result, tmp_path: Path
     assert status(golden["name"])["golden"]["folder"] != made["folder"]
 
 
+@tried_by_ci("process")
 def test_a_failed_attempt_keeps_the_old_one(call: Call, golden: Result, tmp_path: Path) -> None:
     made = call("ckpt_golden", **golden)["golden"]
     broken = {**golden, "server": {**golden["server"], "command": ["/bin/false"]}}
@@ -219,6 +234,7 @@ def test_a_failed_attempt_keeps_the_old_one(call: Call, golden: Result, tmp_path
         assert status(golden["name"])["serving"]["mode"] == "restored"
 
 
+@tried_by_ci("podman")
 def test_a_killed_supervisor_is_no_hindrance(call: Call, golden: Result, tmp_path: Path) -> None:
     call("ckpt_golden", **golden)
     with served(golden, tmp_path / "log") as process:
@@ -240,6 +256,7 @@ def test_a_server_that_ends_ends_the_service(call: Call, golden: Result, tmp_pat
     assert "has ended by itself" in (tmp_path / "log").read_text()
 
 
+@tried_by_ci("podman")
 def test_it_starts_when_somebody_asks_and_stops_when_nobody_does(call: Call, golden: Result, tmp_path: Path) -> None:
     call("ckpt_golden", **golden)
     public_port, log = free_port(), tmp_path / "log"
@@ -281,6 +298,7 @@ def started_by_a_command(name: str, port: int, log: Path) -> Iterator[subprocess
             process.wait(LIMIT_S)
 
 
+@tried_by_ci("process")
 def test_a_program_that_starts_servers_sees_it_when_it_is_up(call: Call, golden: Result, tmp_path: Path) -> None:
     call("ckpt_golden", **golden)
     port, log = free_port(), tmp_path / "log"
@@ -321,6 +339,7 @@ def on_demand(options: Result, port: int, log: Path) -> Iterator[subprocess.Pope
             process.wait(LIMIT_S)
 
 
+@tried_by_ci("process")
 def test_two_servers_take_turns_and_start_at_once(call: Call, golden: Result, tmp_path: Path) -> None:
     two = another(golden)
     servers, log = [golden, two], tmp_path / "log"

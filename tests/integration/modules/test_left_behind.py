@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import STOCK, Call, Result, identity
+from support import STOCK, Call, Result, identity, tried_by_ci
 
 pytestmark = pytest.mark.integration
 INSTANCES = Path("/run/gpuckpt/instances")
@@ -49,6 +49,7 @@ def test_servers_of_other_names_go_on(call: Call, server: Result) -> None:
     assert listens(server)
 
 
+@tried_by_ci("podman")
 def test_what_a_checkpoint_is_restored_into_stays(call: Call, server: Result, left: Result, store: Path) -> None:
     checkpoint = {"dir": str(store / "golden")}
     restore = {
@@ -102,6 +103,7 @@ def test_a_container_without_our_label_is_left_alone(call: Call, podman_server: 
         subprocess.run(["podman", "rm", "--force", "--time=0", name], check=True, capture_output=True)
 
 
+@tried_by_ci("process")
 def test_what_a_broken_off_run_made_is_removed_and_what_a_user_made_is_not(
     call: Call, server: Result, left: Result, store: Path
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 import pytest
-from support import STOCK, Call, Result, identity
+from support import STOCK, Call, Result, identity, tried_by_ci
 
 pytestmark = pytest.mark.integration
 SECRET = "known-to-the-server-alone"
@@ -46,6 +46,7 @@ def found_by_nobody(folder: Path) -> list[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
+@tried_by_ci("podman")
 def test_archives_and_logs_are_roots_alone(call: Call, server: Result, public: Path) -> None:
     checkpoint = {"dir": str(public / "made" / "on the way" / "golden"), "source": "tar"}
     log = public / "logs" / "of servers" / "server.log"

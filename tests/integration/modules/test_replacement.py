@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from support import STOCK, Call, Result
+from support import STOCK, Call, Result, tried_by_ci
 
 pytestmark = pytest.mark.integration
 
@@ -41,6 +41,7 @@ def restore(call: Call, server: Result, folder: Path, criu: Result = STOCK) -> N
     assert not result.get("failed"), result["msg"]
 
 
+@tried_by_ci("podman")
 def test_generations_in_place_keep_every_byte(call: Call, server: Result, store: Path) -> None:
     folder = store / "golden"
     call("ckpt_start", **server)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from module_call import OWN_RUNTIMES
 from support import STOCK, WITHOUT_A_CONTAINER, Call, Result, identity
 
 from gpuckpt_report.records.schema import Record
@@ -33,13 +34,28 @@ def server(request: pytest.FixtureRequest, call: Call) -> Iterator[Result]:
 
 @pytest.mark.parametrize(
     ("source", "flags"),
-    [("store", ["--keep"]), ("store", []), ("tar", []), ("tar.gz", []), ("tar.zst", ["--ignore-static-ip"])],
+    [
+        ("store", ["--keep"]),
+        ("tar", []),
+        ("tar.zst", ["--ignore-static-ip"]),
+        pytest.param("store", [], marks=pytest.mark.long),
+        pytest.param("tar.gz", [], marks=pytest.mark.long),
+    ],
 )
 def test_podman_round_trip(call: Call, podman_server: Result, store: Path, source: str, flags: list[str]) -> None:
     round_trip(call, podman_server, store, source, flags)
 
 
-@pytest.mark.parametrize("host", ["::1", "[::1]"])
+@pytest.mark.parametrize(
+    ("server", "host"),
+    [
+        ("process", "::1"),
+        ("podman", "[::1]"),
+        *(pytest.param(name, "[::1]", marks=pytest.mark.long) for name in WITHOUT_A_CONTAINER),
+        *(pytest.param(name, "::1", marks=pytest.mark.long) for name in (*OWN_RUNTIMES, "podman")),
+    ],
+    indirect=["server"],
+)
 def test_a_server_on_ipv6(call: Call, server: Result, store: Path, host: str) -> None:
     """Health, canary, counter, checkpoint, restore and the port's end; an address on IPv4 answers nobody."""
     options = server["server"]
@@ -122,8 +138,15 @@ def test_many_checkpoints_of_one_busy_server(call: Call, process_server: Result,
     assert shared_memory_files() == shared_memory
 
 
-@pytest.mark.parametrize("source", ["store", "tar", "tar.gz", "tar.zst"])
-@pytest.mark.parametrize("server", WITHOUT_A_CONTAINER, indirect=True)
+# CI tries every other one, so that it has each runtime and each source.
+WITHOUT_A_CONTAINER_FROM = [
+    pytest.param(runtime, source, marks=[pytest.mark.long] if (number + place) % 2 else [])
+    for number, runtime in enumerate(WITHOUT_A_CONTAINER)
+    for place, source in enumerate(("store", "tar", "tar.gz", "tar.zst"))
+]
+
+
+@pytest.mark.parametrize(("server", "source"), WITHOUT_A_CONTAINER_FROM, indirect=["server"])
 def test_round_trip_without_a_container(call: Call, server: Result, store: Path, source: str) -> None:
     round_trip(call, server, store, source, [])
 
