@@ -33,19 +33,21 @@ deps: ## system packages that the checks use (apt)
 sources: deps ## CRIU's release tarball, for the native tests
 	@.ci/sources.sh
 
-.PHONY: test lint test-unit test-native test-integration test-molecule
+.PHONY: test test-long lint test-unit test-native test-integration test-molecule
 test: sources setup-dev ## all that CI runs
 	@.ci/checks.py
+test-long: sources setup-dev ## the same with the combinations that CI leaves out
+	@.ci/checks.py --long
 lint: setup-dev ## every linter
 	@.ci/checks.py lint
 test-unit: setup-dev ## modules, filters, schema, statistics
 	@.ci/checks.py unit
 test-native: sources setup-dev ## CRIU and the CUDA plugin, patched and stock
 	@.ci/checks.py native
-test-integration: deps setup-dev ## real provisioning and benchmarks on this machine
+test-integration: sources setup-dev ## real provisioning and benchmarks on nodes of their own
 	@.ci/checks.py integration
-test-molecule: deps setup-dev ## every scenario of every role
-	@.ci/checks.py molecule
+test-molecule: sources setup-dev ## every scenario of every role
+	@.ci/checks.py node molecule
 
 .PHONY: test-faults
 test-faults: deps setup-dev ## kills, damage and full stores on a node of its own (ARGS: see docs/faults.md)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs the checks, in parallel where they do not share a resource, and sums them up.
 
-    checks.py [--list] [NAME ...]      NAME: a check, or a group (lint, unit, native, integration, molecule)
+    checks.py [--list] [--long] [NAME ...]      NAME: a check, or a group (lint, unit, native, integration, molecule)
 
 Each check writes build/checks/<name>.log; the end of it is shown when it fails. The exit status is 1 if one failed.
 A check may exit 77 to say that it cannot run on this machine: its last line says why. The summary tells why single tests
@@ -28,17 +28,30 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = ROOT / ".venv" / "bin"
 PYTHON = str(BIN / "python")
 LOGS = ROOT / "build" / "checks"
-# A provisioned node of own_node.sh, and where such a node has its store
+# A provisioned node of own_node.sh, which others are copies of, and where such a node has its store
 NODE = ROOT / "build" / "provisioned-node"
+KEPT = str(NODE.relative_to(ROOT))
+OWN_NODE = ("tests/integration/own_node.sh", "build/node")
 STORE = "/mnt/checkpoint-ram"
 SKIPPED = 77
 TAIL_LINES = 60
-# What the scenarios of a role must have to themselves; all others change this machine ("host").
-SCENARIOS_USE = {
+# What the scenarios of a role must have to themselves where they run on this machine; all others have a node of their own.
+ON_THIS_MACHINE = {
     "bundle": frozenset({"bundle"}),  # folders of its own
     "model_cache": frozenset[str](),  # a folder of its own
     "nvidia_driver": frozenset[str](),  # only looks
 }
+# Those that nothing needs to be provisioned for, and those that ask a package index: they have the network of this machine.
+ON_A_BARE_NODE = {"checkpoint_store", "container_runtime", "doctor", "llama_cpp"}
+FROM_AN_INDEX = {"container_runtime", "criu", "llama_cpp"}
+# What is the same every time; moments drawn at random are tried by hand. CI has each damage with one runtime.
+CERTAIN_FAULTS = "^(damage|generations|full|traced|serving|two)"
+TELLING_FAULTS = (
+    "^(damage-(metadata-(flip|exchange)|pages-remove|manifest-flip)-podman"
+    "|damage-(metadata-(truncate|remove)|pages-(flip|truncate)|manifest-truncate)-process"
+    "|generations-podman-patched|generations-process-stock"
+    "|full-store-podman|traced-process|serving-process|two-at-once-podman)$"
+)
 # No colours in logs. And what a check has compiled is there for the next one, whatever the shell says: a check starts Python
 # thousands of times.
 SETTINGS = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "PY_COLORS": "0", "PYTHONDONTWRITEBYTECODE": ""}
@@ -113,72 +126,98 @@ def lint_checks() -> list[Check]:
     return [Check(f"lint-{name}", "lint", argv) for name, argv in commands.items()]
 
 
-def molecule_checks() -> list[Check]:
-    """Returns one check for each scenario of each role; those that change this machine take turns."""
+def molecule_checks(long: bool) -> list[Check]:
+    """Returns one check for each scenario of each role."""
+    # the second base leaves out what the tests of plays do for all roles at once
+    bases = ("-c", "../../.config/molecule/config.yml") + (() if long else ("-c", "../../.config/molecule/ci.yml"))
     checks = []
-    for file in sorted(ROOT.glob("roles/*/molecule/*/molecule.yml")):
-        scenario, role = file.parent.name, file.parents[2]
-        checks.append(
-            Check(
-                f"molecule-{role.name}" + ("" if scenario == "default" else f"-{scenario}"),
-                "molecule",
-                ("molecule", "test", "--scenario-name", scenario),
-                uses=SCENARIOS_USE.get(role.name, frozenset({"host"})),
-                cwd=role,
-            )
-        )
+    for number, file in enumerate(sorted(ROOT.glob("roles/*/molecule/*/molecule.yml"))):
+        scenario, role = file.parent.name, file.parents[2].name
+        name = f"molecule-{role}" + ("" if scenario == "default" else f"-{scenario}")
+        molecule = ("molecule", *bases, "test", "--scenario-name", scenario)
+        # what molecule remembers of a scenario is that of a node, too
+        on_node = ("env", f"--chdir=roles/{role}", "MOLECULE_EPHEMERAL_DIRECTORY=/run/gpuckpt-molecule", *molecule)
+        prepare = "true" if role in ON_A_BARE_NODE else as_provisioned(18060 + number)
+        if role in ON_THIS_MACHINE:
+            checks.append(Check(name, "molecule", molecule, uses=ON_THIS_MACHINE[role], cwd=ROOT / "roles" / role))
+            continue
+        words = (f"{prepare}; {shlex.join(on_node)}", "true") if role in FROM_AN_INDEX else (prepare, *on_node)
+        if role in ON_A_BARE_NODE:
+            checks.append(Check(name, "molecule", (*OWN_NODE, *words)))
+        else:
+            checks.append(Check(name, "molecule", on_copy(*words), after="node"))
     return checks
 
 
-def integration_checks() -> list[Check]:
-    """Returns the checks of plays and modules: one on this machine, the others on nodes of their own, next to it."""
-    pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15", "-p", "no:xdist", "-m", "integration")
+def provision(port: int) -> str:
+    """Returns the command for a node that has this machine's network meanwhile, so it needs a port of its own."""
+    others = "-e gpuckpt_weights_mib=64 -e gpuckpt_llama_cpp=false -e criu_distro=false"
+    return f"ansible-playbook provision.yml -e inference_server_port={port} {others}"
+
+
+def as_provisioned(port: int) -> str:
+    """Returns the command that makes a copy what the provisioned node was, or provisions where that check was not chosen."""
+    return f"if [ -d {KEPT} ]; then mount {STORE}; else {provision(port)}; fi"
+
+
+def on_copy(prepare: str, *command: str) -> tuple[str, ...]:
+    """Returns a command on a copy of the provisioned node."""
+    return ("env", f"FROM_NODE={KEPT}", *OWN_NODE, prepare, *command)
+
+
+def integration_checks(long: bool) -> list[Check]:
+    """Returns the checks of plays and modules, on nodes of their own. The first one makes the node that most are copies of."""
+    marked = "integration" if long else "integration and not long"
+    pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15", "-p", "no:xdist", "-m", marked)
     folder = "tests/integration"
     bundled = tuple(f"{folder}/test_{name}.py" for name in ("bundled_podman", "fleet", "fleet_copies"))
     measured = tuple(f"{folder}/test_{name}.py" for name in ("bench", "one_at_a_time", "serve"))
     driver, modules, copies = f"{folder}/test_driver_install.py", f"{folder}/modules", f"{folder}/copies"
     apart = [f"--ignore={path}" for path in (*bundled, *measured, driver, modules, copies)]
-    # what is the same every time; moments drawn at random are tried by hand
-    certain = "^(damage|generations|full|traced|serving|two)"
-    faults = (PYTHON, "tests/faults/run.py", "--seed", "1", "--kinds", certain, "--trials", "30", "--seconds", "150")
+    kinds = CERTAIN_FAULTS if long else TELLING_FAULTS
+    faults = (
+        PYTHON,
+        "tests/faults/run.py",
+        "--seed=1",
+        f"--kinds={kinds}",
+        f"--trials={30 if long else 15}",
+        "--seconds=150",
+    )
     on_modules = ("bash", "-ec", f"{shlex.join([*pytest, modules])}; {shlex.join(faults)}")
-    node, kept = ("tests/integration/own_node.sh", "build/node"), NODE.relative_to(ROOT)
-
-    def provision(port: int) -> str:
-        """Of a node that has this machine's network meanwhile, so it needs a port of its own."""
-        others = "-e gpuckpt_weights_mib=64 -e gpuckpt_llama_cpp=false -e criu_distro=false"
-        return f"ansible-playbook provision.yml -e inference_server_port={port} {others}"
-
-    def on_copy(port: int, *command: str) -> tuple[str, ...]:
-        """On a copy of the provisioned node, or on another one where the check that makes it was not chosen."""
-        prepare = f"if [ -d {kept} ]; then mount {STORE}; else {provision(port)}; fi"
-        return ("env", f"FROM_NODE={kept}", *node, prepare, *command)
-
+    # Its state before it was provisioned is noted for the test of the rollback.
+    noted = f"{PYTHON} {folder}/plays.py >{KEPT}.before; {provision(18079)}"
+    # It provisions a node anew, with what comes from package indexes: it has this machine's network.
+    plays = shlex.join(["env", f"GPUCKPT_NODE_BEFORE={KEPT}.before", *pytest, *apart, folder])
+    if_kept = f"if [ -d {KEPT} ]; then {plays}; else {shlex.join([*pytest, *apart, folder])}; fi"
+    kills = ("env", f"GPUCKPT_KILLS={24 if long else 8}")
     return [
         # Archives of its builds of CRIU are the controller's: nobody else builds them.
-        Check("node", "integration", ("env", f"KEEP_NODE={kept}", *node, provision(18079), "true")),
-        Check("integration-bench", "integration", on_copy(18076, *pytest, *measured), after="node"),
-        Check("integration", "integration", (*pytest, *apart, folder), uses=frozenset({"host"}), after="node"),
-        Check("integration-modules", "integration", on_copy(18077, *on_modules), after="node"),
-        Check("integration-copies", "integration", (*pytest, copies)),
-        Check("integration-driver", "integration", (*pytest, driver)),
+        Check("node", "integration", ("env", f"KEEP_NODE={KEPT}", *OWN_NODE, noted, "true")),
+        Check("integration-bench", "integration", on_copy(as_provisioned(18076), *pytest, *measured), after="node"),
         Check("integration-bundle", "integration", (*pytest, *bundled), uses=frozenset({"bundle"}), after="node"),
+        Check("integration-modules", "integration", on_copy(as_provisioned(18077), *on_modules), after="node"),
+        Check("integration", "integration", on_copy(if_kept, "true"), after="node"),
+        Check("integration-copies", "integration", (*kills, *pytest, copies)),
+        Check("integration-driver", "integration", (*pytest, driver)),
     ]
 
 
-def all_checks() -> list[Check]:
-    """Returns every check: those first that others wait for, then those that take longest."""
+def all_checks(long: bool = False) -> list[Check]:
+    """Returns every check: those first that others wait for, then those that take longest.
+
+    :param long: with the tests and the combinations that CI leaves out
+    """
     pytest = (PYTHON, "-m", "pytest", "-q", "--durations=15")
     native = Check("native", "native", (*pytest, "-p", "no:xdist", "tests/native"), after="node")
-    node, *integration = integration_checks()
+    node, *integration = integration_checks(long)
     return [
         node,
-        Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
         *integration,
         native,
+        Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
+        *molecule_checks(long),
         Check("fuzz", "unit", (PYTHON, "tests/fuzz/run.py", "--seconds", "40")),
         *lint_checks(),
-        *molecule_checks(),
     ]
 
 
@@ -270,9 +309,9 @@ def report(outcome: Outcome) -> None:
         print(f"--- end of {log.relative_to(ROOT)}\n{tail(log, TAIL_LINES)}\n---", flush=True)
 
 
-def select(names: list[str]) -> list[Check]:
+def select(names: list[str], long: bool = False) -> list[Check]:
     """Returns the checks and groups that were named, or all; raises SystemExit for an unknown name."""
-    checks = all_checks()
+    checks = all_checks(long)
     known = {check.name for check in checks} | {check.group for check in checks}
     if unknown := sorted(set(names) - known):
         raise SystemExit(f"checks: no such check: {', '.join(unknown)}. There are: {', '.join(sorted(known))}")
@@ -297,13 +336,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Run the checks of this repository.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="a check or a group; all when none is named")
     parser.add_argument("--list", action="store_true", help="print the checks and end")
+    parser.add_argument("--long", action="store_true", help="with the tests and combinations that CI leaves out")
     parser.add_argument(
         "--workers", type=int, default=3, help="checks at once (3: many wait for others than a processor)"
     )
     options = parser.parse_args()
     if not BIN.is_dir():
         raise SystemExit("checks: no virtual environment: run `make setup-dev` first")
-    checks = select(options.names)
+    checks = select(options.names, options.long)
     if options.list:
         print("\n".join(f"{check.group:<12} {check.name}" for check in checks))
         return 0

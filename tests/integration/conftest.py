@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The integration tests share this machine: it is provisioned once, and put back when they end."""
+"""The integration tests share a node, as a rule one of own_node.sh: it is provisioned once, and put back when they end."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from plays import ROOT, STORE, WEIGHTS_MIB, minimal_root, node_state, play
 
-NODE_PACKAGES = "python3,procps,mount,openssh-server,sudo"
+NODE_PACKAGES = "python3,procps,mount,openssh-server,sudo,iptables,rclone"
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +31,12 @@ def machine() -> None:
 
 @pytest.fixture(scope="session")
 def was_bare(machine: None) -> dict[str, object] | None:
-    """The state of this machine before the tests; None if it was provisioned already, and therefore stays so."""
+    """The state of this machine before the tests; None if it was provisioned already, and therefore stays so.
+
+    GPUCKPT_NODE_BEFORE names a file with the state that a copied node had before it was provisioned (plays.py writes it).
+    """
+    if "GPUCKPT_NODE_BEFORE" in os.environ:
+        return dict(json.loads(Path(os.environ["GPUCKPT_NODE_BEFORE"]).read_text(encoding="utf-8")))
     return None if os.path.ismount(STORE) else node_state()
 
 
@@ -42,19 +48,30 @@ def provisioned(was_bare: dict[str, object] | None) -> Iterator[None]:
         return
     play("provision.yml", gpuckpt_weights_mib=WEIGHTS_MIB)
     yield
-    if was_bare is not None:
+    # a copy of a node is thrown away
+    if was_bare is not None and "GPUCKPT_NODE_BEFORE" not in os.environ:
         play("rollback.yml")
 
 
 @pytest.fixture(scope="session")
 def bundle(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with podman and CRIU, made on this machine."""
+    return make_bundle(tmp_path_factory.mktemp("bundle"), "podman", "criu")
+
+
+@pytest.fixture(scope="session")
+def bundle_of_criu(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for nodes that run no containers."""
+    return make_bundle(tmp_path_factory.mktemp("bundle"), "criu")
+
+
+def make_bundle(folder: Path, *components: str) -> Path:
+    """Makes a bundle in a folder; returns the folder."""
     lend_builds(ROOT / ".cache")
-    folder = tmp_path_factory.mktemp("bundle")
     with pytest.MonkeyPatch.context() as patch:
         # nobody carries this one anywhere
         patch.setenv("XZ_OPT", "-0")
-        play("bundle.yml", bundle_dir=str(folder), bundle_components=["podman", "criu"])
+        play("bundle.yml", bundle_dir=str(folder), bundle_components=components)
     return folder
 
 
@@ -75,7 +92,10 @@ def lend_builds(cache: Path) -> None:
 
 @pytest.fixture(scope="session")
 def bare_root(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A minimal root of this machine's distribution, without podman; it can be reached over ssh."""
+    """A minimal root of this machine's distribution, without podman; it can be reached over ssh.
+
+    To make one takes longer than most tests: nodes that are to have less remove it (plays.PURGE).
+    """
     if shutil.which("mmdebstrap") is None:
         pytest.skip("needs mmdebstrap: run `make deps`")
     return minimal_root(tmp_path_factory.mktemp("node") / "root", NODE_PACKAGES)

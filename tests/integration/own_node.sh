@@ -7,7 +7,7 @@
 # What provisioning puts on this machine is not seen there, whether it is there now or later.
 # What was written lies in a new folder below SCRATCH, a real filesystem, and is removed at the end.
 # With KEEP_NODE it goes to that folder instead, if the command succeeds. FROM_NODE begins with what lies in such a folder, if it is there.
-# That is the same node after a reboot: nothing is mounted, nothing runs.
+# That is the same node after a reboot: nothing is mounted, nothing runs. The folder stays as it is, so many nodes can begin with it.
 #
 #   [KEEP_NODE=FOLDER] [FROM_NODE=FOLDER] own_node.sh SCRATCH PREPARE COMMAND [ARGUMENT ...]
 set -euo pipefail
@@ -32,15 +32,15 @@ if [ -d "$from" ]; then
 else
     python3 - "$scratch/upper" <<"END"
 import os, stat, sys
-hidden = ("criu", "gpuckpt", "containers/containers.conf.d", "containers/seccomp.d")
-for folder in (*(f"etc/{name}" for name in hidden), "opt/gpuckpt", "var/lib/gpuckpt"):
-    os.makedirs(f"{sys.argv[1]}/{folder}")
-    os.setxattr(f"{sys.argv[1]}/{folder}", "trusted.overlay.opaque", b"y")
-os.makedirs(f"{sys.argv[1]}/usr/local/sbin")
+for folder in ("containers.conf.d", "seccomp.d"):
+    os.makedirs(f"{sys.argv[1]}/etc/containers/{folder}")
+    os.setxattr(f"{sys.argv[1]}/etc/containers/{folder}", "trusted.overlay.opaque", b"y")
 with open("/etc/fstab") as lines, open(f"{sys.argv[1]}/etc/fstab", "w") as own:
     own.writelines(line for line in lines if "gpuckpt" not in line)
-for name in ("criu", "gpuckpt-runc"):
-    os.mknod(f"{sys.argv[1]}/usr/local/sbin/{name}", stat.S_IFCHR, os.makedev(0, 0))
+sbin = (f"usr/local/sbin/{name}" for name in ("criu", "gpuckpt-runc"))
+for name in ("etc/criu", "etc/gpuckpt", "opt/gpuckpt", "var/lib/gpuckpt", *sbin):
+    os.makedirs(os.path.dirname(f"{sys.argv[1]}/{name}"), exist_ok=True)
+    os.mknod(f"{sys.argv[1]}/{name}", stat.S_IFCHR, os.makedev(0, 0))
 END
 fi
 mount -t overlay -o "lowerdir=/,upperdir=$scratch/upper,workdir=$scratch/work" node "$node"

@@ -26,6 +26,8 @@ IMAGE_NAMES = ("podman", "images", "--format", "{{.Repository}}:{{.Tag}}")
 PODMANS_OWN = "/run/netns"
 # A play that takes so long hangs, on a busy machine, too.
 HANGS_S = 1200
+# What makes a node of conftest.py a bare one: podman of a bundle must do without.
+PURGE = ("dpkg", "--purge", "iptables", "rclone")
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -114,6 +116,11 @@ def node_state() -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """Prints the state of this machine, for a test that runs elsewhere or later."""
+    print(json.dumps(node_state()))
+
+
 def mounts() -> list[str]:
     """Returns the mount points, but for podman's and what other tests have mounted in the folder for temporary files."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
@@ -146,3 +153,7 @@ def run(*command: str) -> str:
         return subprocess.run(command, check=False, capture_output=True, text=True).stdout
     except FileNotFoundError:
         return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The runner of the checks: what it lets run side by side, and what it says at the end."""
 
+import importlib
 import importlib.util
+import re
 import sys
 import time
 
@@ -117,3 +119,27 @@ def test_an_unknown_name_lists_the_known_ones(checks, monkeypatch):
     monkeypatch.setattr(checks, "ROOT", ROOT)
     with pytest.raises(SystemExit, match=r"no such check: linty\. There are: .*lint"):
         checks.select(["linty"])
+
+
+def test_a_long_run_has_the_same_checks_and_leaves_nothing_out_of_them(checks, monkeypatch):
+    monkeypatch.setattr(checks, "ROOT", ROOT)
+    short, whole = checks.all_checks(), checks.all_checks(long=True)
+    assert [check.name for check in short] == [check.name for check in whole]
+    shorter = {check.name for check, all_of_it in zip(short, whole) if check.argv != all_of_it.argv}
+    assert {"integration", "integration-modules", "integration-copies", "molecule-criu"} <= shorter
+    left_out = ("not long", "molecule/ci.yml", checks.TELLING_FAULTS)
+    played = [check for check in whole if check.group in ("integration", "molecule")]
+    assert not [word for check in played for word in check.argv for what in left_out if what in word]
+
+
+def test_ci_tries_each_fault_that_needs_no_chance(checks, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tests" / "faults"))
+    kinds = [name for name, *_ in importlib.import_module("kinds").all_kinds()]
+    certain = {name for name in kinds if re.search(checks.CERTAIN_FAULTS, name)}
+    tried = {name for name in certain if re.search(checks.TELLING_FAULTS, name)}
+
+    def faults(names):
+        return {re.sub("-(process|podman)(-stock|-patched)?$", "", name) for name in names}
+
+    assert faults(tried) == faults(certain)
+    assert {runtime for runtime in ("process", "podman") for name in tried if runtime in name} == {"process", "podman"}
