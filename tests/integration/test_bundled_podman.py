@@ -8,12 +8,13 @@ machine's. So this machine need not be provisioned, and is left as it is.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from plays import ANSIBLE_PLAYBOOK, RECAP, ROOT, ROOTFS, STORE, WEIGHTS_MIB, perform
+from plays import ANSIBLE_PLAYBOOK, PURGE, RECAP, ROOT, ROOTFS, STORE, WEIGHTS_MIB, perform
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +36,7 @@ def on_node(root: Path, scratch: Path, script: str, bundle: Path) -> str:
     (scratch / "root-upper/bundle").parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(bundle, scratch / "root-upper/bundle", dirs_exist_ok=True)
     node = [str(HERE / "bare_node.sh"), str(root), str(scratch), str(ROOT), f"{sys.base_prefix}:{sys.prefix}"]
-    done = perform([*node, "bash", "-euc", script])
+    done = perform([*node, "bash", "-euc", f"{shlex.join(PURGE)}; {script}"])
     assert done.status == 0, done.output[-6000:]
     return done.output
 
@@ -46,7 +47,8 @@ def test_podman_of_a_bundle_checkpoints_containers_and_goes_again(
     variables = json.dumps({**SERVER, "gpuckpt_bundle": "/bundle", "gpuckpt_results_dir": "/var/tmp/runs"})
     script = f"""
         play() {{ {ANSIBLE_PLAYBOOK} -i inventories/local "$@" -e '{variables}'; }}
-        ! command -v podman
+        ! command -v podman || exit 1
+        ! command -v iptables || exit 1
         stat --format 'storage on %T' --file-system /var/lib
         play provision.yml
         PYTHON=/usr/bin/python3 tools/try_podman.sh plain

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plays import ANSIBLE_PLAYBOOK, RECAP, ROOT, ROOTFS, WEIGHTS_MIB, play, records
+from plays import ANSIBLE_PLAYBOOK, PURGE, RECAP, ROOT, ROOTFS, WEIGHTS_MIB, play, records
 
 pytestmark = pytest.mark.integration
 
@@ -64,6 +64,10 @@ class Node:
 
     holder: subprocess.Popen[bytes]
     init: int
+
+    def inside(self, *words: str) -> list[str]:
+        """The words of a command that runs on the node."""
+        return ["nsenter", f"--target={self.init}", "--all", "--", *words]
 
     def stop(self) -> None:
         """Ends every process of the node."""
@@ -134,6 +138,7 @@ def fleet(bundle: Path, bare_root: Path, tmp_path_factory: pytest.TempPathFactor
     try:
         for name in ("node-a", "node-b"):
             nodes[name] = start_node(bare_root, folder / name, public_key)
+            subprocess.run(nodes[name].inside(*PURGE), check=True, stdout=subprocess.DEVNULL)
         inventory = {
             "all": {
                 "vars": ssh_variables(key),

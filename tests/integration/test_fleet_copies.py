@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import NODE_PACKAGES
-from plays import WEIGHTS_MIB, minimal_root, play
+from plays import WEIGHTS_MIB, play
 from test_fleet import Fleet, Node, ssh_variables, start_node
 
 sys.path.insert(0, str(Path(__file__).parent / "copies"))
@@ -35,19 +34,13 @@ LIMIT_S = 60
 OTHER_DRIVER = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  590.44.01  Release Build"
 
 
-def inside(node: Node, *words: str) -> list[str]:
-    return ["nsenter", f"--target={node.init}", "--all", "--", *words]
-
-
 @pytest.fixture(scope="module")
-def fleet(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def fleet(bundle_of_criu: Path, bare_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Three nodes with CRIU from a bundle, and no container runtime."""
-    for program in ("ssh", "mmdebstrap", "rclone"):
+    for program in ("ssh", "rclone"):
         if shutil.which(program) is None:
             pytest.skip(f"needs {program}: run `make deps`")
     folder = tmp_path_factory.mktemp("copies")
-    play("bundle.yml", bundle_dir=str(folder / "bundle"), bundle_components=["criu"])
-    root = minimal_root(folder / "root", f"{NODE_PACKAGES},rclone,iptables")
     key = folder / "key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     public_key = key.with_suffix(".pub").read_text().strip()
@@ -60,7 +53,7 @@ def fleet(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
     )
     try:
         for name in NODES:
-            nodes[name] = start_node(root, folder / name, public_key)
+            nodes[name] = start_node(bare_root, folder / name, public_key)
             # the folder is this machine's, the network the node's
             words = [
                 "rclone",
@@ -75,7 +68,7 @@ def fleet(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
             environment = {**os.environ, "HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
             servers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment))
         driver = f"mount -t tmpfs none /proc/driver && mkdir /proc/driver/nvidia && echo '{OTHER_DRIVER}' >/proc/driver/nvidia/version"
-        subprocess.run(inside(nodes["node-c"], "sh", "-c", driver), check=True)
+        subprocess.run(nodes["node-c"].inside("sh", "-c", driver), check=True)
         inventory = {
             "all": {
                 "vars": ssh_variables(key),
@@ -84,7 +77,7 @@ def fleet(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
         }
         (folder / "hosts.json").write_text(json.dumps(inventory))
         variables = {
-            "gpuckpt_bundle": str(folder / "bundle"),
+            "gpuckpt_bundle": str(bundle_of_criu),
             "gpuckpt_podman": False,
             "gpuckpt_weights_mib": WEIGHTS_MIB,
             "inference_server_runtime": "process",
@@ -108,7 +101,7 @@ def fleet(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
 
 
 def status(node: Node) -> dict[str, Any]:
-    done = subprocess.run(inside(node, PROGRAM, "--status", NAME), check=True, capture_output=True, text=True)
+    done = subprocess.run(node.inside(PROGRAM, "--status", NAME), check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout)[0])
 
 
@@ -116,7 +109,7 @@ def served(node: Node, log: Path) -> dict[str, Any]:
     """How the server comes up on a node; it is stopped again."""
     with (
         log.open("ab") as out,
-        subprocess.Popen(inside(node, PROGRAM, NAME), stdin=subprocess.DEVNULL, stderr=out) as process,
+        subprocess.Popen(node.inside(PROGRAM, NAME), stdin=subprocess.DEVNULL, stderr=out) as process,
     ):
         deadline = time.monotonic() + LIMIT_S
         while process.poll() is None and status(node)["serving"] is None and time.monotonic() < deadline:
