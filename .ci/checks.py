@@ -215,9 +215,9 @@ def all_checks(long: bool = False) -> list[Check]:
         *integration,
         native,
         Check("unit", "unit", (*pytest, "-n", "2", "tests/unit")),
-        *molecule_checks(long),
         Check("fuzz", "unit", (PYTHON, "tests/fuzz/run.py", "--seconds", "40")),
         *lint_checks(),
+        *molecule_checks(long),
     ]
 
 
