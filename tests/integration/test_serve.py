@@ -26,11 +26,23 @@ def status() -> dict[str, object]:
 
 
 def test_it_is_made_once_and_served_by_the_program_that_the_play_brings(provisioned: object) -> None:
+    """First on demand, whose units systemd takes, then without."""
     assert play("checkpoint.yml", "--check", **SETTINGS).changed == 1
     assert play("checkpoint.yml", **SETTINGS).changed == 1
     assert play("checkpoint.yml", **SETTINGS).changed == 0
+
+    play("serve.yml", **SETTINGS, serve_on_demand=True)
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", *UNITS, f"{SERVICE.parent}/gpuckpt-serve@{NAME}.service"],
+        capture_output=True,
+        text=True,
+    )
+    # it names units of the distribution that the machine lacks, too
+    assert [line for line in verified.stderr.splitlines() if "gpuckpt" in line] == []
+
     said = play("serve.yml", **SETTINGS)
     assert f"{PROGRAM} {NAME}" in " ".join(said.output.split()), "systemd is not the first process here"
+    assert not any(unit.exists() for unit in UNITS)
     assert play("serve.yml", **SETTINGS).changed == 0
     assert status()["misfits"] == []
     with subprocess.Popen([PROGRAM, NAME], stderr=subprocess.PIPE) as process:
@@ -46,16 +58,3 @@ def test_it_is_made_once_and_served_by_the_program_that_the_play_brings(provisio
     assert play("forget.yml", **SETTINGS).changed > 0
     assert play("forget.yml", **SETTINGS).changed == 0
     assert not Path("/var/lib/gpuckpt/golden", NAME).exists()
-
-
-def test_systemd_takes_the_units(provisioned: object) -> None:
-    play("serve.yml", **SETTINGS, serve_on_demand=True)
-    verified = subprocess.run(
-        ["systemd-analyze", "verify", *UNITS, f"{SERVICE.parent}/gpuckpt-serve@{NAME}.service"],
-        capture_output=True,
-        text=True,
-    )
-    # it names units of the distribution that the machine lacks, too
-    assert [line for line in verified.stderr.splitlines() if "gpuckpt" in line] == []
-    play("serve.yml", **SETTINGS)
-    assert not any(unit.exists() for unit in UNITS)
