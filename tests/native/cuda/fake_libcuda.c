@@ -26,7 +26,8 @@
  *   GPUCKPT_FAKE_VERSION     what cuDriverGetVersion answers (default 13000)
  *   GPUCKPT_FAKE_GPUS        how many GPUs there are (default 1); their UUIDs are all 0x11, all 0x22, …
  *   GPUCKPT_FAKE_ANYWHERE    if set, the control block lies where the kernel puts it: nobody can checkpoint the target
- *   GPUCKPT_FAKE_WORK_MS     how long each piece of asynchronous work takes (default 0)
+ *   GPUCKPT_FAKE_WORK_MS     how long each piece of asynchronous work takes (default 0); copies of streams that wait
+ * for no other take no time, and overtake it
  */
 #define _GNU_SOURCE
 #include <dirent.h>

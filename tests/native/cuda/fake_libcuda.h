@@ -71,7 +71,8 @@ struct block {
 	/* Callers need nothing of what follows. */
 	char folder[512];
 	char device[128];
-	uint32_t peers[MAX_GPUS]; /* a bit for each GPU whose memory this one may use */
+	uint64_t pool_keeps[MAX_GPUS]; /* bytes, when somebody waits */
+	uint32_t peers[MAX_GPUS];      /* a bit for each GPU whose memory this one may use */
 	struct allocation allocations[MAX_ALLOCATIONS];
 	uint64_t reserved_bytes[MAX_RESERVATIONS]; /* 0: free */
 	struct mapping mappings[MAX_MAPPINGS];

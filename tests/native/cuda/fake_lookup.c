@@ -32,6 +32,7 @@
 	FUNCTION(cuMemFree_v2)                                                                                         \
 	FUNCTION(cuMemAllocAsync)                                                                                      \
 	FUNCTION(cuMemFreeAsync)                                                                                       \
+	FUNCTION(cuMemPoolSetAttribute)                                                                                \
 	FUNCTION(cuMemPoolTrimTo)                                                                                      \
 	FUNCTION(cuMemGetAllocationGranularity)                                                                        \
 	FUNCTION(cuMemAddressReserve)                                                                                  \

@@ -21,6 +21,7 @@
 #define MEMORY_TYPE_DEVICE 2
 #define POSIX_FILE 1
 #define MAX_REGISTERED 256
+#define POOL_RELEASE_THRESHOLD 4
 
 pthread_mutex_t memory_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -835,6 +836,23 @@ EXPORT CUresult cuDeviceGetDefaultMemPool(CUmemoryPool *pool, CUdevice device)
 	return result ?: (device < 0 || device >= gpu_count() ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS);
 }
 
+static CUdevice device_of_pool(CUmemoryPool pool)
+{
+	return (uint32_t *)pool - block->peers;
+}
+
+EXPORT CUresult cuMemPoolSetAttribute(CUmemoryPool pool, int attribute, void *value)
+{
+	CUresult result = enter_call("cuMemPoolSetAttribute");
+
+	if (result != CUDA_SUCCESS || attribute != POOL_RELEASE_THRESHOLD)
+		return result ?: CUDA_ERROR_INVALID_VALUE;
+	begin_change();
+	block->pool_keeps[device_of_pool(pool)] = *(uint64_t *)value;
+	end_change();
+	return CUDA_SUCCESS;
+}
+
 EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t bytes_to_keep)
 {
 	CUresult result = enter_call("cuMemPoolTrimTo");
@@ -842,7 +860,7 @@ EXPORT CUresult cuMemPoolTrimTo(CUmemoryPool pool, size_t bytes_to_keep)
 	if (result != CUDA_SUCCESS)
 		return result;
 	begin_change();
-	release_pooled((uint32_t *)pool - block->peers, bytes_to_keep);
+	release_pooled(device_of_pool(pool), bytes_to_keep);
 	end_change();
 	return CUDA_SUCCESS;
 }

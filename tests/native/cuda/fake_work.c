@@ -107,6 +107,11 @@ static void take_out(struct work *work)
 	free(work);
 }
 
+static bool is_quick(const struct work *work)
+{
+	return work->order.is_alone && (work->kind == WORK_TO_GPU || work->kind == WORK_TO_HOST);
+}
+
 static void *work_off(void *unused)
 {
 	const char *text = getenv("GPUCKPT_FAKE_WORK_MS");
@@ -122,7 +127,7 @@ static void *work_off(void *unused)
 		work->is_under_way = true;
 		pthread_mutex_unlock(&queue_lock);
 
-		if (delay_ms)
+		if (delay_ms && !is_quick(work))
 			sleep_ms(delay_ms);
 		pthread_mutex_lock(&memory_lock);
 		done = do_work(work);
@@ -243,11 +248,13 @@ void drain(void)
 	await(NULL, -1);
 }
 
-/* Freed memory goes back when somebody waits, as with the real driver's pools. */
+/* Freed memory goes back when somebody waits, but for what the pool may keep. */
 static CUresult after_waiting(void)
 {
+	CUdevice device = device_of(current_context());
+
 	begin_change();
-	release_pooled(device_of(current_context()), 0);
+	release_pooled(device, block->pool_keeps[device]);
 	end_change();
 	return enter();
 }

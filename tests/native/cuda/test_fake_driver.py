@@ -251,6 +251,21 @@ def test_memory_that_was_freed_in_order_stays_until_somebody_waits_or_trims(run:
     assert told == [516, True, 512, ILLEGAL_ADDRESS]
 
 
+@pytest.mark.parametrize(("keeps", "left"), [(0, 512), (1 << 60, 516)])
+def test_a_pool_keeps_as_much_as_it_may(keeps: int, left: int, run: Run) -> None:
+    told = run(f"""
+        begin()
+        pointer, pool = P(), ctypes.c_void_p()
+        call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), 0)
+        call("cuMemPoolSetAttribute", pool, 4, ctypes.byref(P({keeps})))
+        call("cuMemAllocAsync", ctypes.byref(pointer), S(4 * MIB), None)
+        call("cuMemFreeAsync", pointer, None)
+        synchronize()
+        told = used() >> 20
+    """)
+    assert told == left
+
+
 def test_names_mean_the_variants_that_the_program_asks_for(run: Run) -> None:
     told = run("""
         def found(name, flags):

@@ -379,7 +379,10 @@ def test_what_the_drivers_pool_keeps_is_given_back_and_what_is_used_of_it_stays(
     told = run("""
         begin()
         write(allocate(4 * MIB), b"x")
-        pointers = [ctypes.c_uint64(), ctypes.c_uint64()]
+        pointers, pool = [ctypes.c_uint64(), ctypes.c_uint64()], ctypes.c_void_p()
+        # it keeps all that is freed, as frameworks want it
+        call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), 0)
+        call("cuMemPoolSetAttribute", pool, 4, ctypes.byref(ctypes.c_uint64(1 << 60)))
         for pointer in pointers:
             call("cuMemAllocAsync", ctypes.byref(pointer), ctypes.c_size_t(8 * MIB), None)
         write(pointers[0].value, b"used")
