@@ -166,3 +166,61 @@ def test_the_communicator_looks_its_classes_up_when_it_is_made(wheel: zipfile.Zi
 
 def test_memory_without_a_tag_is_that_of_the_graphs(wheel: zipfile.ZipFile) -> None:
     assert 'default_tag: str = "default"' in wheel.read("vllm/device_allocator/cumem.py").decode()
+
+
+def body(source: str, path: str) -> str:
+    """The source of `function` or `Class.method`."""
+    nodes: list[ast.stmt] = _tree(source).body
+    found: ast.stmt | None = None
+    for name in path.split("."):
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        found = next(node for node in nodes if isinstance(node, kinds) and node.name == name)
+        nodes = found.body
+    assert found is not None
+    return ast.unparse(found)
+
+
+def read(wheel: zipfile.ZipFile, path: str) -> str:
+    return wheel.read(f"vllm/{path}").decode()
+
+
+def test_workers_take_the_method_that_seeds_them_anew(wheel: zipfile.ZipFile) -> None:
+    assert "'--worker-extension-cls'" in body(read(wheel, "engine/arg_utils.py"), "EngineArgs.add_cli_args")
+    taken = body(read(wheel, "v1/worker/worker_base.py"), "WorkerWrapperBase.init_worker")
+    assert "worker_class.__bases__ + (worker_extension_cls,)" in taken
+    # the worker has no attribute of that name, or vLLM would not start
+    for path in ("v1/worker/worker_base.py", "v1/worker/gpu_worker.py"):
+        assert "gpuckpt" not in read(wheel, path)
+
+
+def test_a_request_calls_it_in_all_workers(wheel: zipfile.ZipFile) -> None:
+    router = read(wheel, "entrypoints/serve/dev/rpc/api_router.py")
+    asked = body(router, "collective_rpc")
+    assert "@router.post('/collective_rpc')" in asked
+    assert "body.get('method')" in asked
+    assert "args=tuple(args)" in asked
+    # in development mode alone, which vars/vllm.yml sets
+    assert "if envs.VLLM_SERVER_DEV_MODE:" in body(read(wheel, "entrypoints/openai/api_server.py"), "build_app")
+    assert ".dev.rpc.api_router" in body(read(wheel, "entrypoints/serve/__init__.py"), "register_vllm_dev_api_routers")
+    # every engine of a data parallel server, too
+    engines = body(read(wheel, "v1/engine/core_client.py"), "DPLBAsyncMPClient.call_utility_async")
+    assert "for engine in self.core_engines" in engines
+
+
+def test_what_is_drawn_comes_from_what_is_seeded(wheel: zipfile.ZipFile) -> None:
+    seeded = body(read(wheel, "utils/torch_utils.py"), "set_random_seed")
+    for source in ("random.seed(seed)", "np.random.seed(seed)", "torch.manual_seed(seed)", "manual_seed_all(seed)"):
+        assert source in seeded
+    # all workers alike: their rank is not in it
+    for method in ("init_device", "compile_or_warm_up_model"):
+        assert "set_random_seed(self.model_config.seed)" in body(
+            read(wheel, "v1/worker/gpu_worker.py"), f"Worker.{method}"
+        )
+    # model runner V2 draws a seed for each request, V1 from the GPU's default generator
+    assert "np.random.randint(" in body(read(wheel, "v1/worker/gpu/sample/states.py"), "SamplingStates.add_request")
+    assert ".exponential_()" in read(wheel, "v1/sample/ops/topk_topp_sampler.py")
+
+
+def test_identities_of_requests_are_the_kernels(wheel: zipfile.ZipFile) -> None:
+    assert "random_uuid()" in body(read(wheel, "v1/engine/input_processor.py"), "InputProcessor.assign_request_id")
+    assert "uuid.uuid4()" in body(read(wheel, "utils/__init__.py"), "random_uuid")

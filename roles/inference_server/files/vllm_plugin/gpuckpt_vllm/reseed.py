@@ -7,21 +7,15 @@ restored from one checkpoint would answer alike. Numbers of requests come from t
 """
 
 from importlib import import_module
-from typing import Any
-
-# what NumPy takes as a seed
-LIMIT = 1 << 32
 
 
 class Reseed:
     """What vLLM makes a base class of its workers; `/collective_rpc` calls its method in each of them."""
 
-    vllm_config: Any
-
     def gpuckpt_reseed(self, seed: int | str) -> None:
-        """Seeds anew, with the same number in all workers of one model: they have to draw the same tokens.
+        """Seeds anew, with the same number in all workers, as vLLM itself does when they start.
 
-        Engines next to each other (data parallel) are to differ.
+        Those that share a model have to draw the same tokens.
         """
-        number = int(seed) + self.vllm_config.parallel_config.data_parallel_rank
-        import_module("vllm.utils.torch_utils").set_random_seed(number % LIMIT)
+        # NumPy takes no more than 32 bits
+        import_module("vllm.utils.torch_utils").set_random_seed(int(seed) % (1 << 32))
