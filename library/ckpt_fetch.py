@@ -22,6 +22,7 @@ author: gpuckpt contributors
 requirements:
   - rclone, or skopeo for a registry
   - age, for encrypted copies
+  - ssh-keygen of OpenSSH 8.2 or newer, for signatures
 attributes:
   check_mode:
     description: Says whether a checkpoint would be fetched, and fetches none.
@@ -34,6 +35,11 @@ extends_documentation_fragment:
   - ckpt.golden
   - ckpt.copies
 options:
+  trusted_signers:
+    description: Public keys of ssh. With some, a publication that none of them has signed fails with V(copy_untrusted), and nothing is copied.
+    type: list
+    elements: str
+    default: []
   version:
     description: The publication to fetch, in place of the newest that fits.
     type: str
@@ -93,7 +99,12 @@ from ansible.module_utils.ckpt.golden.wanted import Wanted
 from ansible.module_utils.ckpt.module import COPIES_OPTIONS, GOLDEN_OPTIONS, ServerModule, run_plain
 from ansible.module_utils.ckpt.safety.locks import supervise
 
-OPTIONS: dict[str, Any] = {**GOLDEN_OPTIONS, **COPIES_OPTIONS, "version": {"type": "str"}}
+OPTIONS: dict[str, Any] = {
+    **GOLDEN_OPTIONS,
+    **COPIES_OPTIONS,
+    "version": {"type": "str"},
+    "trusted_signers": {"type": "list", "elements": "str", "default": []},
+}
 
 
 def act(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:

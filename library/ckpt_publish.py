@@ -21,6 +21,7 @@ author: gpuckpt contributors
 requirements:
   - rclone, or skopeo for a registry
   - age, for encryption
+  - ssh-keygen of OpenSSH 8.2 or newer, for signatures
 attributes:
   check_mode:
     description: Says whether it would be published. Nothing is written, and nothing removed.
@@ -55,6 +56,9 @@ options:
     description: Size of a part in MiB, at most 8192.
     type: int
     default: 128
+  sign_key:
+    description: File on the node with a secret key of ssh, without a passphrase, that signs the document. For root alone.
+    type: path
   age_recipients:
     description: Public keys of age that can read the copy. Without any it is not encrypted.
     type: list
@@ -126,6 +130,8 @@ OPTIONS: dict[str, Any] = {
     "published": {"type": "bool", "default": False},
     "keep": {"type": "int", "default": 3},
     "part_mib": {"type": "int", "default": 128},
+    # the path of a file
+    "sign_key": {"type": "path", "no_log": False},
     "age_recipients": {"type": "list", "elements": "str", "default": []},
 }
 

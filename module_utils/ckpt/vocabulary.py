@@ -57,6 +57,7 @@ Reason = Literal[
     "cuda_not_running",
     "gpu_bytes_missing",
     "checkpoint_unfit",
+    "copy_untrusted",
     "remote_unreachable",
     "remote_refused",
     "remote_failed",

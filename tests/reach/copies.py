@@ -6,7 +6,7 @@
     copies.py chunks SCRATCH CHECKPOINT CHECKPOINT              two checkpoints of one server
 
 Prints a line of JSON for each sample. Of `speed`: bytes of data and seconds, until the disk has them (`sync -f`). `cp` copies
-the same files. With --sftp there is a server of rclone on loopback, and `rclone` copies the same files through it. The files
+the same files, and `sha256` only takes their digests, on all processors. Both are the floor of a copy with digests. With --sftp there is a server of rclone on loopback, and `rclone` copies the same files through it. The files
 are in the page cache before. Of `chunks`: what casync stores for each checkpoint, and what a plain copy has.
 """
 
@@ -20,12 +20,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration" / "copies"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "module_utils"))
 
 import places
+from ckpt.copies import parts
 
 NAME = "reference"
 
@@ -48,6 +51,18 @@ def emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700, parents=True)
     return folder
+
+
+def take_digests(source: Path, part_bytes: int) -> None:
+    """Takes the sha256 of all data of a folder's files, part by part, on all processors."""
+    with ExitStack() as stack:
+        opened, files = {}, []
+        for path in filter(Path.is_file, source.rglob("*")):
+            descriptor = stack.enter_context(path.open("rb")).fileno()
+            opened[str(path)], size = descriptor, path.stat().st_size
+            files.append(parts.File(str(path), size, parts.data_of(descriptor, size)))
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(lambda pieces: parts.digest_of_pieces(pieces, opened), parts.cut(files, part_bytes)))
 
 
 def speed(options: argparse.Namespace) -> None:
@@ -76,7 +91,10 @@ def speed(options: argparse.Namespace) -> None:
             done = places.Node(scratch / "other", given).call("fetch")
             assert done["reason"] is None, done
 
-        ways = {"rclone" if options.sftp else "cp": plain, "publish": publish, "fetch": fetch}
+        def digest() -> None:
+            take_digests(source, options.part_mib << 20)
+
+        ways = {"rclone" if options.sftp else "cp": plain, "sha256": digest, "publish": publish, "fetch": fetch}
         data = options.mib << 20
         # the first round warms up
         for number in range(options.rounds + 1):

@@ -21,7 +21,7 @@ from ..safety.locks import exclusive
 from ..server.spec import parse_server
 from ..system import private
 from ..system.commands import Commands
-from . import marks, parts, portable, publication, secrecy
+from . import marks, parts, portable, publication, secrecy, signatures
 from .parts import Piece
 from .publication import STAGED, Part, Publication, Version
 from .remotes import Remote, content_of, open_remote
@@ -31,6 +31,8 @@ from .transfer import Options, Outcome, each, node_id, one_at_a_time
 INCOMING = ".incoming"
 # a document of a large checkpoint has some megabytes
 DOCUMENT_BYTES = 64 << 20
+# a signature has less than a thousand bytes
+SIGNATURE_BYTES = 1 << 16
 # room that a file system keeps for its own
 SPARE_BYTES = 64 << 20
 BLOCK_BYTES = 512
@@ -99,16 +101,37 @@ def _document(remote: Remote, options: Options, one: Version) -> Publication:
         try:
             if os.fstat(content).st_size > DOCUMENT_BYTES:
                 raise FormatError(f"is larger than {DOCUMENT_BYTES >> 20} MiB")
-            return publication.parse(content_of(content))
+            raw = content_of(content)
+            _require_trusted(remote, options, one, raw)
+            found = publication.parse(raw)
+            if found.version != one.version:
+                # a document of another publication, put here to pass for a newer one
+                raise FormatError(f"is that of {found.version}")
+            return found
         except FormatError as error:
             raise CkptError("remote_failed", f"{one.document} at {remote.where} {error}; publish it again.") from error
+
+
+def _require_trusted(remote: Remote, options: Options, one: Version, document: bytes) -> None:
+    """Raises CkptError (copy_untrusted) for a document that nobody has signed whom this node trusts, if it trusts some."""
+    if not options.signing.trusted:
+        return
+    what = f"{one.version} at {remote.where}"
+    if not one.signed:
+        raise CkptError(
+            "copy_untrusted",
+            f"{what} is not signed, and this node fetches from copies_trusted_signers only; nothing was copied. "
+            "Publish it again with copies_sign_key.",
+        )
+    with remote.read(f"{one.version}/{publication.SIGNATURE}") as content:
+        signature = content_of(content)[:SIGNATURE_BYTES]
+    signatures.require_trusted(Commands(), options.signing.trusted, document, signature, what)
 
 
 @contextmanager
 def _read(remote: Remote, options: Options, key: str, encrypted: bool) -> Iterator[int]:
     """Within, an object in memory as it was on the node that published it."""
-    with parts.room_for_part() as content:
-        remote.get(key, content)
+    with remote.read(key) as content:
         if not encrypted:
             yield content
             return
@@ -153,12 +176,12 @@ def _fetch(
                 return
             key = f"{chosen.version}/{publication.part_name(number, chosen.encrypted)}"
             with _read(remote, options, key, chosen.encrypted) as content:
-                if os.fstat(content).st_size != part.bytes or parts.digest_of(content) != part.sha256:
+                # what is damaged is written, too; without the commit nobody uses it, and the next call compares it again
+                if os.fstat(content).st_size != part.bytes or parts.scatter(pieces, content, opened) != part.sha256:
                     raise CkptError(
                         "remote_failed",
-                        f"{key} is damaged where it was published ({remote.where}); nothing of it was used. Publish it again.",
+                        f"{key} is damaged where it was published ({remote.where}); nothing of it is used. Publish it again.",
                     )
-                parts.scatter(pieces, content, opened)
                 disk.submit(parts.begin_to_write, pieces, opened)
                 outcome.moved += part.bytes
 
@@ -212,9 +235,7 @@ def _staging(wanted: Wanted) -> str:
 
 def _is_here(pieces: Sequence[Piece], opened: dict[str, int], part: Part) -> bool:
     """Whether an earlier call has brought this part."""
-    with parts.room_for_part() as content:
-        parts.gather(pieces, opened, content)
-        return os.fstat(content).st_size == part.bytes and parts.digest_of(content) == part.sha256
+    return parts.digest_of_pieces(pieces, opened) == part.sha256
 
 
 def _require_room(wanted: Wanted, folder: str, published: Publication) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
-import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from ..errors import CkptError
@@ -22,7 +21,10 @@ from ..errors import CkptError
 # holes smaller than this are copied as zeros: each costs an entry of the manifest
 SMALLEST_HOLE = 64 << 10
 MAX_PART_BYTES = 8 << 30
-CHUNK_BYTES = 8 << 20
+# stays in a processor's cache between its copy and its digest; larger ones cost the kernel more
+CHUNK_BYTES = 256 << 10
+# two files that the kernel cannot copy between: of two file systems, or of one that does not know how
+NOT_WITHIN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 SYNC_FILE_RANGE_WRITE = 2
 
 
@@ -127,42 +129,83 @@ def ends_here(descriptor: int) -> None:
     os.ftruncate(descriptor, os.lseek(descriptor, 0, os.SEEK_CUR))
 
 
-def gather(pieces: Sequence[Piece], opened: dict[str, int], into: int) -> None:
-    """Copies the data of one part from open files to another. Raises CkptError (images_damaged) for a file that shrank."""
+def gather(pieces: Sequence[Piece], opened: Mapping[str, int], into: int) -> str:
+    """Copies the data of one part from open files to another; returns their sha256, hexadecimal.
+
+    Raises OSError, and CkptError (images_damaged) for a file that shrank.
+    """
     size = sum(piece.bytes for piece in pieces)
     if os.fstat(into).st_size != size:
         os.ftruncate(into, size)
-    with _mapped(into, size) as content:
-        position = 0
-        for piece in pieces:
-            descriptor, end = opened[piece.path], piece.offset + piece.bytes
-            for offset in range(piece.offset, end, CHUNK_BYTES):
-                count = min(CHUNK_BYTES, end - offset)
-                with content[position : position + count] as target:
-                    if os.preadv(descriptor, [target], offset) < count:
-                        raise CkptError(
-                            "images_damaged", f"{piece.path} ended while it was copied; see who changed the checkpoint."
-                        )
-                position += count
+    digest, position = hashlib.sha256(), 0
+    for piece in pieces:
+        for content in _copied(opened[piece.path], piece.offset, into, position, piece.bytes):
+            if not content:
+                raise CkptError(
+                    "images_damaged", f"{piece.path} ended while it was copied; see who changed the checkpoint."
+                )
+            digest.update(content)
+        position += piece.bytes
+    return digest.hexdigest()
 
 
-def scatter(pieces: Sequence[Piece], part: int, opened: dict[str, int]) -> None:
-    """Copies one part to where its data belong, one part at a time: threads that write to one file hold each other up.
+def scatter(pieces: Sequence[Piece], part: int, opened: Mapping[str, int]) -> str:
+    """Copies one part to where its data belong; returns the sha256 (hexadecimal) of what was written. Raises OSError."""
+    digest, position = hashlib.sha256(), 0
+    for piece in pieces:
+        for content in _copied(part, position, opened[piece.path], piece.offset, piece.bytes, _WRITING):
+            digest.update(content)
+        position += piece.bytes
+    return digest.hexdigest()
 
-    Raises OSError.
+
+def _copied(
+    source: int, offset: int, target: int, at: int, count: int, lock: AbstractContextManager[object] | None = None
+) -> Iterator[bytes]:
+    """Copies between open files, and yields what was written, chunk by chunk; an empty one if the source has ended.
+
+    Under the lock is what writes: threads that write to one file hold each other up.
     """
-    with _mapped(part, sum(piece.bytes for piece in pieces)) as content, _WRITING:
-        position = 0
-        for piece in pieces:
-            descriptor, offset, end = opened[piece.path], piece.offset, piece.offset + piece.bytes
-            while offset < end:
-                # a file system that is getting full takes less than it was given
-                with content[position : position + min(CHUNK_BYTES, end - offset)] as source:
-                    count = os.pwrite(descriptor, source, offset)
-                offset, position = offset + count, position + count
+    lock = lock or nullcontext()
+    within_kernel = True
+    while count:
+        wanted = min(CHUNK_BYTES, count)
+        if within_kernel:
+            try:
+                with lock:
+                    taken = os.copy_file_range(source, target, wanted, offset, at)
+            except OSError as error:
+                if error.errno not in NOT_WITHIN_KERNEL:
+                    raise
+                within_kernel = False
+                continue
+            # read where it was written to: nobody else can have changed that
+            content = os.pread(target, taken, at)
+        else:
+            content = os.pread(source, wanted, offset)
+            with lock:
+                _write(target, content, at)
+        yield content
+        if not content:
+            return
+        offset, at, count = offset + len(content), at + len(content), count - len(content)
 
 
-def begin_to_write(pieces: Sequence[Piece], opened: dict[str, int]) -> None:
+def _write(descriptor: int, content: bytes, at: int) -> None:
+    """Writes all: a file system that is getting full takes less than it was given."""
+    left = memoryview(content)
+    while left:
+        count = os.pwrite(descriptor, left, at)
+        left, at = left[count:], at + count
+
+
+def fill(descriptor: int, content: bytes) -> None:
+    """Gives an open file this content, whatever it had."""
+    os.ftruncate(descriptor, len(content))
+    _write(descriptor, content, 0)
+
+
+def begin_to_write(pieces: Sequence[Piece], opened: Mapping[str, int]) -> None:
     """Lets the disk begin with what was written, while the next parts arrive; who waits for it has less to wait for.
 
     It may take as long as the disk does.
@@ -174,20 +217,26 @@ def begin_to_write(pieces: Sequence[Piece], opened: dict[str, int]) -> None:
         _LIBC.sync_file_range(descriptor, first, length, SYNC_FILE_RANGE_WRITE)
 
 
-def digest_of(descriptor: int) -> str:
-    """sha256 of a whole open file, hexadecimal."""
+def begin_to_write_all(descriptor: int) -> None:
+    """The same for a whole file."""
+    _LIBC.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
+
+
+def digest_of_pieces(pieces: Sequence[Piece], opened: Mapping[str, int]) -> str:
+    """sha256 (hexadecimal) of the data of one part where they lie; of less, where a file is shorter."""
     digest = hashlib.sha256()
-    with _mapped(descriptor, os.fstat(descriptor).st_size) as content:
-        # lets other threads run meanwhile
-        digest.update(content)
+    for piece in pieces:
+        for offset in range(piece.offset, piece.offset + piece.bytes, CHUNK_BYTES):
+            count = min(CHUNK_BYTES, piece.offset + piece.bytes - offset)
+            digest.update(os.pread(opened[piece.path], count, offset))
     return digest.hexdigest()
 
 
-@contextmanager
-def _mapped(descriptor: int, size: int) -> Iterator[memoryview]:
-    """Within, an open file in memory as bytes."""
-    if not size:
-        yield memoryview(b"")
-        return
-    with mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE) as content, memoryview(content) as view:
-        yield view
+def digest_of(descriptor: int) -> str:
+    """sha256 of a whole open file, hexadecimal."""
+    digest, offset = hashlib.sha256(), 0
+    while content := os.pread(descriptor, CHUNK_BYTES, offset):
+        # lets other threads run meanwhile
+        digest.update(content)
+        offset += len(content)
+    return digest.hexdigest()

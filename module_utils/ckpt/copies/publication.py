@@ -19,6 +19,7 @@ DOCUMENT = "golden.json"
 MAX_FILE_BYTES = 1 << 45
 BEGUN = "begun.json"
 ENCRYPTED = ".age"
+SIGNATURE = f"{DOCUMENT}.sig"
 # sequence, checkpoint, node
 VERSION = re.compile(r"[0-9]{6,9}-[0-9a-zA-Z_]{1,32}-[0-9a-f]{8}")
 # below the checkpoint's folder, and nowhere else
@@ -147,6 +148,11 @@ class Version:
     def encrypted(self) -> bool:
         """Whether one needs a key to read it."""
         return DOCUMENT + ENCRYPTED in self.objects
+
+    @property
+    def signed(self) -> bool:
+        """Whether its document has a signature, of whomever."""
+        return SIGNATURE in self.objects
 
     @property
     def complete(self) -> bool:

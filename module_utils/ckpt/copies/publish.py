@@ -25,7 +25,7 @@ from ..system import private
 from ..system.commands import Commands
 from ..system.files import read_json, remove, write_json
 from ..vocabulary import RUNTIME_TRAITS
-from . import keep, marks, parts, portable, publication, secrecy
+from . import keep, marks, parts, portable, publication, secrecy, signatures
 from .parts import File, Piece
 from .publication import Part, Publication, Version
 from .remotes import Remote, open_remote
@@ -125,7 +125,12 @@ def _published(found: Sequence[Version], golden: Golden, options: Options) -> Ve
     """Where this very checkpoint was published as it is asked for, by whichever node."""
     mark = publication.instance_mark(golden.instance)
     same = (
-        one for one in found if one.complete and one.instance_mark == mark and one.encrypted == options.keys.encrypts
+        one
+        for one in found
+        if one.complete
+        and one.instance_mark == mark
+        and one.encrypted == options.keys.encrypts
+        and (one.signed or not options.signing.key)
     )
     return next(same, None)
 
@@ -200,12 +205,10 @@ class _Sender:
         name = publication.part_name(number, self._options.keys.encrypts)
         if self._is_there(name) and str(number) in self._journal.parts:
             return
-        with parts.room_for_part() as content:
-            parts.gather(pieces, self._opened, content)
-            part = Part(os.fstat(content).st_size, parts.digest_of(content))
-            with secrecy.encrypted(self._commands, self._options.keys, content) as out:
-                self._remote.put(f"{self._journal.version}/{name}", out)
-                size = os.fstat(out).st_size
+        with self._remote.written(f"{self._journal.version}/{name}") as out:
+            with secrecy.encrypting(self._commands, self._options.keys, out) as content:
+                digest = parts.gather(pieces, self._opened, content)
+            part, size = Part(sum(piece.bytes for piece in pieces), digest), os.fstat(out).st_size
         # one thread at a time changes a dictionary, and a part is one entry
         self._journal.parts[str(number)], self._journal.objects[name] = part, size
         self.moved += size
@@ -230,10 +233,21 @@ class _Sender:
     def commit(self, published: Publication) -> None:
         """Writes the document: from now on others fetch it."""
         suffix = publication.ENCRYPTED if self._options.keys.encrypts else ""
-        with parts.in_memory() as content:
-            os.write(content, json.dumps(published.document()).encode())
-            with secrecy.encrypted(self._commands, self._options.keys, content) as out:
-                self._remote.put(f"{published.version}/{publication.DOCUMENT}{suffix}", out)
+        document = f"{published.version}/{publication.DOCUMENT}{suffix}"
+        # the document must not outlive what it commits
+        self._remote.settle(self._there)
+        content_bytes = json.dumps(published.document()).encode()
+        if self._options.signing.key:
+            signature = f"{published.version}/{publication.SIGNATURE}"
+            with self._remote.written(signature) as out:
+                parts.fill(out, signatures.sign(self._commands, self._options.signing.key, content_bytes))
+            self._remote.settle([signature])
+        with (
+            self._remote.written(document) as out,
+            secrecy.encrypting(self._commands, self._options.keys, out) as content,
+        ):
+            parts.fill(content, content_bytes)
+        self._remote.settle([document])
 
     @property
     def _commands(self) -> Commands:

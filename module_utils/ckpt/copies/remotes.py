@@ -8,6 +8,7 @@ user of a node can see.
 from __future__ import annotations
 
 import configparser
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ..errors import CkptError
@@ -84,6 +85,20 @@ SIGNS: tuple[tuple[str, re.Pattern[str]], ...] = (
         ),
     ),
 )
+# the same of a folder, by the kernel's numbers
+FOLDER_SIGNS: tuple[tuple[tuple[int, ...], str, str], ...] = (
+    (
+        (errno.EACCES, errno.EPERM, errno.EROFS),
+        "remote_refused",
+        "root may not do that there: see its mount and its owner",
+    ),
+    ((errno.ENOSPC, errno.EDQUOT), "store_full", "it has no room left: remove old copies there, or give it more"),
+    (
+        (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EIO),
+        "remote_unreachable",
+        "its server does not answer: see the mount, and call again; what was copied stays",
+    ),
+)
 
 
 class Remote(ABC):
@@ -107,6 +122,24 @@ class Remote(ABC):
     @abstractmethod
     def remove(self, keys: Iterable[str]) -> None:
         """Removes objects, as far as they are there. Raises CkptError."""
+
+    @contextmanager
+    def written(self, key: str) -> Iterator[int]:
+        """Within, an open file to be filled, which becomes an object afterwards. It may hold something. Raises CkptError."""
+        with parts.room_for_part() as content:
+            yield content
+            self.put(key, content)
+
+    @contextmanager
+    def read(self, key: str) -> Iterator[int]:
+        """Within, an object as an open file. Raises CkptError."""
+        with parts.room_for_part() as content:
+            self.get(key, content)
+            yield content
+
+    @abstractmethod
+    def settle(self, keys: Iterable[str]) -> None:
+        """Until these objects outlive a loss of power, as far as that can be asked for. Raises CkptError."""
 
     def remove_folder(self, folder: str, names: Iterable[str]) -> None:
         """Removes a folder with the objects that it is known to have. Raises CkptError."""
@@ -149,8 +182,11 @@ def open_remote(access: Access, name: str, commands: Commands) -> Remote:
         raise CkptError("bad_input", "name where copies lie: an address of rclone, or a registry, and not both.")
     if access.credentials is not None:
         require_private(access.credentials)
-    kind = RcloneRemote if access.registry is None else RegistryRemote
-    return kind(access, name, commands)
+    if access.registry is not None:
+        return RegistryRemote(access, name, commands)
+    if str(access.rclone).startswith("/"):
+        return FolderRemote(access, name)
+    return RcloneRemote(access, name, commands)
 
 
 def require_private(path: str) -> None:
@@ -169,8 +205,91 @@ def require_private(path: str) -> None:
         )
 
 
+class FolderRemote(Remote):
+    """A folder of the node, such as one that all nodes mount. The kernel copies, and no program is needed."""
+
+    # what is not whole yet
+    PARTIAL = re.compile(r"\..*\.partial")
+
+    def __init__(self, access: Access, name: str) -> None:
+        self.where = os.path.join(str(access.rclone), name)
+
+    def objects(self) -> dict[str, int | None]:
+        found: dict[str, int | None] = {}
+        with _folder_explained(f"{self.where} cannot be listed"):
+            for entry in _entries(self.where):
+                for file in _entries(entry.path) if entry.is_dir(follow_symlinks=False) else ():
+                    # another node may remove it meanwhile
+                    with suppress(FileNotFoundError):
+                        if file.is_file(follow_symlinks=False) and not self.PARTIAL.fullmatch(file.name):
+                            found[f"{entry.name}/{file.name}"] = file.stat(follow_symlinks=False).st_size
+        return found
+
+    @contextmanager
+    def written(self, key: str) -> Iterator[int]:
+        path = self._path(key)
+        folder, name = os.path.split(path)
+        partial = os.path.join(folder, f".{name}.partial")
+        with _folder_explained(f"{self.where} cannot be written ({key})"):
+            os.makedirs(folder, mode=private.FOLDER_MODE, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(partial, flags, private.FILE_MODE)
+            try:
+                try:
+                    yield descriptor
+                    parts.begin_to_write_all(descriptor)
+                finally:
+                    os.close(descriptor)
+                os.replace(partial, path)
+            except BaseException:
+                os.unlink(partial)
+                raise
+
+    def put(self, key: str, content: int) -> None:
+        with self.written(key) as out:
+            parts.gather([parts.Piece(key, 0, os.fstat(content).st_size)], {key: content}, out)
+
+    @contextmanager
+    def read(self, key: str) -> Iterator[int]:
+        with _folder_explained(f"{self.where} cannot be read ({key})"):
+            try:
+                descriptor = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError as error:
+                raise _gone(key, self.where) from error
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def get(self, key: str, into: int) -> None:
+        with self.read(key) as content:
+            parts.gather([parts.Piece(key, 0, os.fstat(content).st_size)], {key: content}, into)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            with _folder_explained(f"{self.where} cannot be removed ({key})"), suppress(FileNotFoundError):
+                os.unlink(self._path(key))
+
+    def remove_folder(self, folder: str, names: Iterable[str]) -> None:
+        with _folder_explained(f"{self.where} cannot be removed ({folder})"), suppress(FileNotFoundError):
+            shutil.rmtree(self._path(folder))
+
+    def settle(self, keys: Iterable[str]) -> None:
+        paths = [self._path(key) for key in keys]
+        with _folder_explained(f"{self.where} cannot be written"):
+            for path in [*paths, *{os.path.dirname(path) for path in paths}]:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def _path(self, key: str) -> str:
+        return os.path.join(self.where, key)
+
+
 class RcloneRemote(Remote):
-    """Whatever rclone reaches: a folder, SFTP, WebDAV, object stores."""
+    """Whatever rclone reaches: SFTP, WebDAV, object stores."""
 
     ADDRESS = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_ .+@-]*:[^,]*|/.*)")
 
@@ -233,6 +352,9 @@ class RcloneRemote(Remote):
         result = self._run(["purge", f"{self._base}/{folder}"], LIST_LIMIT_S)
         if result.rc not in (FOLDER_MISSING, FILE_MISSING):
             self._require(result, f"removed ({folder})")
+
+    def settle(self, keys: Iterable[str]) -> None:
+        """Is up to the server."""
 
     def _run(self, words: Sequence[str], limit_s: float = OBJECT_LIMIT_S, into: int | None = None) -> Result:
         argv = ["rclone", words[0], *self._options, *words[1:]]
@@ -328,6 +450,9 @@ class RegistryRemote(Remote):
             ):
                 self._require(result, f"removed ({key}); see that the registry allows deletion")
 
+    def settle(self, keys: Iterable[str]) -> None:
+        """Is up to the registry."""
+
     def _reference(self, key: str) -> str:
         return f"docker://{self.where}:{key.replace('/', '.', 1)}"
 
@@ -367,6 +492,27 @@ def _run(
     if shutil.which(argv[0], path=SYSTEM_PATH) is None:
         raise CkptError("runtime_failed", f"{argv[0]} is not installed on this node; role copies installs it.")
     return commands.start(argv, limit_s, files=files).wait()
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What lies in a folder, nothing if it is not there."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except FileNotFoundError:
+        return []
+
+
+@contextmanager
+def _folder_explained(what: str) -> Iterator[None]:
+    """Within, what the kernel says of a folder of copies is told as it is of other places."""
+    try:
+        yield
+    except OSError as error:
+        reason, fix = next(
+            (known for codes, *known in FOLDER_SIGNS if error.errno in codes), ("remote_failed", "see the folder")
+        )
+        raise CkptError(reason, f"{what}; {fix} ({error.strerror}).") from error
 
 
 def _gone(key: str, where: str) -> CkptError:

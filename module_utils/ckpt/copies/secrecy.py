@@ -45,20 +45,18 @@ class Keys:
 
 
 @contextmanager
-def encrypted(commands: Commands, keys: Keys, content: int) -> Iterator[int]:
-    """Within, an open file as it leaves the node. Raises CkptError (remote_failed, runtime_failed)."""
+def encrypting(commands: Commands, keys: Keys, out: int) -> Iterator[int]:
+    """Within, an open file to be filled; `out` has it afterwards, as it leaves the node.
+
+    Raises CkptError (remote_failed, runtime_failed).
+    """
     if not keys.encrypts:
-        yield content
-        return
-    with parts.room_for_part() as out:
-        _age(
-            commands,
-            ["--encrypt", *(word for key in keys.recipients for word in ("--recipient", key))],
-            content,
-            out,
-            "encrypted",
-        )
         yield out
+        return
+    with parts.room_for_part() as content:
+        yield content
+        recipients = [word for key in keys.recipients for word in ("--recipient", key)]
+        _age(commands, ["--encrypt", *recipients], content, out, "encrypted")
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from ..system import private
 from .parts import MAX_PART_BYTES
 from .remotes import Access
 from .secrecy import Keys
+from .signatures import Signing
 
 LOCKS = f"{locks.FOLDER}/copies"
 LOCK_LIMIT_S = 5.0
@@ -68,6 +69,7 @@ class Options:
     part_bytes: int = DEFAULT_PART_BYTES
     transfers: int = 0
     keep: int = 3
+    signing: Signing = field(default_factory=Signing)
 
     def __post_init__(self) -> None:
         """Raises CkptError (bad_input) that names all that is wrong."""
@@ -134,4 +136,5 @@ def options_of(params: Mapping[str, Any]) -> Options:
     keys = Keys(params.get("age_recipients") or [], params["age_identity"])
     part_bytes = (params.get("part_mib") or DEFAULT_PART_BYTES >> 20) << 20
     keep = 3 if params.get("keep") is None else params["keep"]
-    return Options(access, keys, params["node"], part_bytes, params["transfers"], keep)
+    signing = Signing(params.get("sign_key"), params.get("trusted_signers") or [])
+    return Options(access, keys, params["node"], part_bytes, params["transfers"], keep, signing)

@@ -124,7 +124,6 @@ def configuration(path: Path, **settings: str) -> str:
 
 @contextmanager
 def folder(scratch: Path) -> Iterator[Place]:
-    needs("rclone", "rclone")
     (scratch / "remote").mkdir()
     yield Place("folder", {"rclone": str(scratch / "remote")}, scratch / "remote")
 

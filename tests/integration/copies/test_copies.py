@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -14,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from places import PASSWORD, Node, Place, free_port, needs, obscured
+from ansible.module_utils.ckpt.checkpoints.manifest import DIGEST, sealed
+from places import PASSWORD, Given, Node, Place, free_port, needs, obscured
 
 pytestmark = pytest.mark.integration
 Nodes = Callable[[str], Node]
@@ -94,6 +96,8 @@ def test_wrong_credentials_are_named_and_shown_nowhere(node: Nodes, place: Place
 
 
 def test_no_command_has_a_secret_in_its_words(node: Nodes, place: Place) -> None:
+    if place.kind == "folder":
+        pytest.skip("no command is started for a folder")
     maker = node("maker")
     maker.call("make", mib=12)
     seen = set()
@@ -114,6 +118,26 @@ def test_no_command_has_a_secret_in_its_words(node: Nodes, place: Place) -> None
         if line.startswith("pass")
     ]
     assert not [words for words in seen for value in secret if value in words]
+
+
+def test_a_folder_needs_no_program(node: Nodes, place: Place) -> None:
+    if place.kind != "folder":
+        pytest.skip("others are reached through one")
+    # /usr and /bin without the programs, as on a node that has none
+    hidden = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "for each in rclone skopeo; do for at in /usr/bin /usr/local/bin; do "
+        '[ ! -e "$at/$each" ] || mount --bind /dev/null "$at/$each"; done; done; exec "$@"',
+        "sh",
+    ]
+    maker, other = node("maker"), node("other")
+    maker.call("make", mib=2)
+    assert Node(maker.root, place.given, hidden).call("publish")["reason"] is None
+    assert Node(other.root, place.given, hidden).call("fetch")["reason"] is None
+    assert other.call("state")["instance"] == maker.call("state")["instance"]
 
 
 def test_nobody_there(node: Nodes, place: Place, scratch: Path) -> None:
@@ -194,17 +218,20 @@ def test_two_nodes_publish_one_name_at_once(node: Nodes) -> None:
 
 def test_a_call_that_is_killed_is_gone_on_with(node: Nodes) -> None:
     maker, other = node("maker"), node("other")
-    maker.call("make", mib=16)
-    moved = []
-    for who, verb in ((maker, "publish"), (other, "fetch")):
+    maker.call("make", mib=48)
+    for who, verb, sign in (
+        (maker, "publish", "var/copies/reference.json"),
+        (other, "fetch", "golden/reference/.incoming/*/images/pages-1.img"),
+    ):
         with who.begin(verb) as process:
-            time.sleep(1.2)
+            while not list(who.root.glob(sign)):
+                assert process.poll() is None, "it ended before it could be killed"
+                time.sleep(0.002)
             os.killpg(process.pid, signal.SIGKILL)
         if who is other:
             assert other.call("state")["instance"] is None
         done = who.call(verb)
         assert done["reason"] is None, done
-        moved.append(done["moved_bytes"])
     assert other.call("state")["instance"] == maker.call("state")["instance"]
 
 
@@ -227,3 +254,87 @@ def test_encrypted(node: Nodes, scratch: Path) -> None:
     assert other.call("fetch", age_identity=str(wrong))["reason"] == "remote_refused"
     assert other.call("fetch", age_identity=str(key))["reason"] is None
     assert other.call("state")["instance"] == maker.call("state")["instance"]
+
+
+def signing_key(path: Path) -> tuple[str, str]:
+    """A new key of ssh: the file of its secret half, and its public half."""
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True)
+    return str(path), path.with_suffix(".pub").read_text().strip()
+
+
+def test_only_what_somebody_trusted_has_signed_is_fetched(node: Nodes, scratch: Path) -> None:
+    needs("ssh-keygen", "openssh-client")
+    (key, public), (_, other_public) = signing_key(scratch / "maker-key"), signing_key(scratch / "other-key")
+    maker, other = node("maker"), node("other")
+    maker.call("make", mib=2)
+    unsigned = maker.call("publish")["version"]
+    refused = other.call("fetch", trusted_signers=[public])
+    assert refused["reason"] == "copy_untrusted", refused
+    assert "is not signed" in refused["msg"]
+
+    signed = maker.call("publish", sign_key=key)
+    assert (signed["reason"], signed["changed"]) == (None, True), "it was there, and not signed"
+    assert signed["version"] != unsigned
+    assert maker.call("publish", sign_key=key)["changed"] is False
+    refused = other.call("fetch", trusted_signers=[other_public])
+    assert refused["reason"] == "copy_untrusted", refused
+    assert "signed by nobody whom this node trusts" in refused["msg"]
+    assert not (other.root / "golden" / "reference").exists()
+    fetched = other.call("fetch", trusted_signers=[other_public, public])
+    assert (fetched["reason"], fetched["version"]) == (None, signed["version"]), fetched
+    assert other.call("state")["instance"] == maker.call("state")["instance"]
+    # whoever trusts nobody in particular fetches it as before
+    assert node("third").call("fetch")["reason"] is None
+
+
+def test_a_document_that_was_swapped_or_put_under_a_newer_name_is_refused(
+    place: Place, node: Nodes, scratch: Path
+) -> None:
+    if place.folder is None or place.kind == "registry":
+        pytest.skip("files of a registry are not changed by hand")
+    key, public = signing_key(scratch / "maker-key")
+    maker = node("maker")
+    versions = []
+    for number in range(2):
+        maker.call("make", mib=1, seed=number)
+        versions.append(place.folder / "reference" / maker.call("publish", sign_key=key)["version"])
+    old, new = versions
+    kept = (new / "golden.json").read_bytes()
+
+    def fetch() -> Given:
+        return Node(scratch / "fetcher", place.given).call("fetch", trusted_signers=[public])
+
+    # a document of somebody else's, with a digest of its own that is right, under the signature that was there
+    changed = json.loads(kept)
+    changed["host"] = "somebody"
+    (new / "golden.json").write_text(
+        json.dumps(sealed({name: value for name, value in changed.items() if name != DIGEST}))
+    )
+    assert fetch()["reason"] == "copy_untrusted"
+    # the document of the older publication with its own signature: signed by the right one, and not this one
+    for name in ("golden.json", "golden.json.sig"):
+        (new / name).write_bytes((old / name).read_bytes())
+    replayed = fetch()
+    assert replayed["reason"] == "remote_failed", replayed
+    assert f"is that of {old.name}" in replayed["msg"]
+    # a whole copy of the older publication under a newer name
+    newest = old.with_name("000009" + old.name[6:])
+    shutil.copytree(old, newest)
+    replayed = fetch()
+    assert replayed["reason"] == "remote_failed", replayed
+    assert f"is that of {old.name}" in replayed["msg"]
+    assert not (scratch / "fetcher" / "golden" / "reference").exists()
+
+
+def test_a_key_that_cannot_sign_is_named_and_nothing_is_committed(node: Nodes, scratch: Path) -> None:
+    key = scratch / "locked"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "a passphrase", "-f", key], check=True)
+    maker = node("maker")
+    maker.call("make", mib=1)
+    failed = maker.call("publish", sign_key=str(key))
+    assert failed["reason"] == "bad_input", failed
+    assert "without a passphrase" in failed["msg"]
+    assert node("other").call("fetch")["reason"] == "images_missing"
+    wrong = node("other").call("fetch", trusted_signers=[key.read_text()])
+    assert wrong["reason"] == "bad_input"
+    assert "OPENSSH" not in wrong["msg"], "it may be a secret key"
