@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make a tree of podman and what it needs from this machine's own distribution, for a node that reaches no registry.
+"""Make a tree of programs and what they need from this machine's own distribution, for a node that reaches no registry.
 
-    podman_tree.py --debs FOLDER --prefix PREFIX TREE
+    podman_tree.py [--kind podman|copies] --debs FOLDER --prefix PREFIX TREE
 
+It has podman with what it runs, or rclone, skopeo and age, with which golden checkpoints are copied.
 Downloads the packages with apt, which verifies them, and takes programs, their shared libraries and their licences; nothing
 is installed here. Programs find their libraries below PREFIX, where the tree must lie on the node. A path relative to the
 program or a variable would not do. runc starts itself again from a copy in memory and with an empty environment.
@@ -24,20 +25,24 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from gpuckpt_bundle import oldest_c_library
 
-# each in the package of its name
-PROGRAMS = ("podman", "conmon", "runc")
+# by kind of tree; each in the package of its name
+PROGRAMS = {"podman": ("podman", "conmon", "runc"), "copies": ("rclone", "skopeo", "age")}
 # where podman depends on it (from 5 on): it starts no container without, not even on the host's network
 HELPERS = ("netavark",)
 PROGRAM_FOLDERS = ("usr/bin", "usr/sbin", "usr/lib/podman", "usr/libexec/podman")
 DATA_PACKAGE = "golang-github-containers-common"
+# by kind of tree; skopeo is called without a policy
 DATA = {
-    "usr/share/containers/seccomp.json": "share/containers/seccomp.json",
-    "etc/containers/policy.json": "share/containers/policy.json",
+    "podman": {
+        "usr/share/containers/seccomp.json": "share/containers/seccomp.json",
+        "etc/containers/policy.json": "share/containers/policy.json",
+    },
+    "copies": {},
 }
 TOOL = "patchelf"
 NODES_OWN = "libc6"
@@ -63,7 +68,7 @@ def run(argv: Sequence[str], cwd: Path | None = None) -> str:
             f"{' '.join(map(str, argv[:3]))} did not end within {COMMAND_LIMIT_S} s: see the network"
         ) from None
     except FileNotFoundError:
-        raise TreeError(f"{argv[0]} is missing: make the component podman on Debian or Ubuntu") from None
+        raise TreeError(f"{argv[0]} is missing: make this component on Debian or Ubuntu") from None
     if done.returncode:
         last = [line for line in done.stderr.splitlines() if line.strip()][-1:] or ["no message"]
         raise TreeError(f"{' '.join(map(str, argv[:3]))} failed: {last[0]}")
@@ -179,8 +184,8 @@ def collect_libraries(packages: Packages, patchelf: Path, programs: Iterable[Pat
         waiting += needed(patchelf, target)
 
 
-def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
-    """Makes the tree at `tree`, which must not exist; returns what TREE.json holds.
+def make(debs: Path, prefix: str, tree: Path, kind: str = "podman") -> dict[str, object]:
+    """Makes a tree of one kind at `tree`, which must not exist; returns what TREE.json holds.
 
     :raises TreeError: when `tree` exists, or a package or library cannot be had
     """
@@ -191,10 +196,10 @@ def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
         tools.fetch([TOOL])
         patchelf = Path(scratch, "tools", TOOL, "usr/bin/patchelf")
         packages = Packages(debs, Path(scratch, "packages"))
-        packages.fetch([*PROGRAMS, DATA_PACKAGE])
-        helpers = helpers_among(packages.dependencies_of("podman"))
+        packages.fetch([*PROGRAMS[kind], *([DATA_PACKAGE] if DATA[kind] else [])])
+        helpers = helpers_among(packages.dependencies_of(PROGRAMS[kind][0]))
         packages.fetch(helpers)
-        names = [*PROGRAMS, *helpers]
+        names = [*PROGRAMS[kind], *helpers]
         for folder in ("bin", "lib", "share/containers", "share/doc"):
             (tree / folder).mkdir(parents=True)
         programs = [copy_program(packages, name, tree / "bin") for name in names]
@@ -202,7 +207,7 @@ def make(debs: Path, prefix: str, tree: Path) -> dict[str, object]:
         for program in programs:
             # the older kind of entry, since it holds for the libraries of our libraries, too
             run([str(patchelf), "--force-rpath", "--set-rpath", f"{prefix}/lib", str(program)])
-        copy_data(packages, names, tree)
+        copy_data(packages, names, tree, DATA[kind])
         elves = [*programs, *(tree / "lib").iterdir()]
         about: dict[str, object] = {
             "machine": platform.machine(),
@@ -225,11 +230,11 @@ def copy_program(packages: Packages, name: str, folder: Path) -> Path:
     return folder / name
 
 
-def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
+def copy_data(packages: Packages, programs: Iterable[str], tree: Path, data: Mapping[str, str]) -> None:
     """Copies default profiles, and the licence of every package of which something is in the tree."""
-    for source, target in DATA.items():
+    for source, target in data.items():
         packages.copy(packages.root / DATA_PACKAGE / source, tree / target)
-    used = {*programs, DATA_PACKAGE}
+    used = {*programs, *([DATA_PACKAGE] if data else [])}
     for path in (tree / "lib").iterdir():
         library = packages.library(path.name)
         assert library is not None
@@ -245,13 +250,14 @@ def copy_data(packages: Packages, programs: Iterable[str], tree: Path) -> None:
 def main() -> int:
     """Makes a tree; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=sorted(PROGRAMS), default="podman", help="which programs")
     parser.add_argument("--debs", type=Path, required=True, help="folder that keeps the downloaded packages")
     parser.add_argument("--prefix", required=True, help="where the tree will lie on the node")
     parser.add_argument("tree", type=Path)
     arguments = parser.parse_args()
     os.environ["LC_ALL"] = "C"
     try:
-        about = make(arguments.debs, arguments.prefix, arguments.tree)
+        about = make(arguments.debs, arguments.prefix, arguments.tree, arguments.kind)
     except (TreeError, OSError) as error:
         print(f"podman_tree: {error}", file=sys.stderr)
         return 1
