@@ -22,6 +22,7 @@ static uint64_t readers[MAX_DEVICES];
 atomic_int gs_captures;
 
 /* Contexts whose work may use a region */
+static pthread_mutex_t contexts_lock = PTHREAD_MUTEX_INITIALIZER;
 static CUcontext contexts[MAX_CONTEXTS];
 static size_t nr_contexts;
 
@@ -148,20 +149,26 @@ CUresult gs_region_put(struct gs_region *region)
 
 static bool note_context(CUcontext context)
 {
+	bool is_known = false;
+
+	pthread_mutex_lock(&contexts_lock);
 	for (size_t n = 0; n < nr_contexts; n++)
-		if (contexts[n] == context)
-			return true;
-	if (nr_contexts == MAX_CONTEXTS)
-		return false;
-	contexts[nr_contexts++] = context;
-	return true;
+		is_known = is_known || contexts[n] == context;
+	if (!is_known && nr_contexts < MAX_CONTEXTS) {
+		contexts[nr_contexts++] = context;
+		is_known = true;
+	}
+	pthread_mutex_unlock(&contexts_lock);
+	return is_known;
 }
 
 static void forget_context(CUcontext context)
 {
+	pthread_mutex_lock(&contexts_lock);
 	for (size_t n = nr_contexts; n-- > 0;)
 		if (contexts[n] == context)
 			contexts[n] = contexts[--nr_contexts];
+	pthread_mutex_unlock(&contexts_lock);
 }
 
 /* Waits for a context. The calling thread keeps its own. */
@@ -180,10 +187,16 @@ static CUresult synchronize(CUcontext context)
 
 CUresult gs_regions_synchronize(void)
 {
+	CUcontext known[MAX_CONTEXTS];
 	CUresult result = CUDA_SUCCESS;
+	size_t count;
 
-	for (size_t n = 0; n < nr_contexts && result == CUDA_SUCCESS; n++)
-		result = synchronize(contexts[n]);
+	pthread_mutex_lock(&contexts_lock);
+	count = nr_contexts;
+	memcpy(known, contexts, count * sizeof(*known));
+	pthread_mutex_unlock(&contexts_lock);
+	for (size_t n = 0; n < count && result == CUDA_SUCCESS; n++)
+		result = synchronize(known[n]);
 	return result;
 }
 
@@ -214,7 +227,8 @@ static CUresult granularity_of(CUdevice device, size_t *bytes)
 
 static CUresult give_back(struct gs_region *region)
 {
-	CUresult result = synchronize(region->context);
+	/* Other GPUs may still read it. */
+	CUresult result = readers[region->device] ? gs_regions_synchronize() : synchronize(region->context);
 
 	if (result != CUDA_SUCCESS)
 		return result;

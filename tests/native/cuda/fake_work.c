@@ -442,7 +442,7 @@ VARIANTS(cuMemcpyDtoD_v2, _ptds, (uint64_t address, uint64_t from, size_t bytes)
 VARIANTS(cuMemsetD8_v2, _ptds, (uint64_t address, unsigned char byte, size_t bytes),
 	 need_context("cuMemsetD8") ?: fill(address, byte, bytes, other))
 VARIANTS(cuMemcpyHtoDAsync_v2, _ptsz, (uint64_t address, const void *memory, size_t bytes, CUstream stream),
-	 need_context("cuMemcpyHtoDAsync") ?: copy_to_gpu(address, memory, bytes, stream ?: other))
+	 need_context("cuMemcpyHtoDAsync") ?: enter_call("copy") ?: copy_to_gpu(address, memory, bytes, stream ?: other))
 VARIANTS(cuMemcpyDtoHAsync_v2, _ptsz, (void *memory, uint64_t address, size_t bytes, CUstream stream),
 	 need_context("cuMemcpyDtoHAsync") ?: copy_to_host(memory, address, bytes, stream ?: other))
 VARIANTS(cuMemcpyDtoDAsync_v2, _ptsz, (uint64_t address, uint64_t from, size_t bytes, CUstream stream),

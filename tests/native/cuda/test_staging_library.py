@@ -420,6 +420,27 @@ def test_programs_with_a_default_stream_of_each_thread_meet_the_library(run: Run
     assert told == [True, [], [0], "own"]
 
 
+def test_memory_that_another_gpu_still_reads_is_freed_afterwards(run: Run) -> None:
+    told = run(
+        """
+        first = begin(0)
+        source = allocate(4 * MIB)
+        write(source, b"source")
+        second = begin(1)
+        target = allocate(4 * MIB)
+        call("cuCtxEnablePeerAccess", ctypes.c_void_p(first), 0)
+        call("cuMemcpyDtoDAsync_v2", *[ctypes.c_uint64(one) for one in (target, source, 4 * MIB)], None)
+        call("cuCtxSetCurrent", ctypes.c_void_p(first))
+        free(source)
+        call("cuCtxSetCurrent", ctypes.c_void_p(second))
+        told = read(target, 6).decode()
+        """,
+        GPUCKPT_FAKE_GPUS="2",
+        GPUCKPT_FAKE_WORK_MS="200",
+    )
+    assert told == "source"
+
+
 def test_a_child_is_left_alone(run: Run) -> None:
     told = run("""
         begin()
