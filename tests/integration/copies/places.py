@@ -132,7 +132,8 @@ def folder(scratch: Path) -> Iterator[Place]:
 def sftp(scratch: Path) -> Iterator[Place]:
     rclone, port = needs("rclone", "rclone"), free_port()
     (scratch / "remote").mkdir()
-    arguments = [f"--user={USER}", f"--pass={PASSWORD}"]
+    # files that a test changes by hand have another size at once
+    arguments = [f"--user={USER}", f"--pass={PASSWORD}", "--dir-cache-time=0s"]
     words = ["serve", "sftp", scratch / "remote", f"--addr=127.0.0.1:{port}", *arguments]
     # its key lies in the cache
     home = {"HOME": str(scratch), "XDG_CACHE_HOME": str(scratch / "cache")}
@@ -147,7 +148,8 @@ def sftp(scratch: Path) -> Iterator[Place]:
 def webdav(scratch: Path) -> Iterator[Place]:
     rclone, port = needs("rclone", "rclone"), free_port()
     (scratch / "remote").mkdir()
-    words = ["serve", "webdav", scratch / "remote", f"--addr=127.0.0.1:{port}", f"--user={USER}", f"--pass={PASSWORD}"]
+    arguments = [f"--user={USER}", f"--pass={PASSWORD}", "--dir-cache-time=0s"]
+    words = ["serve", "webdav", scratch / "remote", f"--addr=127.0.0.1:{port}", *arguments]
     with running([rclone, "--config=", *words], port, scratch / "server.log"):
         settings = {
             "type": "webdav",
