@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,10 @@ class Answer:
         except (OSError, load().HTTPException, ValueError) as error:
             raise _explained(error) from error
 
+    def close(self) -> None:
+        """Ends it, read or not."""
+        self._response.close()
+
 
 @contextmanager
 def ask(
@@ -59,7 +63,10 @@ def ask(
     """
     connection = load().HTTPConnection(host.strip("[]"), port, timeout=connect_timeout_s)
     try:
-        yield _answer(connection, method, path, body, timeout_s)
+        answer = _answer(connection, method, path, body, timeout_s)
+        # the socket is the answer's, not the connection's, where the server said that it would close it
+        with closing(answer):
+            yield answer
     finally:
         connection.close()
 
@@ -76,6 +83,7 @@ def _answer(connection: HTTPConnection, method: str, path: str, body: Any, timeo
         response = connection.getresponse()
         told = response.getheader("Content-Length")
         if told is not None and response.length is None and not response.chunked:
+            response.close()
             raise ExchangeError(f"the answer's Content-Length is {told:.40}")
     except (OSError, load().HTTPException, ValueError) as error:
         raise _explained(error) from error

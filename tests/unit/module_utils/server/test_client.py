@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from ansible.module_utils.ckpt.measure.record import Record
 from ansible.module_utils.ckpt.server import client as http
 from ansible.module_utils.ckpt.server.client import Client, metric_total
 from ansible.module_utils.ckpt.server.spec import parse_server
+from ansible.module_utils.ckpt.system.procfs import open_tcp_connections
 
 OK = b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
 STREAM = OK + b"Content-Type: text/event-stream\r\n\r\n"
@@ -187,6 +189,18 @@ def test_a_character_set_that_is_no_text_does_not_matter(answering: Answering) -
         OK + b"Content-Type: text/event-stream; charset=hex\r\n\r\n" + event({"choices": [{"text": "a"}]})
     )
     assert speaker.complete(speaker.spec.canary).tokens == ["a"]
+
+
+@pytest.mark.parametrize(
+    "answer", [STREAM + b"data: {garbled\n\n", STREAM + b"data: [DONE]\n\n", OK + b"Content-Length: x\r\n\r\n"]
+)
+def test_no_connection_outlives_a_refusal(answering: Answering, answer: bytes) -> None:
+    """A checkpoint of whoever holds it would meet it."""
+    server = answering(answer)
+    with pytest.raises(CkptError) as caught:
+        server.complete(server.spec.canary)
+    assert [row for row in open_tcp_connections([os.getpid()]) if row.endswith(f":{server.spec.port}")] == []
+    assert caught.traceback, "what it holds is held until here"
 
 
 def test_an_answer_without_end_is_not_kept(answering: Answering, monkeypatch: pytest.MonkeyPatch) -> None:
