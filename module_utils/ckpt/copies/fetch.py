@@ -46,6 +46,8 @@ def fetch(wanted: Wanted, options: Options, version: str | None = None, check_on
     remote = open_remote(options.access, wanted.name, Commands())
     with one_at_a_time(wanted.name):
         state = start.examine(wanted)
+        if state.golden is not None and not check_only:
+            commit.finish(wanted, state.golden)
         if state.golden is not None and not state.misfits and version is None:
             return Outcome(said=f"The golden checkpoint of {wanted.name} that is here fits.")
         chosen, published = _choose(wanted, remote, options, state.now, version)

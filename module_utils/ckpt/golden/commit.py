@@ -20,6 +20,9 @@ from .wanted import Wanted
 NAME = "golden.json"
 SCHEMA_VERSION = 1
 
+# how the name of what is being removed begins
+REMOVED = ".removed-"
+
 
 @dataclass(frozen=True)
 class Golden:
@@ -73,6 +76,18 @@ def save(wanted: Wanted, golden: Golden) -> None:
     remove_others(wanted, golden.folder)
 
 
+def finish(wanted: Wanted, golden: Golden) -> None:
+    """Ends a commit whose process was killed: what lay there before the mark was written is removed.
+
+    What is newer may be a checkpoint that somebody makes.
+    """
+    root, committed = home(wanted), os.stat(_mark(wanted)).st_mtime_ns
+    for entry in os.scandir(root):
+        is_old = entry.name.startswith(REMOVED) or entry.stat().st_mtime_ns <= committed
+        if entry.path != golden.folder and entry.is_dir() and is_old:
+            remove_one(entry.path)
+
+
 def remove_others(wanted: Wanted, kept: str | None) -> None:
     """Removes the checkpoints of a server, but for one."""
     root = home(wanted)
@@ -87,7 +102,13 @@ def remove_one(folder: str) -> None:
     for trace in {folder, *replacement.traces(folder)}:
         for path in staged_weights(trace):
             remove(path)
-        shutil.rmtree(trace, ignore_errors=True)
+        # a name that tells what it is, if this is killed
+        gone = os.path.join(os.path.dirname(trace), REMOVED + os.path.basename(trace).removeprefix(REMOVED))
+        if trace != gone:
+            shutil.rmtree(gone, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                os.rename(trace, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def forget(wanted: Wanted) -> bool:

@@ -83,6 +83,24 @@ def test_killed_at_any_moment(kind: Any, scratch: Path) -> None:
         assert sum(hit.values()) >= KILLS // 4, f"the moments are those of calls under way: {hit}"
 
 
+def test_a_fetch_that_was_killed_after_its_commit_is_finished_by_the_next(scratch: Path) -> None:
+    with folder(scratch) as place:
+        maker, other = Node(scratch / "maker", place.given), Node(scratch / "other", place.given)
+        maker.call("make", mib=MIB)
+        version = maker.call("publish")["version"]
+        assert other.call("fetch")["reason"] is None
+        found = other.call("state")
+        home = scratch / "other" / "golden" / "reference"
+        for name in (".incoming", "gpuckpt-golden-reference-00000000"):
+            (home / name / "images").mkdir(parents=True)
+            os.utime(home / name, (1, 1))
+        # one was killed while it removed what was replaced, and one is being made
+        (home / ".removed-gpuckpt-golden-reference-22222222" / "images").mkdir(parents=True)
+        (home / "gpuckpt-golden-reference-11111111").mkdir()
+        assert other.call("fetch", version=version)["changed"] is False
+        assert other.call("state")["folders"] == sorted([found["instance"], "gpuckpt-golden-reference-11111111"])
+
+
 def small(path: Path, mib: int) -> list[str]:
     """Words before a command for which a folder is a file system of so many MiB."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
