@@ -52,13 +52,21 @@ static void remove_file(pid_t pid)
 	unlinkat(criu_get_image_dir(), name, 0);
 }
 
+/* For the calls and the work of a program to end: CRIU's limit, or else ours, or none. */
+static uint32_t limit_ms(void)
+{
+	unsigned int limit_s = opts.timeout ?: gc_options.timeout_s;
+
+	return limit_s && limit_s < UINT32_MAX / 1000 ? limit_s * 1000 : UINT32_MAX;
+}
+
 /* Sends one request and closes the file: the program has its own copy then. */
 static bool ask(struct question *question, enum gs_request_kind kind, int file)
 {
 	struct gs_request request = {
 		.magic = GS_MAGIC,
 		.kind = kind,
-		.limit_ms = (opts.timeout ?: gc_options.timeout_s) * 1000,
+		.limit_ms = limit_ms(),
 		.number = kind,
 	};
 	bool sent;
@@ -175,10 +183,8 @@ void gc_staging_put_back(void)
 			continue;
 		question.socket = gc_staging_connect(question.pid);
 		if (question.socket < 0 || !ask(&question, GS_BRING_BACK, open_file(question.pid, O_RDONLY)))
-			pr_err("pid %d waits for its GPU memory; bring it back with gpuckpt-park --pid %d --activate "
-			       "FILE, "
-			       "the staging file in the image folder\n",
-			       question.pid, question.pid);
+			pr_err("pid %d waits for its GPU memory, which is in its staging file; see gpuckpt-park\n",
+			       question.pid);
 		if (question.socket >= 0)
 			close(question.socket);
 	}
@@ -192,8 +198,12 @@ static int begin_to_bring_back(pid_t pid, struct question *question)
 	int file = open_file(pid, O_RDONLY);
 
 	*question = (struct question){.pid = pid, .socket = gc_staging_connect(pid)};
-	if (question->socket >= 0)
-		return ask(question, GS_BRING_BACK, file) ? 1 : -1;
+	if (question->socket >= 0 && ask(question, GS_BRING_BACK, file))
+		return 1;
+	if (question->socket >= 0) {
+		close(question->socket);
+		return -1;
+	}
 	if (file < 0)
 		return 0;
 	close(file);

@@ -49,40 +49,17 @@ const struct gs_driver *gs_driver(void)
 	return &driver;
 }
 
-bool gs_driver_can_stage(const char **missing)
+bool gs_driver_can_stage(void)
 {
 	const struct gs_driver *real = gs_driver();
 
-	*missing = NULL;
-#define NEEDED(_name)                                                                                                  \
-	if (!real->_name)                                                                                              \
-		*missing = #_name;
-	NEEDED(cuMemAddressReserve)
-	NEEDED(cuMemAddressFree)
-	NEEDED(cuMemCreate)
-	NEEDED(cuMemRelease)
-	NEEDED(cuMemMap)
-	NEEDED(cuMemUnmap)
-	NEEDED(cuMemSetAccess)
-	NEEDED(cuMemGetAllocationGranularity)
-	NEEDED(cuDeviceGetAttribute)
-	NEEDED(cuDeviceGetUuid_v2)
-	NEEDED(cuCtxGetCurrent)
-	NEEDED(cuCtxGetDevice)
-	NEEDED(cuCtxPushCurrent_v2)
-	NEEDED(cuCtxPopCurrent_v2)
-	NEEDED(cuCtxSetCurrent)
-	NEEDED(cuCtxSynchronize)
-	NEEDED(cuMemHostRegister_v2)
-	NEEDED(cuMemHostUnregister)
-	NEEDED(cuMemcpyDtoHAsync_v2)
-	NEEDED(cuMemcpyHtoDAsync_v2)
-	NEEDED(cuMemsetD8Async)
-	NEEDED(cuStreamCreate)
-	NEEDED(cuStreamDestroy_v2)
-	NEEDED(cuStreamSynchronize)
-#undef NEEDED
-	return !*missing;
+	return real->cuMemAddressReserve && real->cuMemAddressFree && real->cuMemCreate && real->cuMemRelease &&
+	       real->cuMemMap && real->cuMemUnmap && real->cuMemSetAccess && real->cuMemGetAllocationGranularity &&
+	       real->cuDeviceGetAttribute && real->cuCtxGetCurrent && real->cuCtxGetDevice &&
+	       real->cuCtxPushCurrent_v2 && real->cuCtxPopCurrent_v2 && real->cuCtxSetCurrent &&
+	       real->cuCtxSynchronize && real->cuMemHostRegister_v2 && real->cuMemHostUnregister &&
+	       real->cuMemcpyDtoHAsync_v2 && real->cuMemcpyHtoDAsync_v2 && real->cuMemsetD8Async &&
+	       real->cuStreamCreate && real->cuStreamDestroy_v2 && real->cuStreamSynchronize;
 }
 
 const char *gs_driver_error(CUresult result)

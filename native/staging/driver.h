@@ -13,7 +13,6 @@
 	FUNCTION(cuGetProcAddress, (const char *, void **, int, uint64_t))                                             \
 	FUNCTION(cuGetProcAddress_v2, (const char *, void **, int, uint64_t, int *))                                   \
 	FUNCTION(cuDeviceGetAttribute, (int *, int, CUdevice))                                                         \
-	FUNCTION(cuDeviceGetUuid_v2, (CUuuid *, CUdevice))                                                             \
 	FUNCTION(cuDeviceGetDefaultMemPool, (CUmemoryPool *, CUdevice))                                                \
 	FUNCTION(cuDevicePrimaryCtxGetState, (CUdevice, unsigned int *, int *))                                        \
 	FUNCTION(cuDevicePrimaryCtxRetain, (CUcontext *, CUdevice))                                                    \
@@ -67,8 +66,8 @@ const struct gs_driver *gs_driver(void);
 /* The C library's dlsym, which ours hides. */
 void *gs_real_dlsym(void *handle, const char *name);
 
-/* Whether the driver has all that staging cannot do without; if not, missing names one. */
-bool gs_driver_can_stage(const char **missing);
+/* Whether the driver has all that staging cannot do without. */
+bool gs_driver_can_stage(void);
 
 /* The driver's name of a result ("CUDA_ERROR_INVALID_VALUE"), never NULL. */
 const char *gs_driver_error(CUresult result);

@@ -15,26 +15,35 @@ enum call {
 #define BEGINS_CAPTURE CALL
 #define ENDS_CAPTURE CALL
 #include "calls.h"
-	NR_CALLS
 };
 
-/* The driver's functions behind ours, NULL where it lacks one */
-static void *real_calls[NR_CALLS];
-
-static void resolve_calls(void)
-{
-#define CALL(_name, _count) real_calls[CALL_##_name] = gs_real_dlsym(gs_driver()->handle, #_name);
+/* The names of all our functions, those of calls.h first, and the driver's behind them, NULL where it lacks one */
+static const char *const names[] = {
+#define CALL(_name, _count) #_name,
 #define BEGINS_CAPTURE CALL
 #define ENDS_CAPTURE CALL
 #include "calls.h"
+#define OWN(_name) #_name,
+	GS_OWN_FUNCTIONS(OWN)
+#undef OWN
+};
+
+#define NR_ENTRIES (sizeof(names) / sizeof(names[0]))
+
+static void *real_entries[NR_ENTRIES];
+
+static void resolve_entries(void)
+{
+	for (size_t n = 0; n < NR_ENTRIES; n++)
+		real_entries[n] = gs_real_dlsym(gs_driver()->handle, names[n]);
 }
 
-static void *real_call(enum call call)
+static void *const *reals(void)
 {
 	static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-	pthread_once(&once, resolve_calls);
-	return real_calls[call];
+	pthread_once(&once, resolve_entries);
+	return real_entries;
 }
 
 /* --- calls that only pass the gate --- */
@@ -91,7 +100,7 @@ static void do_no_more(CUresult result)
 	GS_EXPORT CUresult _name(PARAMETERS_##_count);                                                                 \
 	CUresult _name(PARAMETERS_##_count)                                                                            \
 	{                                                                                                              \
-		CUresult (*real)(PARAMETERS_##_count) = real_call(CALL_##_name);                                       \
+		CUresult (*real)(PARAMETERS_##_count) = reals()[CALL_##_name];                                         \
 		CUresult result;                                                                                       \
                                                                                                                        \
 		if (!real)                                                                                             \
@@ -110,39 +119,22 @@ static void do_no_more(CUresult result)
 
 /* --- who looks functions up --- */
 
-struct entry {
-	const char *name;
-	void *ours;
-};
-
-static const struct entry entries[] = {
-#define CALL(_name, _count) {#_name, _name},
+/* In the order of their names */
+static void *const entries[] = {
+#define CALL(_name, _count) _name,
 #define BEGINS_CAPTURE CALL
 #define ENDS_CAPTURE CALL
 #include "calls.h"
-#define OWN(_name) {#_name, _name},
+#define OWN(_name) _name,
 	GS_OWN_FUNCTIONS(OWN)
 #undef OWN
 };
 
-#define NR_ENTRIES (sizeof(entries) / sizeof(entries[0]))
-
-static void *real_entries[NR_ENTRIES];
-
-static void resolve_entries(void)
-{
-	for (size_t n = 0; n < NR_ENTRIES; n++)
-		real_entries[n] = gs_real_dlsym(gs_driver()->handle, entries[n].name);
-}
-
 void *gs_ours_for(const void *real)
 {
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-	pthread_once(&once, resolve_entries);
 	for (size_t n = 0; n < NR_ENTRIES && real; n++)
-		if (real_entries[n] == real)
-			return entries[n].ours;
+		if (reals()[n] == real)
+			return entries[n];
 	return NULL;
 }
 
@@ -151,14 +143,12 @@ bool gs_is_name_of_ours(const char *name, bool whole)
 	size_t length = strlen(name);
 
 	for (size_t n = 0; n < NR_ENTRIES; n++)
-		if (!strncmp(entries[n].name, name, length) &&
-		    (!entries[n].name[length] || (!whole && entries[n].name[length] == '_')))
+		if (!strncmp(names[n], name, length) && (!names[n][length] || (!whole && names[n][length] == '_')))
 			return true;
 	return false;
 }
 
-/* Puts ours in the place of what the driver found. What we know by name, but not this variant of it, we cannot guard.
- */
+/* Puts ours in the place of what the driver found. A variant of ours that we do not know cannot be guarded. */
 static void replace(const char *name, void **found)
 {
 	void *ours = found ? gs_ours_for(*found) : NULL;

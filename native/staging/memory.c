@@ -14,9 +14,7 @@
 
 static bool is_taken(size_t bytes)
 {
-	const char *missing;
-
-	return gs_settings()->on && bytes >= gs_settings()->min_bytes && gs_driver_can_stage(&missing);
+	return gs_settings()->on && bytes >= gs_settings()->min_bytes && gs_driver_can_stage();
 }
 
 /* What cannot be ours is the driver's: the program notices nothing. */

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Real CRIU, stock and patched, on a real process tree whose CUDA driver is a fake (fake_libcuda.c): no GPU needed."""
 
+import json
 import os
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from criu_harness import Build, become_subreaper, descendants, kill, reap, wait_until
@@ -56,6 +60,12 @@ class Tools:
     @property
     def pool(self) -> Path:
         return self.folder / "sanitized/gpuckpt-pool"
+
+    def on_fake(self, folder: Path, **more: str) -> dict[str, str]:
+        """The environment of a Python program on the fake driver that may import staged_program."""
+        (folder / "gpu").mkdir(exist_ok=True)
+        own = {"GPUCKPT_FAKE_DIR": str(folder / "gpu"), "GPUCKPT_LIBCUDA": str(self.driver), "PYTHONPATH": str(HERE)}
+        return {**os.environ, **own, **more}
 
     @property
     def staging(self) -> Path:
@@ -284,24 +294,46 @@ def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
 
 
 @pytest.fixture
-def workload(tools: Tools, tmp_path: Path) -> Iterator[Workload]:
-    # A plain file: the plugin tells NVIDIA's devices by their names.
-    device = Path(f"/dev/nvidia-gpuckpt-test-{os.getpid()}")
-    device.touch()
-    workload = Workload(tools, tmp_path, device)
-    yield workload
-    workload.stop()
-    device.unlink()
+def device() -> Iterator[Path]:
+    """A plain file: the plugin tells NVIDIA's devices by their names."""
+    path = Path(f"/dev/nvidia-gpuckpt-test-{os.getpid()}")
+    path.touch()
+    yield path
+    path.unlink()
 
 
 @pytest.fixture
-def busy(tools: Tools, tmp_path: Path) -> Iterator[Busy]:
-    device = Path(f"/dev/nvidia-gpuckpt-test-{os.getpid()}")
-    device.touch()
+def workload(tools: Tools, tmp_path: Path, device: Path) -> Iterator[Workload]:
+    workload = Workload(tools, tmp_path, device)
+    yield workload
+    workload.stop()
+
+
+@pytest.fixture
+def busy(tools: Tools, tmp_path: Path, device: Path) -> Iterator[Busy]:
     busy = Busy(tools, tmp_path, device)
     yield busy
     busy.stop()
-    device.unlink()
+
+
+@pytest.fixture
+def run_on_fake(tools: Tools, tmp_path: Path) -> Callable[..., Any]:
+    """Runs a script in a program on the fake driver (staged_program.py), and returns what it calls `told` at its end."""
+
+    def run(script: str, **environment: str) -> Any:
+        prelude = "import json, os, sys, threading, time\nfrom staged_program import *\n"
+        done = subprocess.run(
+            [sys.executable, "-c", f"{prelude}{textwrap.dedent(script)}\nprint(json.dumps(told))"],
+            env=tools.on_fake(tmp_path, **environment),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture

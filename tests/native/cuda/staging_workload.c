@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-3.0-or-later */
 /*
- * A program for tests of checkpoints: threads that use memory of fake GPUs at random, over the driver API. It knows of
- * no library that may be loaded into it.
+ * A program for tests of checkpoints: threads that use memory of fake GPUs at random, over the driver API.
  *
  *   staging_workload --socket PATH [--seed N] [--threads N] [--gpus N] [--proc-address]
+ *   staging_workload --rounds N --file PATH [the same]
  *
  * Threads allocate (also rows, and in stream order), fill, copy, launch the fake's kernel, check and free. A wrong
  * content or a call that fails ends the program with 1 and a message. With --proc-address it finds functions as the
@@ -12,10 +12,16 @@
  *   pause   lets the threads finish their step and wait; answers as stats
  *   go      lets them go on; answers as stats
  *   stats   answers paused=P steps=S,S,…: those of each thread
+ *
+ * With --rounds it asks the staging library in itself to put all memory aside and to bring it back, so many times. The
+ * threads go on meanwhile. It checks and frees everything at its end, and prints steps=S away=A: how many steps began
+ * and ended while the memory was away. Built with STAGING_IS_LINKED the library is part of it, so that sanitizers see
+ * both.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <getopt.h>
 #include <poll.h>
 #include <pthread.h>
@@ -31,6 +37,7 @@
 #include <unistd.h>
 
 #include "gpuckpt_cuda_abi.h"
+#include "gpuckpt_cuda_staging_client.h"
 
 #define SLOTS 5
 #define MIB (1UL << 20)
@@ -61,6 +68,10 @@ static struct {
 			   unsigned int, void *, void **, void **);
 } cuda;
 
+#ifdef STAGING_IS_LINKED
+extern CUresult cuGetProcAddress_v2(const char *, void **, int, uint64_t, int *);
+#endif
+
 struct slot {
 	uint64_t address; /* 0: empty */
 	size_t bytes;
@@ -88,7 +99,8 @@ static int nr_workers = 4, nr_gpus = 1;
 static CUcontext contexts[MAX_GPUS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
-static bool paused;
+static bool paused, stopping, is_away;
+static unsigned long steps_while_away;
 
 static void __attribute__((noreturn)) die(const char *what, unsigned long number)
 {
@@ -106,12 +118,15 @@ static void must(const char *call, CUresult result)
 
 static void *find(void *library, bool by_proc_address, const char *name, const char *ending)
 {
-	static CUresult (*get_proc_address)(const char *, void **, int, uint64_t, int *);
+	CUresult (*get_proc_address)(const char *, void **, int, uint64_t, int *);
 	char whole[64];
 	void *found;
 
-	if (!get_proc_address)
-		get_proc_address = dlsym(library, "cuGetProcAddress_v2");
+#ifdef STAGING_IS_LINKED
+	get_proc_address = cuGetProcAddress_v2;
+#else
+	get_proc_address = dlsym(library, "cuGetProcAddress_v2");
+#endif
 	snprintf(whole, sizeof(whole), "%s%s", name, ending);
 	if (by_proc_address)
 		must(name, get_proc_address(name, &found, 12080, 0, NULL));
@@ -230,15 +245,17 @@ static void add(struct worker *worker, struct slot *slot)
 	slot->added += number;
 }
 
-/* Over another slot of its size, where there is one. */
+/* Over another slot of its size, where there is one. Each step has to make a call that can be held up. */
 static void copy(struct worker *worker, struct slot *slot)
 {
 	struct slot *other = &worker->slots[random_below(worker, SLOTS)];
 	uint64_t address = other->address;
 	bool is_ordered = other->is_ordered;
 
-	if (!address || other == slot || other->bytes != slot->bytes)
+	if (!address || other == slot || other->bytes != slot->bytes) {
+		add(worker, slot);
 		return;
+	}
 	must("cuMemcpyDtoDAsync", cuda.between_async(address, slot->address, slot->bytes, worker->stream));
 	*other = *slot;
 	other->address = address;
@@ -320,7 +337,9 @@ static void *work(void *argument)
 
 	must("cuCtxSetCurrent", cuda.ctx_set(worker->context));
 	must("cuStreamCreate", cuda.stream_create(&worker->stream, 1));
-	for (;;) {
+	while (!__atomic_load_n(&stopping, __ATOMIC_ACQUIRE)) {
+		bool was_away = __atomic_load_n(&is_away, __ATOMIC_ACQUIRE);
+
 		wait_for_go();
 		pthread_mutex_lock(&worker->busy);
 		if (!__atomic_load_n(&paused, __ATOMIC_ACQUIRE)) {
@@ -328,9 +347,18 @@ static void *work(void *argument)
 			__atomic_add_fetch(&worker->steps, 1, __ATOMIC_RELAXED);
 		}
 		pthread_mutex_unlock(&worker->busy);
+		if (was_away && __atomic_load_n(&is_away, __ATOMIC_ACQUIRE))
+			__atomic_add_fetch(&steps_while_away, 1, __ATOMIC_RELAXED);
 		/* Else nobody else gets the lock. */
 		nanosleep(&breath, NULL);
 	}
+	for (int n = 0; n < SLOTS; n++)
+		if (worker->slots[n].address) {
+			check(worker, &worker->slots[n]);
+			release(worker, &worker->slots[n]);
+		}
+	free(worker->memory);
+	free(worker->expected);
 	return NULL;
 }
 
@@ -462,14 +490,60 @@ static void __attribute__((noreturn)) serve(const char *path)
 	}
 }
 
+/* --- the library in this program --- */
+
+static void ask(int socket, enum gs_request_kind kind, const char *path)
+{
+	static uint32_t number;
+	struct gs_request request = {GS_MAGIC, kind, 10000, ++number};
+	struct gs_answer answer;
+	int file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	if (file < 0 || !gc_staging_ask(socket, &request, file))
+		die("the library cannot be asked", errno);
+	close(file);
+	if (!gc_staging_answer(socket, number, 60000, &answer))
+		die("the library does not answer", kind);
+	if (answer.refused || answer.staged != (kind == GS_STAGE))
+		die(answer.text, kind);
+}
+
+static void stage_in_turns(unsigned long rounds, const char *path)
+{
+	const struct timespec pause = {.tv_nsec = 10000000};
+	int socket;
+
+	while ((socket = gc_staging_connect(getpid())) < 0)
+		nanosleep(&pause, NULL);
+	for (unsigned long n = 0; n < rounds; n++) {
+		unsigned long before = count_steps();
+
+		ask(socket, GS_STAGE, path);
+		__atomic_store_n(&is_away, true, __ATOMIC_RELEASE);
+		nanosleep(&pause, NULL);
+		__atomic_store_n(&is_away, false, __ATOMIC_RELEASE);
+		ask(socket, GS_BRING_BACK, path);
+		while (count_steps() < before + 20)
+			nanosleep(&pause, NULL);
+	}
+	close(socket);
+	__atomic_store_n(&stopping, true, __ATOMIC_RELEASE);
+	for (int n = 0; n < nr_workers; n++)
+		pthread_join(workers[n].thread, NULL);
+	printf("steps=%lu away=%lu\n", count_steps(), steps_while_away);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"socket", 1, NULL, 'p'}, {"seed", 1, NULL, 's'},         {"threads", 1, NULL, 't'},
-		{"gpus", 1, NULL, 'g'},   {"proc-address", 0, NULL, 'a'}, {},
+		{"socket", 1, NULL, 'p'},       {"seed", 1, NULL, 's'},
+		{"threads", 1, NULL, 't'},      {"gpus", 1, NULL, 'g'},
+		{"proc-address", 0, NULL, 'a'}, {"rounds", 1, NULL, 'r'},
+		{"file", 1, NULL, 'f'},         {},
 	};
+	const char *path = NULL, *file = NULL;
 	bool by_proc_address = false;
-	const char *path = NULL;
+	unsigned long rounds = 0;
 	unsigned int seed = 1;
 	int option;
 
@@ -490,14 +564,23 @@ int main(int argc, char **argv)
 		case 'a':
 			by_proc_address = true;
 			break;
+		case 'r':
+			rounds = strtoul(optarg, NULL, 10);
+			break;
+		case 'f':
+			file = optarg;
+			break;
 		default:
 			return 2;
 		}
-	if (!path || nr_workers < 1 || nr_workers > MAX_THREADS || nr_gpus < 1 || nr_gpus > MAX_GPUS)
-		die("usage: staging_workload --socket PATH [--threads N] [--gpus N], each at least 1 and at most",
+	if (!(rounds ? file : path) || nr_workers < 1 || nr_workers > MAX_THREADS || nr_gpus < 1 || nr_gpus > MAX_GPUS)
+		die("usage: staging_workload --socket PATH, or --rounds N --file PATH; threads and GPUs at most",
 		    MAX_GPUS);
 	open_driver(by_proc_address);
 	open_gpus();
 	start_workers(seed);
-	serve(path);
+	if (!rounds)
+		serve(path);
+	stage_in_turns(rounds, file);
+	return 0;
 }

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The fake driver refuses what CUDA refuses: else tests of the staging library could not fail."""
 
-import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -56,32 +54,12 @@ def synchronize():
 Run = Callable[..., Any]
 
 
-def environment(tools, folder: Path, **more: str) -> dict[str, str]:
-    (folder / "gpu").mkdir(exist_ok=True)
-    return {
-        **os.environ,
-        "GPUCKPT_FAKE_DIR": str(folder / "gpu"),
-        "GPUCKPT_LIBCUDA": str(tools.driver),
-        "PYTHONPATH": str(HERE),
-        **more,
-    }
-
-
 @pytest.fixture
-def run(tools, tmp_path: Path) -> Run:
+def run(run_on_fake: Callable[..., Any]) -> Run:
     """Runs a script on the fake driver, without any library, and returns what it calls `told` at its end."""
 
-    def run_script(script: str, **more: str) -> Any:
-        done = subprocess.run(
-            [sys.executable, "-c", f"{PRELUDE}\n{textwrap.dedent(script)}\nprint(json.dumps(told))"],
-            env=environment(tools, tmp_path, **more),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+    def run_script(script: str, **environment: str) -> Any:
+        return run_on_fake(f"{PRELUDE}{textwrap.dedent(script)}", **environment)
 
     return run_script
 
@@ -300,7 +278,7 @@ def test_contexts_that_are_gone_cannot_be_used(run: Run) -> None:
 def act(tools, folder: Path, pid: int, action: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [tools.cuda_checkpoint, "--action", action, "--pid", str(pid)],
-        env=environment(tools, folder),
+        env=tools.on_fake(folder),
         capture_output=True,
         text=True,
         check=False,
@@ -310,7 +288,7 @@ def act(tools, folder: Path, pid: int, action: str) -> subprocess.CompletedProce
 def start(tools, folder: Path, script: str, **more: str) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", f"{PRELUDE}\n{textwrap.dedent(script)}"],
-        env=environment(tools, folder, READY=str(folder / "ready"), **more),
+        env=tools.on_fake(folder, READY=str(folder / "ready"), **more),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

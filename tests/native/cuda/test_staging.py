@@ -121,6 +121,13 @@ def test_a_full_image_folder_leaves_the_program_as_it_was(workload, criu):
         subprocess.run(["umount", "-l", criu.images], check=True)
 
 
+def test_no_limit_is_no_limit_of_nothing(workload, criu):
+    workload.start(mib=16, preload=criu.staging)
+    dump = criu.dump("--timeout", "0", CRIU_CUDA_TIMEOUT_S="0")
+    assert dump.returncode == 0
+    assert notes(dump.named("gpu-stage")) == {"ok"}
+
+
 def test_it_can_be_switched_off(workload, criu):
     workload.start(mib=16, preload=criu.staging)
     digests = workload.digests()

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """libgpuckpt_staging.so in a program: what it gives in the driver's place, and how it puts memory aside. No CRIU."""
 
-import json
 import os
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,34 +13,16 @@ import pytest
 HERE = Path(__file__).resolve().parent
 OUT_OF_MEMORY, INVALID_VALUE, NOT_SUPPORTED = 2, 1, 801
 
-Run = Callable[..., Any]
+Run = RunOnFake = Callable[..., Any]
 
 
 @pytest.fixture
-def run(tools, tmp_path: Path) -> Run:
+def run(run_on_fake: RunOnFake, tools, tmp_path: Path) -> Run:
     """Runs a script in a program with the library, and returns what it calls `told` at its end."""
 
     def run_script(script: str, **environment: str) -> Any:
-        (tmp_path / "gpu").mkdir(exist_ok=True)
-        prelude = "import json, os, threading, time\nfrom staged_program import *\n"
-        done = subprocess.run(
-            [sys.executable, "-c", f"{prelude}{textwrap.dedent(script)}\nprint(json.dumps(told))"],
-            env={
-                **os.environ,
-                "GPUCKPT_FAKE_DIR": str(tmp_path / "gpu"),
-                "GPUCKPT_LIBCUDA": str(tools.driver),
-                "LD_PRELOAD": str(tools.staging),
-                "PYTHONPATH": str(HERE),
-                "FILE": str(tmp_path / "staged"),
-                **environment,
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        library = {"LD_PRELOAD": str(tools.staging), "FILE": str(tmp_path / "staged")}
+        return run_on_fake(script, **library, **environment)
 
     return run_script
 
@@ -465,10 +445,10 @@ def test_other_functions_are_found_as_without_the_library(run: Run) -> None:
 # --- under pressure ---
 
 
-@pytest.mark.parametrize(("build", "seed"), [("staging_stress_asan", 1), ("staging_stress_tsan", 2)])
+@pytest.mark.parametrize(("build", "seed"), [("staging_workload_asan", 1), ("staging_workload_tsan", 2)])
 def test_threads_that_race_with_it_find_what_they_wrote(build: str, seed: int, tools, tmp_path: Path) -> None:
     (tmp_path / "gpu").mkdir()
-    options = ["--seed", str(seed), "--threads", "4", "--rounds", "4", "--file", tmp_path / "staged"]
+    options = ["--seed", str(seed), "--threads", "4", "--rounds", "4", "--file", tmp_path / "staged", "--proc-address"]
     # The leak checker's own look at the memory of threads crashes now and then. What the C library keeps there for
     # dlerror looks lost without it.
     (tmp_path / "kept").write_text("leak:_dlerror_run\nleak:_dl_exception_create\n")
@@ -487,8 +467,9 @@ def test_threads_that_race_with_it_find_what_they_wrote(build: str, seed: int, t
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("rounds=4 steps=")
-    assert done.stdout.endswith(" away=0\n"), "no step ends while the memory is away"
+    steps, away = (int(word.partition("=")[2]) for word in done.stdout.split())
+    assert steps >= 4 * 20
+    assert away == 0, "no step ends while the memory is away"
 
 
 def test_fifty_cycles_leave_nothing(run: Run) -> None:
