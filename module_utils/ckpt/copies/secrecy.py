@@ -28,13 +28,8 @@ class Keys:
     identity: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises CkptError (bad_input) for what is no public key; it is not repeated, since it may be a secret one."""
-        wrong = [str(number + 1) for number, text in enumerate(self.recipients) if not RECIPIENT.fullmatch(text)]
-        if wrong:
-            raise CkptError(
-                "bad_input",
-                f"recipient {', '.join(wrong)} is no public key of age (age1…) or ssh; `age-keygen -y FILE` prints it.",
-            )
+        """Raises CkptError (bad_input)."""
+        require_public("recipient", self.recipients, RECIPIENT, "age (age1…) or ssh; `age-keygen -y FILE` prints it")
         if self.identity is not None:
             require_private(self.identity)
 
@@ -42,6 +37,13 @@ class Keys:
     def encrypts(self) -> bool:
         """Whether copies are encrypted."""
         return bool(self.recipients)
+
+
+def require_public(what: str, texts: list[str], pattern: re.Pattern[str], kind: str) -> None:
+    """Raises CkptError (bad_input) for what is no public key; it is not repeated, since it may be a secret one."""
+    wrong = [str(number + 1) for number, text in enumerate(texts) if not pattern.fullmatch(text)]
+    if wrong:
+        raise CkptError("bad_input", f"{what} {', '.join(wrong)} is no public key of {kind}.")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..errors import CkptError
 from ..system import private
 from ..system.commands import Commands, Result, tail
 from . import parts, remotes
+from .secrecy import NOT_FOUND, require_public
 
 LIMIT_S = 60.0
 # a signature for this is one for nothing else
@@ -22,8 +23,6 @@ NAMESPACE = "gpuckpt-copies"
 # whoever has a key of the list: names would only have to be kept apart from keys
 SIGNER = "gpuckpt"
 PUBLIC_KEY = re.compile(r"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/=]{20,2000}(?: [^\n]*)?")
-SUFFIX = ".sig"
-NOT_FOUND = 127
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,9 @@ class Signing:
     trusted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Raises CkptError (bad_input); what is no public key is not repeated, since it may be a secret one."""
-        wrong = [str(number + 1) for number, text in enumerate(self.trusted) if not PUBLIC_KEY.fullmatch(text)]
-        if wrong:
-            raise CkptError(
-                "bad_input",
-                f"trusted signer {', '.join(wrong)} is no public key of ssh; it is the line in the file that ends with .pub.",
-            )
+        """Raises CkptError (bad_input)."""
+        kind = "ssh; it is the line in the file that ends with .pub"
+        require_public("trusted signer", self.trusted, PUBLIC_KEY, kind)
         if self.key is not None:
             remotes.require_private(self.key)
 
