@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Make a tree of programs and what they need from this machine's own distribution, for a node that reaches no registry.
 
-    podman_tree.py [--kind podman|copies] --debs FOLDER --prefix PREFIX TREE
+    program_tree.py [--kind podman|copies] --debs FOLDER --prefix PREFIX TREE
 
 It has podman with what it runs, or rclone, skopeo and age, with which golden checkpoints are copied.
 Downloads the packages with apt, which verifies them, and takes programs, their shared libraries and their licences; nothing
@@ -259,7 +259,7 @@ def main() -> int:
     try:
         about = make(arguments.debs, arguments.prefix, arguments.tree, arguments.kind)
     except (TreeError, OSError) as error:
-        print(f"podman_tree: {error}", file=sys.stderr)
+        print(f"program_tree: {error}", file=sys.stderr)
         return 1
     print(json.dumps(about))
     return 0

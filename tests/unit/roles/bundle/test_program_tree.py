@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from project import ROOT
 
 FILES = ROOT / "roles" / "bundle" / "files"
 sys.path.insert(0, str(FILES))
 
-import podman_tree as tree  # noqa: E402
+import program_tree as tree  # noqa: E402
 
 # dpkg-deb --field podman_4.3.1+ds1-8+deb12u1+b3_amd64.deb Depends Pre-Depends, and of libpam0g_1.5.2-6+deb12u2
 PODMAN = (
@@ -69,7 +70,7 @@ def test_a_tree_that_exists_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.MonkeyPatch.context() as patch:
         # it sets the locale of what it runs; the tests after this one get theirs back
         patch.setenv("LC_ALL", "C")
-        patch.setattr(sys, "argv", ["podman_tree.py", "--debs", str(tmp_path), "--prefix", "/opt/x", str(tmp_path)])
+        patch.setattr(sys, "argv", ["program_tree.py", "--debs", str(tmp_path), "--prefix", "/opt/x", str(tmp_path)])
         assert tree.main() == 1
     assert f"{tmp_path} exists; remove it" in capsys.readouterr().err
 
@@ -81,19 +82,16 @@ def test_an_unknown_package_is_named(tmp_path: Path) -> None:
         packages.fetch(["gpuckpt-no-such-package"])
 
 
-def test_the_bundle_and_the_node_agree_where_the_tree_lies() -> None:
+@pytest.mark.parametrize(
+    ("kind", "role", "name"),
+    [("podman", "container_runtime", "__container_runtime_tree"), ("copies", "copies", "__copies_tree")],
+)
+def test_the_bundle_and_the_node_agree_where_the_tree_lies(kind: str, role: str, name: str) -> None:
     roles = FILES.parents[1]
-    places = {
-        (roles / "bundle/vars/main.yml", "__bundle_podman_dest"),
-        (roles / "container_runtime/vars/main.yml", "__container_runtime_tree"),
-    }
-    found = {
-        line.split(": ")[1]
-        for path, name in places
-        for line in path.read_text().splitlines()
-        if line.startswith(f"{name}: ")
-    }
-    assert found == {"/opt/gpuckpt/podman"}
+    written, known = (
+        yaml.safe_load((roles / one / "vars/main.yml").read_text(encoding="utf-8")) for one in ("bundle", role)
+    )
+    assert written["__bundle_programs_dest"][kind] == known[name]
 
 
 def test_a_link_out_of_a_package_is_not_followed(tmp_path: Path) -> None:
